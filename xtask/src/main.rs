@@ -1,0 +1,19 @@
+//! `cargo xtask codegen [--check]` writes (or compares) everything under `crates/emuv-cuda/src/gen/`.
+//! `cargo xtask tidy` checks the house rules that no lint knows.
+
+mod codegen;
+mod headers;
+mod tidy;
+
+use anyhow::{Result, bail};
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["codegen"] => codegen::run(codegen::Mode::Write),
+        ["codegen", "--check"] => codegen::run(codegen::Mode::Check),
+        ["tidy"] => tidy::run(),
+        _ => bail!("usage: cargo xtask codegen [--check] | cargo xtask tidy"),
+    }
+}
