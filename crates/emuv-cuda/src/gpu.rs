@@ -6,27 +6,9 @@
 //! reserved through the same object (the trait's methods state what a caller must own).
 #![allow(unsafe_code)]
 
-use std::fmt;
+use emuv_policy::Tier;
 
 use crate::{driver::Driver, result::CuResult, types::*};
-
-/// Where a chunk's bytes are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Tier {
-    /// The card's own memory.
-    Vram,
-    /// Pinned host memory, read and written by the GPU over the link.
-    Ram,
-}
-
-impl fmt::Display for Tier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Vram => "VRAM",
-            Self::Ram => "RAM",
-        })
-    }
-}
 
 /// A physical allocation: one chunk's memory in one tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

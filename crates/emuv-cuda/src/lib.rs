@@ -58,7 +58,7 @@ pub mod nvml_types;
 pub mod exports;
 
 pub use driver::{Driver, signatures};
-pub use gpu::{DriverGpu, Gpu, Handle, Tier, device_attribute};
+pub use gpu::{DriverGpu, Gpu, Handle, device_attribute};
 pub use locate::{LocateError, Locator, Which};
 pub use nvml::{Nvml, nvml_signatures};
 pub use result::{CuError, CuResult};
