@@ -46,6 +46,8 @@ pub struct Room {
     pub vram_bytes: u64,
     /// How much of that to leave to the driver (modules, local memory) as long as RAM has room.
     pub vram_reserve_bytes: u64,
+    /// What the host and the process's other devices leave of RAM.
+    pub ram_bytes: u64,
 }
 
 /// What the program allocated.
@@ -181,8 +183,8 @@ impl DeviceMemory {
         let in_budget = self.budgets.vram.room_bytes();
         let vram = in_budget.min(room.vram_bytes.saturating_sub(room.vram_reserve_bytes));
         let vram_reserve = in_budget.min(room.vram_bytes) - vram;
-        let rooms = Rooms { vram, ram: self.budgets.ram.room_bytes(), vram_reserve };
-        if size > rooms.vram + rooms.ram + rooms.vram_reserve {
+        let rooms = Rooms { vram, ram: self.budgets.ram.room_bytes().min(room.ram_bytes), vram_reserve };
+        if size > rooms.vram.saturating_add(rooms.ram).saturating_add(rooms.vram_reserve) {
             return Answer::NoRoom;
         }
         let Some(offset) = self.space.take(size) else { return Answer::NoRoom };

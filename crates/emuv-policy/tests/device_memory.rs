@@ -66,7 +66,7 @@ struct World {
 
 impl World {
     fn allocate(&mut self, owner: u64, bytes: u64, vram_room: u64, outcome: Outcome) {
-        let room = Room { vram_bytes: vram_room, vram_reserve_bytes: 8 * MIB };
+        let room = Room { vram_bytes: vram_room, vram_reserve_bytes: 8 * MIB, ram_bytes: u64::MAX };
         let before = *self.memory.budgets();
         let offset = match self.memory.allocate(Owner(owner), bytes, room) {
             Answer::Ready(offset) => Some(offset),
@@ -224,7 +224,7 @@ proptest! {
 #[test]
 fn what_the_program_asked_for_is_what_it_gets_back() {
     let mut memory = DeviceMemory::new(Budgets::new(64 * MIB, 0), 1024 * MIB);
-    let room = Room { vram_bytes: 64 * MIB, vram_reserve_bytes: 0 };
+    let room = Room { vram_bytes: 64 * MIB, vram_reserve_bytes: 0, ram_bytes: 0 };
     let Answer::Place(plan) = memory.allocate(Owner(1), 3 * MIB + 1, room) else { panic!("no plan") };
     assert_eq!(plan.bytes_in(Tier::Vram), 4 * MIB);
     let offset = memory.commit(plan.ticket).unwrap();

@@ -1,1 +1,35 @@
-//! Placeholder.
+//! One shared object that is libcuda.so.1 and libnvidia-ml.so.1 to the program: preloaded, linked, or
+//! opened by name. Calls that emuV handles go to [`entry`]; every other export is a jump to the driver.
+//!
+//! Rules of this crate (ARCHITECTURE.md has the reasons):
+//! - nothing happens before the program's first driver call; there is no constructor;
+//! - no lock is held across a driver call;
+//! - no panic leaves an entry: the entry falls back to the driver's own behaviour and one line is logged;
+//! - after a fork the child is inert: its calls go to the driver untouched;
+//! - standard output is never written to.
+
+mod account;
+mod arena;
+mod calls;
+mod capture;
+mod device;
+mod entry;
+mod log;
+mod passthrough;
+mod pointer;
+mod real;
+mod resolve;
+mod session;
+mod view;
+
+/// The version of this library, for programs (and `emuv doctor`) that want to know whether they run
+/// under emuV: `dlsym(handle, "emuv_version")`.
+///
+/// # Safety
+/// Nothing to observe: a constant string that lives as long as the library.
+#[allow(unsafe_code)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub extern "C" fn emuv_version() -> *const core::ffi::c_char {
+    const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");
+    VERSION.as_ptr().cast()
+}

@@ -1,0 +1,316 @@
+//! The executor: carries the plans of [`DeviceMemory`] out on one device, in one reserved address range.
+//!
+//! The mutexes here guard plain data and are never held across a call of [`Gpu`].
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use emuv_cuda::{CUresult, CuError, CuResult, Gpu, Handle};
+use emuv_policy::{Allocation, AllocationId, Answer, Budgets, Chunk, DeviceMemory, Owner, Plan, Release, Room, Tier};
+
+/// Why an allocation was not made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// Neither tier has room.
+    NoRoom,
+    /// The driver failed in another way; nothing is left behind.
+    Driver(CuError),
+}
+
+/// An allocation that was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Placed {
+    /// What the program gets.
+    pub address: u64,
+    /// How much of it lies in RAM.
+    pub spilled_bytes: u64,
+}
+
+/// One device's address range and everything in it.
+pub(crate) struct Arena {
+    gpu: Box<dyn Gpu>,
+    base: u64,
+    bytes: u64,
+    memory: Mutex<DeviceMemory>,
+    /// Chunk offset -> what is mapped there.
+    handles: Mutex<HashMap<u64, Handle>>,
+}
+
+/// Locks plain data: a panic elsewhere must not make the program's memory unreachable.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Arena {
+    /// Reserves up to `most_bytes` of address space (less where the driver has not that much, at least a
+    /// sixteenth).
+    ///
+    /// # Errors
+    /// The driver's own.
+    pub fn reserve(gpu: Box<dyn Gpu>, most_bytes: u64, budgets: Budgets) -> CuResult<Self> {
+        let mut bytes = most_bytes;
+        let base = loop {
+            match gpu.reserve(bytes) {
+                Ok(base) => break base,
+                Err(error) if bytes <= most_bytes / 16 => return Err(error),
+                Err(_) => bytes /= 2,
+            }
+        };
+        let memory = Mutex::new(DeviceMemory::new(budgets, bytes));
+        Ok(Self { gpu, base, bytes, memory, handles: Mutex::new(HashMap::new()) })
+    }
+
+    /// Whether `address` lies in this arena.
+    pub fn contains(&self, address: u64) -> bool {
+        address.wrapping_sub(self.base) < self.bytes
+    }
+
+    /// Looks at (or charges) the state of the device's memory.
+    pub fn with_memory<T>(&self, look: impl FnOnce(&mut DeviceMemory) -> T) -> T {
+        look(&mut lock(&self.memory))
+    }
+
+    /// The live allocation that `address` lies in, with its start address.
+    pub fn find(&self, address: u64) -> Option<(u64, Allocation)> {
+        let offset = address.checked_sub(self.base)?;
+        let allocation = self.with_memory(|memory| memory.find(offset).cloned())?;
+        Some((self.base + allocation.offset, allocation))
+    }
+
+    /// Makes an allocation of `bytes` (at least 1).
+    ///
+    /// # Errors
+    /// See [`Refusal`]. Nothing has changed then.
+    pub fn allocate(&self, owner: Owner, bytes: u64, room: Room) -> Result<Placed, Refusal> {
+        let answer = self.with_memory(|memory| memory.allocate(owner, bytes, room));
+        match answer {
+            Answer::Ready(offset) => Ok(Placed { address: self.base + offset, spilled_bytes: 0 }),
+            Answer::NoRoom => Err(Refusal::NoRoom),
+            Answer::Place(plan) => self.carry_out(plan),
+        }
+    }
+
+    fn carry_out(&self, mut plan: Plan) -> Result<Placed, Refusal> {
+        let mut mapped = Vec::with_capacity(plan.chunks.len());
+        for index in 0..plan.chunks.len() {
+            match self.place(&mut plan, index) {
+                Ok(handle) => mapped.push((plan.chunks[index], handle)),
+                Err(error) => {
+                    for &(chunk, handle) in &mapped {
+                        self.drop_chunk(chunk, handle);
+                    }
+                    self.with_memory(|memory| memory.abandon(plan.ticket));
+                    return Err(if error.is_out_of_memory() { Refusal::NoRoom } else { Refusal::Driver(error) });
+                }
+            }
+        }
+        lock(&self.handles).extend(mapped.iter().map(|(chunk, handle)| (chunk.offset, *handle)));
+        let spilled_bytes = plan.bytes_in(Tier::Ram);
+        match self.with_memory(|memory| memory.commit(plan.ticket)) {
+            Some(offset) => Ok(Placed { address: self.base + offset, spilled_bytes }),
+            None => Err(Refusal::NoRoom),
+        }
+    }
+
+    /// Creates and maps one chunk of a plan, in RAM if VRAM turns out to have no room.
+    fn place(&self, plan: &mut Plan, index: usize) -> CuResult<Handle> {
+        let chunk = plan.chunks[index];
+        let error = match self.create_and_map(chunk) {
+            Ok(handle) => return Ok(handle),
+            Err(error) => error,
+        };
+        if !error.is_out_of_memory() {
+            return Err(error);
+        }
+        let tier = self.with_memory(|memory| memory.refused(plan.ticket, index)).ok_or(error)?;
+        plan.chunks[index].tier = tier;
+        self.create_and_map(plan.chunks[index])
+    }
+
+    fn create_and_map(&self, chunk: Chunk) -> CuResult<Handle> {
+        let handle = self.gpu.create(chunk.tier, chunk.bytes)?;
+        match self.gpu.map(self.base + chunk.offset, chunk.bytes, handle) {
+            Ok(()) => Ok(handle),
+            Err(error) => {
+                let _ = self.gpu.release(handle);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the allocation that starts at `address` away from the program.
+    ///
+    /// # Errors
+    /// `CUDA_ERROR_INVALID_VALUE` if none starts there.
+    pub fn free(&self, address: u64) -> CuResult<Release> {
+        self.with_memory(|memory| memory.free(address - self.base)).or_else(|_| {
+            CUresult::INVALID_VALUE.ok()?;
+            unreachable!("INVALID_VALUE is an error")
+        })
+    }
+
+    /// Gives the memory of a freed allocation back; the GPU is done with it.
+    pub fn retire(&self, id: AllocationId) {
+        let chunks = self.with_memory(|memory| memory.retired(id));
+        for &chunk in &chunks {
+            let handle = lock(&self.handles).remove(&chunk.offset);
+            if let Some(handle) = handle {
+                self.drop_chunk(chunk, handle);
+            }
+        }
+        self.with_memory(|memory| memory.released(&chunks));
+    }
+
+    fn drop_chunk(&self, chunk: Chunk, handle: Handle) {
+        // After a fatal error of the context these fail; the process's end then gives the memory back.
+        let unmapped = self.gpu.unmap(self.base + chunk.offset, chunk.bytes);
+        let released = self.gpu.release(handle);
+        if let Err(error) = unmapped.and(released) {
+            crate::log::debug(format_args!("giving {} bytes of {} back: {error}", chunk.bytes, chunk.tier));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use emuv_policy::GRANULE;
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const BASE: u64 = 0x10_0000_0000;
+
+    /// A device that counts, and refuses what it is told to.
+    #[derive(Default)]
+    struct Counting {
+        state: Mutex<State>,
+    }
+
+    #[derive(Default)]
+    struct State {
+        next: u64,
+        handles: BTreeMap<u64, (Tier, u64)>,
+        mapped: BTreeMap<u64, u64>,
+        vram_room: Option<u64>,
+        ram_room: Option<u64>,
+        fail_map: Option<u32>,
+    }
+
+    impl Gpu for std::sync::Arc<Counting> {
+        fn granularity_bytes(&self) -> u64 {
+            GRANULE
+        }
+        fn reserve(&self, bytes: u64) -> CuResult<u64> {
+            if bytes > 1 << 38 { CUresult::OUT_OF_MEMORY.ok().map(|()| 0) } else { Ok(BASE) }
+        }
+        fn unreserve(&self, _: u64, _: u64) -> CuResult {
+            Ok(())
+        }
+        fn create(&self, tier: Tier, bytes: u64) -> CuResult<Handle> {
+            let mut state = lock(&self.state);
+            let held: u64 = state.handles.values().filter(|(t, _)| *t == tier).map(|(_, b)| b).sum();
+            let room = if tier == Tier::Vram { state.vram_room } else { state.ram_room };
+            if held + bytes > room.unwrap_or(u64::MAX) {
+                CUresult::OUT_OF_MEMORY.ok()?;
+            }
+            state.next += 1;
+            let handle = state.next;
+            state.handles.insert(handle, (tier, bytes));
+            Ok(Handle(handle))
+        }
+        fn release(&self, handle: Handle) -> CuResult {
+            assert!(lock(&self.state).handles.remove(&handle.0).is_some(), "released twice");
+            Ok(())
+        }
+        fn map(&self, address: u64, _: u64, handle: Handle) -> CuResult {
+            let mut state = lock(&self.state);
+            if let Some(code) = state.fail_map {
+                CUresult(code).ok()?;
+            }
+            assert!(state.mapped.insert(address, handle.0).is_none(), "mapped twice");
+            Ok(())
+        }
+        fn unmap(&self, address: u64, _: u64) -> CuResult {
+            assert!(lock(&self.state).mapped.remove(&address).is_some(), "was not mapped");
+            Ok(())
+        }
+    }
+
+    fn arena(vram_mib: u64, ram_mib: u64) -> (std::sync::Arc<Counting>, Arena) {
+        let gpu = std::sync::Arc::new(Counting::default());
+        let budgets = Budgets::new(vram_mib * MIB, ram_mib * MIB);
+        let arena = Arena::reserve(Box::new(gpu.clone()), 1 << 40, budgets).unwrap();
+        (gpu, arena)
+    }
+
+    fn room(mib: u64) -> Room {
+        Room { vram_bytes: mib * MIB, vram_reserve_bytes: 0, ram_bytes: u64::MAX }
+    }
+
+    fn is_empty(gpu: &Counting) -> bool {
+        let state = lock(&gpu.state);
+        state.handles.is_empty() && state.mapped.is_empty()
+    }
+
+    #[test]
+    fn a_smaller_address_range_will_do() {
+        let (_, arena) = arena(10, 0);
+        assert_eq!(arena.bytes, 1 << 38);
+        assert!(arena.contains(BASE) && arena.contains(BASE + (1 << 38) - 1));
+        assert!(!arena.contains(BASE - 1) && !arena.contains(BASE + (1 << 38)));
+    }
+
+    #[test]
+    fn what_vram_does_not_hold_goes_to_ram() {
+        let (gpu, arena) = arena(64, 64);
+        let placed = arena.allocate(Owner(1), 100 * MIB, room(1000)).unwrap();
+        assert_eq!(placed.spilled_bytes, 36 * MIB);
+        let release = arena.free(placed.address).unwrap();
+        arena.retire(release.id);
+        assert!(is_empty(&gpu));
+    }
+
+    #[test]
+    fn vram_that_the_driver_refuses_is_taken_from_ram() {
+        let (gpu, arena) = arena(64, 64);
+        lock(&gpu.state).vram_room = Some(32 * MIB);
+        let placed = arena.allocate(Owner(1), 64 * MIB, room(1000)).unwrap();
+        assert_eq!(placed.spilled_bytes, 32 * MIB);
+        let used = arena.with_memory(|memory| *memory.budgets());
+        assert_eq!((used.vram.used_bytes(), used.ram.used_bytes()), (32 * MIB, 32 * MIB));
+    }
+
+    #[test]
+    fn a_refusal_by_both_tiers_leaves_nothing_behind() {
+        let (gpu, arena) = arena(64, 64);
+        let kept = arena.allocate(Owner(1), 32 * MIB, room(1000)).unwrap();
+        lock(&gpu.state).vram_room = Some(32 * MIB);
+        lock(&gpu.state).ram_room = Some(16 * MIB);
+        assert_eq!(arena.allocate(Owner(1), 64 * MIB, room(1000)), Err(Refusal::NoRoom));
+        let used = arena.with_memory(|memory| *memory.budgets());
+        assert_eq!((used.vram.used_bytes(), used.ram.used_bytes()), (32 * MIB, 0));
+        assert_eq!(arena.find(kept.address + 5).map(|(start, a)| (start, a.bytes)), Some((kept.address, 32 * MIB)));
+    }
+
+    #[test]
+    fn another_failure_of_the_driver_is_told_as_it_is_and_undone() {
+        let (gpu, arena) = arena(64, 64);
+        lock(&gpu.state).fail_map = Some(719);
+        let refusal = arena.allocate(Owner(1), 40 * MIB, room(1000)).unwrap_err();
+        assert!(matches!(refusal, Refusal::Driver(error) if error.code() == CUresult(719)));
+        assert!(is_empty(&gpu));
+    }
+
+    #[test]
+    fn freeing_an_address_inside_or_twice_is_an_error() {
+        let (_, arena) = arena(64, 64);
+        let placed = arena.allocate(Owner(1), 5 * MIB, room(1000)).unwrap();
+        assert!(arena.free(placed.address + 512).is_err());
+        assert!(arena.free(placed.address).is_ok());
+        assert!(arena.free(placed.address).is_err());
+    }
+}

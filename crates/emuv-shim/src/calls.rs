@@ -1,0 +1,150 @@
+//! The driver calls that the session itself makes, as safe functions.
+//!
+//! # Safety
+//! Each block is one driver call whose out-pointers are live locals and whose handles came from the driver
+//! or the program.
+#![allow(unsafe_code)]
+
+use core::ffi::CStr;
+
+use emuv_cuda::{CUresult, CuResult, types::*};
+use emuv_policy::Owner;
+
+use crate::real::Real;
+
+/// A CUDA context by its handle; never dereferenced by us.
+pub(crate) fn owner(context: CUcontext) -> Owner {
+    Owner(context as u64)
+}
+
+/// The calling thread's current context.
+pub(crate) fn current_context(real: &Real) -> CuResult<CUcontext> {
+    let mut context = std::ptr::null_mut();
+    // SAFETY: see the module's head.
+    unsafe { real.driver.cuCtxGetCurrent(&raw mut context) }.ok()?;
+    if context.is_null() {
+        CUresult::INVALID_CONTEXT.ok()?;
+    }
+    Ok(context)
+}
+
+/// How many devices the program sees.
+pub(crate) fn device_count(real: &Real) -> CuResult<i32> {
+    let mut count = 0;
+    // SAFETY: see the module's head.
+    unsafe { real.driver.cuDeviceGetCount(&raw mut count) }.ok()?;
+    Ok(count)
+}
+
+/// The device of the calling thread's current context.
+pub(crate) fn current_device(real: &Real) -> CuResult<CUdevice> {
+    let mut device = 0;
+    // SAFETY: see the module's head.
+    unsafe { real.driver.cuCtxGetDevice(&raw mut device) }.ok()?;
+    Ok(device)
+}
+
+/// Free and total bytes of the current context's device, by the driver's word.
+pub(crate) fn memory_info(real: &Real) -> CuResult<(u64, u64)> {
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: see the module's head.
+    unsafe { real.driver.cuMemGetInfo_v2(&raw mut free, &raw mut total) }.ok()?;
+    Ok((free as u64, total as u64))
+}
+
+/// The device's memory in bytes.
+pub(crate) fn total_memory(real: &Real, device: CUdevice) -> CuResult<u64> {
+    let mut total = 0;
+    // SAFETY: see the module's head.
+    unsafe { real.driver.cuDeviceTotalMem_v2(&raw mut total, device) }.ok()?;
+    Ok(total as u64)
+}
+
+/// The device's UUID.
+pub(crate) fn uuid(real: &Real, device: CUdevice) -> CuResult<[u8; 16]> {
+    let mut uuid = CUuuid { bytes: [0; 16] };
+    // SAFETY: see the module's head.
+    let result = unsafe { real.driver.cuDeviceGetUuid_v2(&raw mut uuid, device) };
+    if result == CUresult::NOT_FOUND {
+        // SAFETY: see the module's head.
+        unsafe { real.driver.cuDeviceGetUuid(&raw mut uuid, device) }.ok()?;
+    } else {
+        result.ok()?;
+    }
+    Ok(uuid.bytes.map(i8::cast_unsigned))
+}
+
+/// The device's name.
+pub(crate) fn name(real: &Real, device: CUdevice) -> CuResult<String> {
+    let mut text = [0; 128];
+    // SAFETY: the buffer and its length belong together.
+    unsafe { real.driver.cuDeviceGetName(text.as_mut_ptr(), 127, device) }.ok()?;
+    // SAFETY: the last byte is still zero, so the text ends within the buffer.
+    Ok(unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned())
+}
+
+/// Waits until `context` has no work left, whatever the calling thread's current context is.
+pub(crate) fn synchronize(real: &Real, context: Owner) -> CuResult {
+    let wanted = context.0 as CUcontext;
+    if current_context(real).is_ok_and(|current| current == wanted) {
+        // SAFETY: see the module's head.
+        return unsafe { real.driver.cuCtxSynchronize() }.ok();
+    }
+    // SAFETY: see the module's head; the context is alive as long as it owns allocations.
+    unsafe { real.driver.cuCtxPushCurrent_v2(wanted) }.ok()?;
+    // SAFETY: see the module's head.
+    let result = unsafe { real.driver.cuCtxSynchronize() }.ok();
+    let mut popped = std::ptr::null_mut();
+    // SAFETY: see the module's head.
+    unsafe { real.driver.cuCtxPopCurrent_v2(&raw mut popped) }.ok()?;
+    result
+}
+
+/// Whether the device's primary context exists now.
+pub(crate) fn primary_is_active(real: &Real, device: CUdevice) -> bool {
+    let (mut flags, mut active) = (0, 0);
+    // SAFETY: see the module's head.
+    let result = unsafe { real.driver.cuDevicePrimaryCtxGetState(device, &raw mut flags, &raw mut active) };
+    result.ok().is_ok() && active != 0
+}
+
+/// Whether `context` is the device's primary context. Asking neither creates nor keeps one.
+pub(crate) fn is_primary(real: &Real, device: CUdevice, context: CUcontext) -> bool {
+    if !primary_is_active(real, device) {
+        return false;
+    }
+    let mut primary = std::ptr::null_mut();
+    // SAFETY: see the module's head; given back right below.
+    if unsafe { real.driver.cuDevicePrimaryCtxRetain(&raw mut primary, device) }.ok().is_err() {
+        return false;
+    }
+    // SAFETY: see the module's head.
+    let released = unsafe { real.driver.cuDevicePrimaryCtxRelease_v2(device) };
+    debug_assert!(released.ok().is_ok());
+    primary == context
+}
+
+/// A 64-bit attribute of a memory pool.
+pub(crate) fn pool_attribute(real: &Real, pool: CUmemoryPool, which: CUmemPool_attribute) -> CuResult<u64> {
+    let mut value = 0_u64;
+    // SAFETY: the attributes asked for here are 64-bit integers.
+    unsafe { real.driver.cuMemPoolGetAttribute(pool, which, (&raw mut value).cast()) }.ok()?;
+    Ok(value)
+}
+
+/// The pool that `cuMemAllocAsync` takes from on a device.
+pub(crate) fn current_pool(real: &Real, device: CUdevice) -> CuResult<CUmemoryPool> {
+    let mut pool = std::ptr::null_mut();
+    // SAFETY: see the module's head.
+    unsafe { real.driver.cuDeviceGetMemPool(&raw mut pool, device) }.ok()?;
+    Ok(pool)
+}
+
+/// Bytes that graphs' memory nodes hold on a device.
+pub(crate) fn graph_memory(real: &Real, device: CUdevice) -> CuResult<u64> {
+    let mut value = 0_u64;
+    let which = CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT;
+    // SAFETY: the attribute is a 64-bit integer.
+    unsafe { real.driver.cuDeviceGetGraphMemAttribute(device, which, (&raw mut value).cast()) }.ok()?;
+    Ok(value)
+}

@@ -1,0 +1,272 @@
+//! One GPU as the session sees it: its arena, its contexts, what is accounted on it.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, atomic::Ordering::Relaxed},
+};
+
+use emuv_cuda::{CUresult, CuResult, DriverGpu, types::*};
+use emuv_policy::{AllocationId, Budgets, Bytes, Owner, Release, Room};
+use emuv_state::HostMemory;
+
+use crate::{
+    account::{Accounts, Kind},
+    arena::{Arena, Placed, Refusal, lock},
+    calls, log,
+    session::Session,
+};
+
+/// Address space per device: more than any card plus host has.
+const ARENA_BYTES: u64 = 1 << 40;
+
+/// VRAM left to the driver (modules, local memory, its own pools) while RAM still has room.
+const DRIVER_RESERVE_BYTES: u64 = 256 << 20;
+
+/// See the module's head.
+pub(crate) struct Device {
+    /// Its CUDA ordinal in this process.
+    pub ordinal: CUdevice,
+    /// What is placed on it.
+    pub arena: Arena,
+    /// What is only charged.
+    pub accounts: Accounts,
+    physical_bytes: u64,
+    /// Contexts seen so far, and whether each is the primary one.
+    contexts: Mutex<HashMap<Owner, bool>>,
+    /// Freed while a capture ran; still to be given back.
+    deferred: Mutex<Vec<Release>>,
+}
+
+impl Device {
+    /// Prepares a device.
+    ///
+    /// # Errors
+    /// The driver's own; `CUDA_ERROR_NOT_SUPPORTED` where it has no virtual memory management.
+    pub fn open(session: &Session, ordinal: CUdevice) -> CuResult<Self> {
+        let real = session.real;
+        let gpu = DriverGpu::new(&real.driver, ordinal)?;
+        let physical_bytes = calls::total_memory(real, ordinal)?;
+        let vram = session.limits.vram.map_or(physical_bytes, |cap| cap.0.min(physical_bytes));
+        let ram = if gpu.has_ram_tier() { session.limits.ram.0 } else { 0 };
+        if ram == 0 && session.limits.ram > Bytes::ZERO {
+            log::error(format_args!("GPU {ordinal} cannot use host memory for chunks; nothing spills there"));
+        }
+        let arena = Arena::reserve(Box::new(gpu), ARENA_BYTES, Budgets::new(vram, ram))?;
+        let device = Self {
+            ordinal,
+            arena,
+            accounts: Accounts::default(),
+            physical_bytes,
+            contexts: Mutex::default(),
+            deferred: Mutex::default(),
+        };
+        if let Some(counters) = session.counters(ordinal) {
+            counters.set_identity(calls::uuid(real, ordinal)?, &calls::name(real, ordinal)?);
+            counters.vram_physical_bytes.store(physical_bytes, Relaxed);
+            counters.vram.budget_bytes.store(vram, Relaxed);
+            counters.ram.budget_bytes.store(ram, Relaxed);
+        }
+        log::debug(format_args!("GPU {ordinal}: {} VRAM, {} RAM", Bytes(vram), Bytes(ram)));
+        Ok(device)
+    }
+
+    /// What a program sees as the device's memory, in bytes.
+    pub fn total_bytes(&self) -> u64 {
+        let budgets = self.arena.with_memory(|memory| *memory.budgets());
+        budgets.vram.limit_bytes() + budgets.ram.limit_bytes()
+    }
+
+    /// What a program sees as free, given the driver's word on what is free on the card.
+    pub fn free_bytes(&self, session: &Session, driver_free_bytes: u64) -> u64 {
+        let budgets = self.arena.with_memory(|memory| *memory.budgets());
+        let ram = budgets.ram.room_bytes().min(session.ram_left_bytes());
+        budgets.vram.room_bytes().min(driver_free_bytes) + ram
+    }
+
+    /// Makes an allocation for the current context.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub fn allocate(&self, session: &Session, context: CUcontext, bytes: u64) -> Result<Placed, Refusal> {
+        self.settle_deferred(session);
+        let owner = calls::owner(context);
+        self.meet(session, owner, context);
+        let placed = self.try_allocate(session, owner, bytes).or_else(|refusal| {
+            if refusal == Refusal::NoRoom && self.refresh_accounts(session) {
+                return self.try_allocate(session, owner, bytes);
+            }
+            Err(refusal)
+        });
+        if let Some(counters) = session.counters(self.ordinal) {
+            match placed {
+                Ok(placed) => {
+                    counters.allocations.fetch_add(1, Relaxed);
+                    counters.spilled_bytes.fetch_add(placed.spilled_bytes, Relaxed);
+                }
+                Err(Refusal::NoRoom) => {
+                    counters.refused.fetch_add(1, Relaxed);
+                }
+                Err(Refusal::Driver(_)) => {}
+            }
+        }
+        self.publish(session);
+        placed
+    }
+
+    fn try_allocate(&self, session: &Session, owner: Owner, bytes: u64) -> Result<Placed, Refusal> {
+        let (driver_free, _) = calls::memory_info(session.real).map_err(Refusal::Driver)?;
+        let budgets = self.arena.with_memory(|memory| *memory.budgets());
+        let reserve =
+            if budgets.ram.limit_bytes() > 0 { DRIVER_RESERVE_BYTES.min(self.physical_bytes / 32) } else { 0 };
+        let in_vram = driver_free.saturating_sub(reserve).min(budgets.vram.room_bytes());
+        // The host is only asked when RAM will be needed.
+        let ram_bytes = if bytes <= in_vram { u64::MAX } else { self.host_room(session) };
+        let room = Room { vram_bytes: driver_free, vram_reserve_bytes: reserve, ram_bytes };
+        self.arena.allocate(owner, bytes, room)
+    }
+
+    /// RAM that the run may still take: the budget shared by its devices, above the host's floor.
+    fn host_room(&self, session: &Session) -> u64 {
+        let left = session.ram_left_bytes();
+        let above_floor =
+            HostMemory::read().map_or(u64::MAX, |host| host.available.0.saturating_sub(session.limits.ram_floor.0));
+        left.min(above_floor)
+    }
+
+    /// Counts a request that has no room; the answer to give.
+    pub fn refuse(&self, session: &Session) -> CUresult {
+        if let Some(counters) = session.counters(self.ordinal) {
+            counters.refused.fetch_add(1, Relaxed);
+        }
+        CUresult::OUT_OF_MEMORY
+    }
+
+    /// Frees the allocation that starts at `address` once its context's work is done, as the driver does.
+    ///
+    /// # Errors
+    /// `CUDA_ERROR_INVALID_VALUE` if none starts there, else what waiting for the GPU gave (the
+    /// allocation is then still the program's).
+    pub fn free(&self, session: &Session, address: u64) -> CuResult {
+        let Some((_, allocation)) = self.arena.find(address).filter(|(start, _)| *start == address) else {
+            return CUresult::INVALID_VALUE.ok();
+        };
+        if session.captures.any() {
+            let release = self.arena.free(address)?;
+            lock(&self.deferred).push(release);
+        } else {
+            self.settle_deferred(session);
+            calls::synchronize(session.real, allocation.owner)?;
+            let release = self.arena.free(address)?;
+            self.arena.retire(release.id);
+        }
+        self.count_free(session);
+        Ok(())
+    }
+
+    /// Frees the allocation at `address`, the caller having seen to it that the GPU is done with it.
+    ///
+    /// # Errors
+    /// `CUDA_ERROR_INVALID_VALUE` if none starts there.
+    pub fn free_idle(&self, session: &Session, address: u64) -> CuResult {
+        let release = self.arena.free(address)?;
+        self.arena.retire(release.id);
+        self.count_free(session);
+        Ok(())
+    }
+
+    fn count_free(&self, session: &Session) {
+        if let Some(counters) = session.counters(self.ordinal) {
+            counters.frees.fetch_add(1, Relaxed);
+        }
+        self.publish(session);
+    }
+
+    /// Gives back what was freed during captures, if none runs now.
+    fn settle_deferred(&self, session: &Session) {
+        if session.captures.any() {
+            return;
+        }
+        let waiting = std::mem::take(&mut *lock(&self.deferred));
+        for release in waiting {
+            match calls::synchronize(session.real, release.owner) {
+                Ok(()) => self.arena.retire(release.id),
+                Err(_) => lock(&self.deferred).push(release),
+            }
+        }
+    }
+
+    /// Remembers a context and whether it is the primary one.
+    fn meet(&self, session: &Session, owner: Owner, context: CUcontext) {
+        if lock(&self.contexts).contains_key(&owner) {
+            return;
+        }
+        let primary = calls::is_primary(session.real, self.ordinal, context);
+        lock(&self.contexts).insert(owner, primary);
+    }
+
+    /// What would die with a context: the given one, or the device's primary one.
+    pub fn doomed(&self, context: Option<Owner>) -> Doomed {
+        let owners: Vec<Owner> = match context {
+            Some(owner) => vec![owner],
+            None => lock(&self.contexts).iter().filter(|(_, primary)| **primary).map(|(owner, _)| *owner).collect(),
+        };
+        let allocations = self.arena.with_memory(|memory| owners.iter().flat_map(|o| memory.owned_by(*o)).collect());
+        Doomed { owners, allocations }
+    }
+
+    /// The contexts of `doomed` are gone, and their work with them.
+    pub fn bury(&self, session: &Session, doomed: &Doomed) {
+        lock(&self.contexts).retain(|owner, _| !doomed.owners.contains(owner));
+        let mut releases = self.arena.with_memory(|memory| memory.owner_gone(&doomed.allocations));
+        lock(&self.deferred).retain(|release| {
+            let gone = doomed.owners.contains(&release.owner);
+            if gone {
+                releases.push(release.clone());
+            }
+            !gone
+        });
+        for release in releases {
+            self.arena.retire(release.id);
+        }
+        self.publish(session);
+    }
+
+    /// Reads again what pools and graphs hold. Whether there is more room than before.
+    pub fn refresh_accounts(&self, session: &Session) -> bool {
+        let before = self.arena.with_memory(|memory| memory.unspilled_bytes());
+        for pool in self.accounts.handles(Kind::Pool) {
+            self.settle_pool(session, pool);
+        }
+        for handle in self.accounts.handles(Kind::Graph) {
+            let bytes = calls::graph_memory(session.real, self.ordinal).unwrap_or(0);
+            self.accounts.settle(self, Kind::Graph, handle, bytes);
+        }
+        self.publish(session);
+        self.arena.with_memory(|memory| memory.unspilled_bytes()) < before
+    }
+
+    /// Charges what a stream-ordered pool holds now.
+    pub fn settle_pool(&self, session: &Session, pool: u64) {
+        let held = calls::pool_attribute(session.real, pool as CUmemoryPool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT);
+        self.accounts.settle(self, Kind::Pool, pool, held.unwrap_or(0));
+    }
+
+    /// Writes the current figures where other processes read them.
+    pub fn publish(&self, session: &Session) {
+        let Some(counters) = session.counters(self.ordinal) else { return };
+        let (budgets, unspilled) = self.arena.with_memory(|memory| (*memory.budgets(), memory.unspilled_bytes()));
+        counters.vram.set_used(budgets.vram.used_bytes());
+        counters.ram.set_used(budgets.ram.used_bytes());
+        session.ram_used_bytes();
+        counters.unspilled_bytes.store(unspilled, Relaxed);
+        if budgets.ram.used_bytes() > 0 {
+            session.say_that_it_spills(budgets.vram.used_bytes(), budgets.ram.limit_bytes());
+        }
+    }
+}
+
+/// What is about to die with one or more contexts.
+pub(crate) struct Doomed {
+    owners: Vec<Owner>,
+    allocations: Vec<AllocationId>,
+}

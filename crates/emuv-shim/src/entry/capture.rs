@@ -1,0 +1,103 @@
+//! Stream capture: begun and ended by the driver, remembered here.
+#![allow(unsafe_code)]
+
+use emuv_cuda::{CUresult, types::*};
+
+use crate::{entry::entries, session::Session};
+
+entries! {
+    /// The first form of the call.
+    fn cuStreamBeginCapture(hStream: CUstream) |session, driver| {
+        // SAFETY: the program's own argument.
+        begin(session, key(hStream, false), unsafe { driver.cuStreamBeginCapture(hStream) })
+    }
+
+    /// The first form, for the per-thread default stream.
+    fn cuStreamBeginCapture_ptsz(hStream: CUstream) |session, driver| {
+        // SAFETY: the program's own argument.
+        begin(session, key(hStream, true), unsafe { driver.cuStreamBeginCapture_ptsz(hStream) })
+    }
+
+    /// A capture begins.
+    fn cuStreamBeginCapture_v2(hStream: CUstream, mode: CUstreamCaptureMode) |session, driver| {
+        // SAFETY: the program's own arguments.
+        begin(session, key(hStream, false), unsafe { driver.cuStreamBeginCapture_v2(hStream, mode) })
+    }
+
+    /// A capture begins.
+    fn cuStreamBeginCapture_v2_ptsz(hStream: CUstream, mode: CUstreamCaptureMode) |session, driver| {
+        // SAFETY: the program's own arguments.
+        begin(session, key(hStream, true), unsafe { driver.cuStreamBeginCapture_v2_ptsz(hStream, mode) })
+    }
+
+    /// A capture into an existing graph begins.
+    fn cuStreamBeginCaptureToGraph(
+        hStream: CUstream, hGraph: CUgraph, dependencies: *const CUgraphNode,
+        dependencyData: *const CUgraphEdgeData, numDependencies: usize, mode: CUstreamCaptureMode,
+    ) |session, driver| {
+        // SAFETY: the program's own arguments.
+        let result = unsafe {
+            driver.cuStreamBeginCaptureToGraph(hStream, hGraph, dependencies, dependencyData, numDependencies, mode)
+        };
+        begin(session, key(hStream, false), result)
+    }
+
+    /// A capture into an existing graph begins.
+    fn cuStreamBeginCaptureToGraph_ptsz(
+        hStream: CUstream, hGraph: CUgraph, dependencies: *const CUgraphNode,
+        dependencyData: *const CUgraphEdgeData, numDependencies: usize, mode: CUstreamCaptureMode,
+    ) |session, driver| {
+        // SAFETY: the program's own arguments.
+        let result = unsafe {
+            driver.cuStreamBeginCaptureToGraph_ptsz(hStream, hGraph, dependencies, dependencyData, numDependencies, mode)
+        };
+        begin(session, key(hStream, true), result)
+    }
+
+    /// A capture ends, also when it was broken.
+    fn cuStreamEndCapture(hStream: CUstream, phGraph: *mut CUgraph) |session, driver| {
+        // SAFETY: the program's own arguments.
+        let result = unsafe { driver.cuStreamEndCapture(hStream, phGraph) };
+        session.captures.ended(key(hStream, false));
+        Some(result)
+    }
+
+    /// A capture ends, also when it was broken.
+    fn cuStreamEndCapture_ptsz(hStream: CUstream, phGraph: *mut CUgraph) |session, driver| {
+        // SAFETY: the program's own arguments.
+        let result = unsafe { driver.cuStreamEndCapture_ptsz(hStream, phGraph) };
+        session.captures.ended(key(hStream, true));
+        Some(result)
+    }
+
+    /// A stream that goes while it is captured takes its capture along.
+    fn cuStreamDestroy(hStream: CUstream) |session, _driver| {
+        session.captures.ended(key(hStream, false));
+        None
+    }
+
+    /// A stream that goes while it is captured takes its capture along.
+    fn cuStreamDestroy_v2(hStream: CUstream) |session, _driver| {
+        session.captures.ended(key(hStream, false));
+        None
+    }
+}
+
+fn begin(session: &Session, stream: usize, result: CUresult) -> Option<CUresult> {
+    if result == CUresult::SUCCESS {
+        session.captures.began(stream);
+    }
+    Some(result)
+}
+
+/// Names a stream. The per-thread default stream has one handle for all threads (2, or 0 in a per-thread
+/// form), so there the thread makes the difference.
+fn key(stream: CUstream, per_thread: bool) -> usize {
+    const PER_THREAD: usize = 2;
+    thread_local!(static THREAD: u8 = const { 0 });
+    let handle = stream as usize;
+    if handle == PER_THREAD || (per_thread && handle == 0) {
+        return THREAD.with(|thread| std::ptr::from_ref(thread) as usize);
+    }
+    handle
+}

@@ -1,0 +1,90 @@
+//! The end of contexts: what a program allocated in one goes with it.
+#![allow(unsafe_code)]
+
+use emuv_cuda::{CUresult, types::*};
+
+use crate::{
+    calls,
+    device::{Device, Doomed},
+    entry::entries,
+    session::Session,
+};
+
+entries! {
+    /// The first form of the call.
+    fn cuCtxDestroy(ctx: CUcontext) |session, driver| {
+        // SAFETY: the program's own argument.
+        Some(destroy(session, ctx, || unsafe { driver.cuCtxDestroy(ctx) }))
+    }
+
+    /// The driver destroys the context, then its memory is given back.
+    fn cuCtxDestroy_v2(ctx: CUcontext) |session, driver| {
+        // SAFETY: the program's own argument.
+        Some(destroy(session, ctx, || unsafe { driver.cuCtxDestroy_v2(ctx) }))
+    }
+
+    /// The first form of the call.
+    fn cuDevicePrimaryCtxRelease(dev: CUdevice) |session, driver| {
+        // SAFETY: the program's own argument.
+        Some(release_primary(session, dev, || unsafe { driver.cuDevicePrimaryCtxRelease(dev) }))
+    }
+
+    /// With the last reference the primary context goes, and its memory with it.
+    fn cuDevicePrimaryCtxRelease_v2(dev: CUdevice) |session, driver| {
+        // SAFETY: the program's own argument.
+        Some(release_primary(session, dev, || unsafe { driver.cuDevicePrimaryCtxRelease_v2(dev) }))
+    }
+
+    /// The first form of the call.
+    fn cuDevicePrimaryCtxReset(dev: CUdevice) |session, driver| {
+        // SAFETY: the program's own argument.
+        Some(reset_primary(session, dev, || unsafe { driver.cuDevicePrimaryCtxReset(dev) }))
+    }
+
+    /// The primary context's memory goes, whoever holds it.
+    fn cuDevicePrimaryCtxReset_v2(dev: CUdevice) |session, driver| {
+        // SAFETY: the program's own argument.
+        Some(reset_primary(session, dev, || unsafe { driver.cuDevicePrimaryCtxReset_v2(dev) }))
+    }
+}
+
+fn destroy(session: &Session, context: CUcontext, call: impl FnOnce() -> CUresult) -> CUresult {
+    // Collected before the call: the driver may give the same handle to a new context right after it.
+    let owner = calls::owner(context);
+    let doomed: Vec<(&Device, Doomed)> = session.devices().map(|device| (device, device.doomed(Some(owner)))).collect();
+    let result = call();
+    if result == CUresult::SUCCESS {
+        for (device, doomed) in doomed {
+            device.bury(session, &doomed);
+        }
+    }
+    result
+}
+
+fn primary(session: &Session, ordinal: CUdevice) -> Option<(&Device, Doomed)> {
+    let device = session.devices().find(|device| device.ordinal == ordinal)?;
+    Some((device, device.doomed(None)))
+}
+
+fn release_primary(session: &Session, ordinal: CUdevice, call: impl FnOnce() -> CUresult) -> CUresult {
+    let primary = primary(session, ordinal);
+    let result = call();
+    if let Some((device, doomed)) = primary
+        && result == CUresult::SUCCESS
+        && !calls::primary_is_active(session.real, ordinal)
+    {
+        device.bury(session, &doomed);
+    }
+    result
+}
+
+fn reset_primary(session: &Session, ordinal: CUdevice, call: impl FnOnce() -> CUresult) -> CUresult {
+    let primary = primary(session, ordinal);
+    let result = call();
+    if let Some((device, doomed)) = primary
+        && result == CUresult::SUCCESS
+    {
+        device.bury(session, &doomed);
+    }
+    result
+}

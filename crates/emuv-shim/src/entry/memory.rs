@@ -1,0 +1,109 @@
+//! Allocations that emuV places.
+#![allow(unsafe_code)]
+
+use core::ffi::c_uint;
+
+use emuv_cuda::{CUresult, Driver, types::*};
+
+use crate::{account::Kind, arena::Refusal, calls, entry::entries, log, session::Session};
+
+/// The pitch that the driver gives: rows start on 512 bytes (measured).
+const PITCH_BYTES: usize = 512;
+
+entries! {
+    /// Placed in VRAM first, then in RAM.
+    fn cuMemAlloc_v2(dptr: *mut CUdeviceptr, bytesize: usize) |session, _driver| {
+        if dptr.is_null() {
+            return None;
+        }
+        allocate(session, bytesize).map(|result| match result {
+            Ok(address) => {
+                // SAFETY: not null, so valid by the driver's contract.
+                unsafe { dptr.write(address) };
+                CUresult::SUCCESS
+            }
+            Err(code) => code,
+        })
+    }
+
+    /// As `cuMemAlloc`, with rows on 512-byte boundaries.
+    fn cuMemAllocPitch_v2(
+        dptr: *mut CUdeviceptr,
+        pPitch: *mut usize,
+        WidthInBytes: usize,
+        Height: usize,
+        ElementSizeBytes: c_uint,
+    ) |session, _driver| {
+        // The driver says what is wrong with a wrong call.
+        if dptr.is_null() || pPitch.is_null() || !matches!(ElementSizeBytes, 4 | 8 | 16) {
+            return None;
+        }
+        let pitch = WidthInBytes.checked_next_multiple_of(PITCH_BYTES)?;
+        let bytes = pitch.checked_mul(Height)?;
+        allocate(session, bytes).map(|result| match result {
+            Ok(address) => {
+                // SAFETY: neither is null, so both are valid by the driver's contract.
+                unsafe {
+                    dptr.write(address);
+                    pPitch.write(pitch);
+                }
+                CUresult::SUCCESS
+            }
+            Err(code) => code,
+        })
+    }
+
+    /// Waits for the allocation's context as the driver does, then gives the memory back.
+    fn cuMemFree_v2(dptr: CUdeviceptr) |session, driver| {
+        if let Some(device) = session.device_at(dptr) {
+            return Some(device.free(session, dptr).into());
+        }
+        // SAFETY: the program's own argument.
+        let result = unsafe { driver.cuMemFree_v2(dptr) };
+        if result == CUresult::SUCCESS {
+            for device in session.devices() {
+                if device.accounts.release(device, Kind::Managed, dptr) {
+                    device.publish(session);
+                }
+            }
+        }
+        Some(result)
+    }
+
+    /// A pointer of `cuMemAlloc` may be freed here too: once the stream has come that far.
+    fn cuMemFreeAsync(dptr: CUdeviceptr, hStream: CUstream) |session, driver| {
+        // SAFETY: the program's own stream.
+        free_after(session, driver, dptr, || unsafe { driver.cuStreamSynchronize(hStream) })
+    }
+
+    /// The same for the per-thread default stream.
+    fn cuMemFreeAsync_ptsz(dptr: CUdeviceptr, hStream: CUstream) |session, driver| {
+        // SAFETY: the program's own stream.
+        free_after(session, driver, dptr, || unsafe { driver.cuStreamSynchronize_ptsz(hStream) })
+    }
+}
+
+fn free_after(session: &Session, _: &Driver, address: u64, wait: impl FnOnce() -> CUresult) -> Option<CUresult> {
+    let device = session.device_at(address)?;
+    Some(match wait().ok() {
+        Ok(()) => device.free_idle(session, address).into(),
+        Err(error) => error.code(),
+    })
+}
+
+/// An address for `bytes` on the current device; `None` where the driver is to answer instead.
+fn allocate(session: &Session, bytes: usize) -> Option<Result<u64, CUresult>> {
+    if bytes == 0 || !session.places() {
+        return None;
+    }
+    let context = calls::current_context(session.real).ok()?;
+    let device = session.device(calls::current_device(session.real).ok()?)?;
+    match device.allocate(session, context, bytes as u64) {
+        Ok(placed) => Some(Ok(placed.address)),
+        Err(Refusal::NoRoom) => Some(Err(CUresult::OUT_OF_MEMORY)),
+        Err(Refusal::Driver(error)) => {
+            log::error(format_args!("placing {bytes} bytes: {error}; left to the driver"));
+            None
+        }
+    }
+}

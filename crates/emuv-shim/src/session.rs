@@ -1,0 +1,169 @@
+//! The state of a process that runs under emuV, made on its first `cuInit`.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use emuv_cuda::types::CUdevice;
+use emuv_policy::Bytes;
+use emuv_state::{DeviceCounters, HostMemory, Ledger, Limits, MAX_DEVICES, env};
+
+use crate::{account::Mappings, calls, capture::Captures, device::Device, log, real::Real};
+
+/// Set in a forked child: its calls go to the driver, which refuses them.
+static FORKED: AtomicBool = AtomicBool::new(false);
+static SESSION: OnceLock<Option<Session>> = OnceLock::new();
+
+/// See the module's head.
+pub(crate) struct Session {
+    /// The driver.
+    pub real: &'static Real,
+    /// What this process may hold.
+    pub limits: Limits,
+    /// Streams in capture.
+    pub captures: Captures,
+    /// Where the program mapped handles of its own.
+    pub mappings: Mappings,
+    ledger: Ledger,
+    quiet: bool,
+    sole_device: OnceLock<bool>,
+    devices: [OnceLock<Option<Device>>; MAX_DEVICES],
+    spill_said: AtomicBool,
+    degraded: AtomicBool,
+}
+
+/// The session, made now if this is the first call for it; `None` where emuV is switched off, cannot work,
+/// or the process is a forked child.
+pub(crate) fn start(real: &'static Real) -> Option<&'static Session> {
+    if FORKED.load(Ordering::Acquire) {
+        return None;
+    }
+    SESSION.get_or_init(|| Session::new(real)).as_ref()
+}
+
+/// In a forked child of a process with a session: nothing here works any more, and the parent's counters
+/// are not the child's.
+pub(crate) fn forked() {
+    FORKED.store(true, Ordering::Release);
+    if let Some(Some(session)) = SESSION.get() {
+        let _ = session.ledger.detach();
+    }
+}
+
+impl Session {
+    fn new(real: &'static Real) -> Option<Self> {
+        let variable = |name: &str| std::env::var(name).ok();
+        let on = |name: &str| variable(name).is_some_and(|value| env::is_on(&value));
+        if on(env::DISABLE) {
+            return None;
+        }
+        let limits = HostMemory::read()
+            .ok_or_else(|| "cannot read /proc/meminfo".to_owned())
+            .and_then(|host| Limits::from_env(variable, &host));
+        let limits = match limits {
+            Ok(limits) => limits,
+            Err(error) => {
+                log::error(format_args!("{error}; the program runs without emuV"));
+                return None;
+            }
+        };
+        crate::entry::watch_forks();
+        // This library has a Rust runtime of its own, so the program's hook (if any) is another one.
+        std::panic::set_hook(Box::new(|info| log::debug(format_args!("{info}"))));
+        let run_dir = std::env::var_os(env::RUN_DIR).map(PathBuf::from);
+        Some(Self {
+            real,
+            limits,
+            captures: Captures::default(),
+            mappings: Mappings::default(),
+            sole_device: OnceLock::new(),
+            ledger: {
+                let ledger = Ledger::open(run_dir.as_deref());
+                ledger.process().ram.budget_bytes.store(limits.ram.0, Ordering::Relaxed);
+                ledger
+            },
+            quiet: on(env::QUIET),
+            devices: [const { OnceLock::new() }; MAX_DEVICES],
+            spill_said: AtomicBool::new(false),
+            degraded: AtomicBool::new(false),
+        })
+    }
+
+    /// The device of that ordinal; `None` where emuV cannot place memory on it (said once in the log).
+    pub fn device(&self, ordinal: CUdevice) -> Option<&Device> {
+        let cell = self.devices.get(usize::try_from(ordinal).ok()?)?;
+        cell.get_or_init(|| match Device::open(self, ordinal) {
+            Ok(device) => Some(device),
+            Err(error) => {
+                log::error(format_args!("GPU {ordinal}: {error}; its memory is left to the driver"));
+                None
+            }
+        })
+        .as_ref()
+    }
+
+    /// Every device that has been used.
+    pub fn devices(&self) -> impl Iterator<Item = &Device> {
+        self.devices.iter().filter_map(|cell| cell.get()?.as_ref())
+    }
+
+    /// The device whose arena `address` lies in.
+    pub fn device_at(&self, address: u64) -> Option<&Device> {
+        self.devices().find(|device| device.arena.contains(address))
+    }
+
+    /// The live counters of a device.
+    pub fn counters(&self, ordinal: CUdevice) -> Option<&DeviceCounters> {
+        self.ledger.device(usize::try_from(ordinal).ok()?)
+    }
+
+    /// What the process's devices together leave of the RAM budget.
+    pub fn ram_left_bytes(&self) -> u64 {
+        self.limits.ram.0.saturating_sub(self.ram_used_bytes())
+    }
+
+    /// What the process's devices together hold in RAM; published for other processes to read.
+    pub fn ram_used_bytes(&self) -> u64 {
+        let used = self.devices().map(|d| d.arena.with_memory(|memory| memory.budgets().ram.used_bytes())).sum();
+        self.ledger.process().ram.set_used(used);
+        used
+    }
+
+    /// The program has launched work on the current device.
+    pub fn count_launch(&self) {
+        let sole = *self.sole_device.get_or_init(|| calls::device_count(self.real).is_ok_and(|count| count == 1));
+        let ordinal = if sole { Ok(0) } else { calls::current_device(self.real) };
+        if let Some(counters) = ordinal.ok().and_then(|ordinal| self.counters(ordinal)) {
+            counters.launches.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether new allocations are still placed by emuV.
+    pub fn places(&self) -> bool {
+        !self.degraded.load(Ordering::Relaxed)
+    }
+
+    /// An internal error: from now on new allocations are left to the driver; what there is stays.
+    pub fn degrade(&self, what: &str) {
+        self.ledger.process().internal_errors.fetch_add(1, Ordering::Relaxed);
+        if !self.degraded.swap(true, Ordering::Relaxed) {
+            log::error(format_args!("internal error in {what}; new allocations are left to the driver"));
+        }
+    }
+
+    /// Says once, in one line, that memory is now taken from RAM.
+    pub fn say_that_it_spills(&self, vram_used_bytes: u64, ram_budget_bytes: u64) {
+        if self.quiet || self.spill_said.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        log::notice(format_args!(
+            "VRAM is full ({} in use): spilling to RAM, up to {}; expect it to be slower (-q hides this line)",
+            Bytes(vram_used_bytes),
+            Bytes(ram_budget_bytes)
+        ));
+    }
+}

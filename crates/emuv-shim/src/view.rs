@@ -1,0 +1,88 @@
+//! What a process of the run sees as a card's memory when it asks by the card and not through CUDA:
+//! computed from the run's limits and from the live counters of every process in it.
+
+use std::{path::PathBuf, sync::OnceLock};
+
+use emuv_state::{HostMemory, Limits, ProcessRecord, env, read_ledgers, uuid_text};
+
+use crate::log;
+
+/// A card as its driver sees it, in bytes, without what the driver keeps for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Card {
+    pub total: u64,
+    pub free: u64,
+}
+
+/// What the program sees, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub total: u64,
+    pub free: u64,
+}
+
+/// The run's limits; `None` where emuV is off or misconfigured.
+fn limits() -> Option<&'static Limits> {
+    static LIMITS: OnceLock<Option<Limits>> = OnceLock::new();
+    LIMITS
+        .get_or_init(|| {
+            let variable = |name: &str| std::env::var(name).ok();
+            if variable(env::DISABLE).is_some_and(|value| env::is_on(&value)) {
+                return None;
+            }
+            let read = HostMemory::read().ok_or_else(|| "cannot read /proc/meminfo".to_owned());
+            read.and_then(|host| Limits::from_env(variable, &host))
+                .map_err(|error| log::error(format_args!("{error}; NVML's figures stay as they are")))
+                .ok()
+        })
+        .as_ref()
+}
+
+/// The view of the card with this UUID.
+pub(crate) fn seen(card: Card, uuid: &str) -> Option<Seen> {
+    let limits = limits()?;
+    let run_dir = std::env::var_os(env::RUN_DIR).map(PathBuf::from);
+    let processes = run_dir.map(|dir| read_ledgers(&dir).processes).unwrap_or_default();
+    Some(combine(card, limits, uuid, &processes))
+}
+
+fn combine(card: Card, limits: &Limits, uuid: &str, processes: &[ProcessRecord]) -> Seen {
+    let mut vram_used = 0;
+    let mut ram_used = 0;
+    for process in processes.iter().filter(|process| process.alive) {
+        ram_used += process.ram.used_bytes;
+        for device in &process.devices {
+            if uuid_text(&device.uuid).is_some_and(|text| text == uuid) {
+                vram_used += device.vram.used_bytes;
+            }
+        }
+    }
+    let vram = limits.vram.map_or(card.total, |cap| cap.0.min(card.total));
+    let vram_free = vram.saturating_sub(vram_used).min(card.free);
+    let ram_free = limits.ram.0.saturating_sub(ram_used);
+    Seen { total: vram + limits.ram.0, free: vram_free + ram_free }
+}
+
+#[cfg(test)]
+mod tests {
+    use emuv_policy::Bytes;
+
+    use super::*;
+
+    const CARD: Card = Card { total: 1000, free: 900 };
+
+    fn limits(vram: Option<u64>) -> Limits {
+        Limits { vram: vram.map(Bytes), ram: Bytes(500), ram_floor: Bytes(0) }
+    }
+
+    #[test]
+    fn without_a_cap_the_card_grows_by_the_ram_budget() {
+        assert_eq!(combine(CARD, &limits(None), "GPU-1", &[]), Seen { total: 1500, free: 1400 });
+    }
+
+    #[test]
+    fn a_cap_stands_for_a_smaller_card() {
+        assert_eq!(combine(CARD, &limits(Some(300)), "GPU-1", &[]), Seen { total: 800, free: 800 });
+        assert_eq!(combine(CARD, &limits(Some(5000)), "GPU-1", &[]), Seen { total: 1500, free: 1400 });
+    }
+}
