@@ -175,7 +175,7 @@ impl Arena {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, sync::Arc};
 
     use emuv_policy::GRANULE;
 
@@ -200,7 +200,17 @@ mod tests {
         fail_map: Option<u32>,
     }
 
-    impl Gpu for std::sync::Arc<Counting> {
+    #[derive(Clone, Default)]
+    struct Shared(Arc<Counting>);
+
+    impl std::ops::Deref for Shared {
+        type Target = Counting;
+        fn deref(&self) -> &Counting {
+            &self.0
+        }
+    }
+
+    impl Gpu for Shared {
         fn granularity_bytes(&self) -> u64 {
             GRANULE
         }
@@ -240,8 +250,8 @@ mod tests {
         }
     }
 
-    fn arena(vram_mib: u64, ram_mib: u64) -> (std::sync::Arc<Counting>, Arena) {
-        let gpu = std::sync::Arc::new(Counting::default());
+    fn arena(vram_mib: u64, ram_mib: u64) -> (Shared, Arena) {
+        let gpu = Shared::default();
         let budgets = Budgets::new(vram_mib * MIB, ram_mib * MIB);
         let arena = Arena::reserve(Box::new(gpu.clone()), 1 << 40, budgets).unwrap();
         (gpu, arena)

@@ -103,7 +103,7 @@ macro_rules! passed {
     ($($slot:literal $name:ident;)*) => {
         $(
             /// Jumps to the real function.
-            #[cfg_attr(not(test), unsafe(no_mangle))]
+            #[unsafe(no_mangle)]
             #[unsafe(naked)]
             unsafe extern "C" fn $name() {
                 core::arch::naked_asm!(
@@ -121,15 +121,6 @@ macro_rules! passed {
                 )
             }
         )*
-
-        /// Keeps the stubs in test builds, which do not export them.
-        #[cfg(test)]
-        pub(crate) fn stub(slot: usize) -> Option<unsafe extern "C" fn()> {
-            match slot {
-                $($slot => Some($name as unsafe extern "C" fn()),)*
-                _ => None,
-            }
-        }
     };
 }
 

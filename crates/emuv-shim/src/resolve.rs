@@ -50,9 +50,10 @@ extern "C" fn find_dlsym() -> *mut c_void {
 ///
 /// # Safety
 /// The contract of `dlsym`.
-#[cfg_attr(not(test), unsafe(no_mangle))]
+#[cfg(not(test))]
+#[unsafe(no_mangle)]
 #[unsafe(naked)]
-pub(crate) unsafe extern "C" fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void {
+unsafe extern "C" fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void {
     core::arch::naked_asm!(
         "lea rax, [rdi + 1]",
         "cmp rax, 1",

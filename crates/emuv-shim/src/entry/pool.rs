@@ -94,7 +94,8 @@ fn from_pool(
     } else {
         let grows_by = growth(session, pool, bytes as u64).ok()?;
         let fits = || grows_by <= device.arena.with_memory(|memory| memory.budgets().vram.room_bytes());
-        if !fits() && !(device.refresh_accounts(session) && fits()) {
+        let roomy = fits() || (device.refresh_accounts(session) && fits());
+        if !roomy {
             return Some(device.refuse(session));
         }
     }
