@@ -1,1 +1,28 @@
-//! Placeholder.
+//! What emuV's processes share: the environment variables, the memory limits, the live counters of every
+//! process ([`Ledger`]) and the directory of a run ([`RunDir`]).
+//!
+//! Part of this crate is loaded into other people's programs. So nothing here panics or writes to the
+//! standard streams, and what only the command line needs is behind the feature `cli`.
+
+#[cfg(feature = "cli")]
+pub mod config;
+pub mod env;
+mod host;
+mod ledger;
+mod limits;
+mod log_setting;
+mod process;
+#[cfg(feature = "cli")]
+pub mod report;
+mod run_dir;
+mod state_dir;
+
+pub use host::HostMemory;
+pub use ledger::{
+    DeviceCounters, DeviceRecord, Ledger, LedgerError, Ledgers, MAX_DEVICES, ProcessCounters, ProcessRecord,
+    TierCounters, TierRecord, read_ledgers, uuid_text,
+};
+pub use limits::{Limits, MAX_SIZE, Setting};
+pub use log_setting::{LogLevel, LogSetting};
+pub use run_dir::RunDir;
+pub use state_dir::state_dir;

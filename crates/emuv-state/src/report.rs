@@ -1,0 +1,294 @@
+//! The report of a run, as JSON. Sizes are bytes; what is unknown is `null`, never 0.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+
+use crate::{DeviceRecord, Limits, ProcessRecord, TierRecord, uuid_text};
+
+/// The version of the format.
+pub const SCHEMA: u32 = 1;
+
+/// What a run did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// emuV's version.
+    pub emuv: String,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// What `emuv run` exits with: the program's own code, or 128 + n after signal n.
+    pub exit_code: u8,
+    /// Whether the GPU was simulated.
+    pub simulated: bool,
+    /// What the run was allowed.
+    pub limits: LimitsReport,
+    /// One per program that used CUDA, in the order in which they started.
+    pub processes: Vec<ProcessReport>,
+}
+
+/// [`Limits`], in bytes.
+#[allow(missing_docs)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LimitsReport {
+    /// `null`: all that the card has.
+    pub vram_bytes: Option<u64>,
+    pub ram_bytes: u64,
+    pub ram_floor_bytes: u64,
+}
+
+/// One process.
+#[allow(missing_docs)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ProcessReport {
+    pub pid: u32,
+    pub command: String,
+    /// Errors of emuV's own.
+    pub internal_errors: u64,
+    pub devices: Vec<DeviceReport>,
+}
+
+/// One device as one process used it; the fields are those of [`crate::DeviceCounters`].
+#[allow(missing_docs)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DeviceReport {
+    pub ordinal: usize,
+    pub uuid: Option<String>,
+    pub name: Option<String>,
+    pub vram: TierReport,
+    pub ram: TierReport,
+    pub vram_physical_bytes: Option<u64>,
+    pub unspilled_bytes: u64,
+    pub allocations: u64,
+    pub frees: u64,
+    pub refused: u64,
+    pub spilled_bytes: u64,
+    pub launches: u64,
+}
+
+/// One tier; the fields are those of [`crate::TierCounters`].
+#[allow(missing_docs)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TierReport {
+    pub budget_bytes: Option<u64>,
+    pub used_bytes: u64,
+    pub peak_bytes: u64,
+}
+
+impl From<&Limits> for LimitsReport {
+    fn from(limits: &Limits) -> Self {
+        Self {
+            vram_bytes: limits.vram.map(|bytes| bytes.0),
+            ram_bytes: limits.ram.0,
+            ram_floor_bytes: limits.ram_floor.0,
+        }
+    }
+}
+
+impl From<&ProcessRecord> for ProcessReport {
+    fn from(record: &ProcessRecord) -> Self {
+        Self {
+            pid: record.pid,
+            command: record.command.clone(),
+            internal_errors: record.internal_errors,
+            devices: record.devices.iter().map(DeviceReport::from).collect(),
+        }
+    }
+}
+
+impl From<&DeviceRecord> for DeviceReport {
+    fn from(record: &DeviceRecord) -> Self {
+        Self {
+            ordinal: record.ordinal,
+            uuid: uuid_text(&record.uuid),
+            name: Some(record.name.clone()).filter(|name| !name.is_empty()),
+            // No device works on a VRAM budget of 0, so there it means "never set"; for RAM it means "off".
+            vram: tier(record.vram, known(record.vram.budget_bytes)),
+            ram: tier(record.ram, Some(record.ram.budget_bytes)),
+            vram_physical_bytes: known(record.vram_physical_bytes),
+            unspilled_bytes: record.unspilled_bytes,
+            allocations: record.allocations,
+            frees: record.frees,
+            refused: record.refused,
+            spilled_bytes: record.spilled_bytes,
+            launches: record.launches,
+        }
+    }
+}
+
+fn tier(record: TierRecord, budget_bytes: Option<u64>) -> TierReport {
+    TierReport { budget_bytes, used_bytes: record.used_bytes, peak_bytes: record.peak_bytes }
+}
+
+fn known(value: u64) -> Option<u64> {
+    (value != 0).then_some(value)
+}
+
+impl Report {
+    /// Writes it: a reader sees the old file or the whole new one, never a part. What is not a plain file (a
+    /// pipe, `/dev/stdout`) is written to as it is.
+    ///
+    /// # Errors
+    /// The system's own.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
+        match destination(path)? {
+            Destination::Stream => OpenOptions::new().append(true).open(path)?.write_all(&text),
+            Destination::File(path) => {
+                let (temporary, mut file) = temporary(&path)?;
+                let written = file.write_all(&text).and_then(|()| fs::rename(&temporary, &path));
+                if written.is_err() {
+                    let _ = fs::remove_file(&temporary);
+                }
+                written
+            }
+        }
+    }
+}
+
+/// Finds out, leaving no trace, whether a report can be written there.
+///
+/// # Errors
+/// The system's own.
+pub fn check_writable(path: &Path) -> io::Result<()> {
+    match destination(path)? {
+        Destination::Stream => Ok(rustix::fs::access(path, rustix::fs::Access::WRITE_OK)?),
+        Destination::File(path) => fs::remove_file(temporary(&path)?.0),
+    }
+}
+
+enum Destination {
+    /// Exists and is no plain file.
+    Stream,
+    /// A plain file that exists, with links followed, or one to be made.
+    File(PathBuf),
+}
+
+fn destination(path: &Path) -> io::Result<Destination> {
+    match fs::metadata(path) {
+        Ok(data) if data.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        Ok(data) if data.is_file() => Ok(Destination::File(fs::canonicalize(path)?)),
+        Ok(_) => Ok(Destination::Stream),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Destination::File(std::path::absolute(path)?)),
+        Err(error) => Err(error),
+    }
+}
+
+/// A new file in the same directory, so that renaming it is one step.
+fn temporary(path: &Path) -> io::Result<(PathBuf, fs::File)> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    hidden.push(format!(".{}", std::process::id()));
+    let temporary = path.with_file_name(hidden);
+    let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
+    Ok((temporary, file))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use emuv_policy::Bytes;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn report() -> Report {
+        let tier = TierRecord { budget_bytes: 0, used_bytes: 1, peak_bytes: 2 };
+        let device = DeviceRecord {
+            ordinal: 0,
+            uuid: [0; 16],
+            name: String::new(),
+            vram: tier,
+            ram: tier,
+            vram_physical_bytes: 0,
+            unspilled_bytes: 0,
+            allocations: 3,
+            frees: 4,
+            refused: 5,
+            spilled_bytes: 6,
+            launches: 7,
+        };
+        let process = ProcessRecord {
+            pid: 42,
+            start_ticks: 1,
+            generation: 0,
+            command: "prog".into(),
+            alive: false,
+            ram: tier,
+            internal_errors: 0,
+            devices: vec![device],
+        };
+        Report {
+            schema: SCHEMA,
+            emuv: "0.1.0".into(),
+            command: vec!["prog".into(), "a b".into()],
+            exit_code: 7,
+            simulated: true,
+            limits: LimitsReport::from(&Limits { vram: None, ram: Bytes(10), ram_floor: Bytes(20) }),
+            processes: vec![ProcessReport::from(&process)],
+        }
+    }
+
+    #[test]
+    fn it_has_the_documented_shape_and_unknown_is_null() {
+        let device = json!({
+            "ordinal": 0, "uuid": null, "name": null,
+            "vram": {"budget_bytes": null, "used_bytes": 1, "peak_bytes": 2},
+            "ram": {"budget_bytes": 0, "used_bytes": 1, "peak_bytes": 2},
+            "vram_physical_bytes": null, "unspilled_bytes": 0, "allocations": 3, "frees": 4, "refused": 5,
+            "spilled_bytes": 6, "launches": 7,
+        });
+        let expected = json!({
+            "schema": 1, "emuv": "0.1.0", "command": ["prog", "a b"], "exit_code": 7, "simulated": true,
+            "limits": {"vram_bytes": null, "ram_bytes": 10, "ram_floor_bytes": 20},
+            "processes": [{"pid": 42, "command": "prog", "internal_errors": 0, "devices": [device]}],
+        });
+        assert_eq!(serde_json::to_value(report()).unwrap(), expected);
+    }
+
+    #[test]
+    fn it_replaces_the_old_one_and_leaves_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report.json");
+        fs::write(&path, "old").unwrap();
+        check_writable(&path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "old", "a check changes nothing");
+        report().write(&path).unwrap();
+        let read: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!(read["exit_code"], 7);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_link_stays_a_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, link) = (folder.path().join("real.json"), folder.path().join("link.json"));
+        fs::write(&path, "old").unwrap();
+        symlink(&path, &link).unwrap();
+        report().write(&link).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert!(fs::read_to_string(&path).unwrap().contains("schema"));
+    }
+
+    #[test]
+    fn a_device_is_written_to_and_not_replaced() {
+        check_writable(Path::new("/dev/null")).unwrap();
+        report().write(Path::new("/dev/null")).unwrap();
+        assert!(!fs::metadata("/dev/null").unwrap().is_file());
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_found_out_beforehand() {
+        assert!(check_writable(Path::new("/nonexistent/report.json")).is_err());
+        assert!(check_writable(Path::new("/")).is_err());
+        assert!(check_writable(Path::new("/proc/report.json")).is_err());
+    }
+}
