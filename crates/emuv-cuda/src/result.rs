@@ -12,6 +12,9 @@ pub type CuResult<T = ()> = Result<T, CuError>;
 pub struct CuError(NonZeroU32);
 
 impl CuError {
+    /// An argument is out of range.
+    pub const INVALID_VALUE: Self = Self(NonZeroU32::MIN);
+
     /// The code as the driver gave it.
     pub fn code(self) -> cudaError_enum {
         cudaError_enum(self.0.get())
@@ -125,6 +128,11 @@ mod tests {
         let error = newer.ok().unwrap_err();
         assert_eq!(cudaError_enum::from(error), newer);
         assert_eq!(error.to_string(), "CUDA error 4321");
+    }
+
+    #[test]
+    fn the_named_errors_have_the_drivers_codes() {
+        assert_eq!(CuError::INVALID_VALUE.code(), cudaError_enum::INVALID_VALUE);
     }
 
     #[test]

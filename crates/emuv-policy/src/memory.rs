@@ -297,6 +297,18 @@ impl DeviceMemory {
         (offset - allocation.offset < allocation.bytes).then_some(allocation)
     }
 
+    /// The chunks behind the live allocation that starts at `offset`: its own, or its slab's.
+    pub fn chunks(&self, offset: u64) -> Vec<Chunk> {
+        match self.live.get(&offset).map(|allocation| &allocation.place) {
+            None => Vec::new(),
+            Some(Place::Chunks(chunks)) => chunks.clone(),
+            Some(Place::Slab(start)) => {
+                let tier = self.slabs.get(start).map(|(_, tier)| *tier);
+                tier.map(|tier| Chunk { offset: *start, bytes: GRANULE, tier }).into_iter().collect()
+            }
+        }
+    }
+
     /// Charges memory that the program takes by a way that is not placed by emuV. Says whether the VRAM
     /// budget had room; if not, nothing has changed.
     #[must_use]

@@ -135,14 +135,12 @@ impl StreamPools {
         Taken::Miss { block_bytes, streams }
     }
 
-    /// Takes a block that `from` has freed and `to` has been made to wait for (`to` now comes after every
-    /// free that the last fence on `from` covers).
-    pub fn take_after(&mut self, pool: PoolId, from: StreamId, bytes: u64) -> Option<u64> {
+    /// Takes a block for a stream that has been made to wait for the first `number` frees of `from`.
+    pub fn take_after(&mut self, pool: PoolId, from: StreamId, number: u64, bytes: u64) -> Option<u64> {
         let block_bytes = block_bytes(bytes);
-        let fenced = self.clocks.get(&from)?.fenced;
         let entry = self.pools.get_mut(&pool)?;
         for (&size, free) in entry.free.range_mut(block_bytes..=acceptable(block_bytes)) {
-            let fits = |block: &FreeBlock| block.freed.is_some_and(|(who, number)| who == from && number <= fenced);
+            let fits = |block: &FreeBlock| block.freed.is_some_and(|(who, freed)| who == from && freed <= number);
             if let Some(index) = free.iter().rposition(fits) {
                 let block = free.swap_remove(index);
                 self.hand_out(pool, block.address, bytes, size);
@@ -197,24 +195,31 @@ impl StreamPools {
         self.clocks.get(&stream).is_some_and(|clock| clock.done < clock.fenced)
     }
 
-    /// A fence is about to be recorded on the stream: it covers every free until now.
-    pub fn fence_recorded(&mut self, stream: StreamId) {
+    /// A fence was recorded on the stream; it covers at least the first `number` frees ([`Self::freed`],
+    /// taken before).
+    pub fn fence_recorded(&mut self, stream: StreamId, number: u64) {
         if let Some(clock) = self.clocks.get_mut(&stream) {
-            clock.fenced = clock.freed;
+            clock.fenced = clock.fenced.max(number.min(clock.freed));
         }
     }
 
-    /// The last fence of the stream has been reached.
-    pub fn fence_reached(&mut self, stream: StreamId) {
-        if let Some(clock) = self.clocks.get_mut(&stream) {
-            clock.done = clock.fenced;
-        }
+    /// How many of the stream's frees its last fence covers: taken before asking whether the fence has been
+    /// reached, given to [`Self::settled`] if it has.
+    pub fn fenced(&self, stream: StreamId) -> u64 {
+        self.clocks.get(&stream).map_or(0, |clock| clock.fenced)
     }
 
-    /// All work of the device is done.
-    pub fn idle(&mut self) {
-        for clock in self.clocks.values_mut() {
-            (clock.fenced, clock.done) = (clock.freed, clock.freed);
+    /// How many frees the stream has issued: taken before waiting for the stream, given to
+    /// [`Self::settled`] after.
+    pub fn freed(&self, stream: StreamId) -> u64 {
+        self.clocks.get(&stream).map_or(0, |clock| clock.freed)
+    }
+
+    /// The first `number` frees of the stream have taken effect.
+    pub fn settled(&mut self, stream: StreamId, number: u64) {
+        if let Some(clock) = self.clocks.get_mut(&stream) {
+            clock.done = clock.done.max(number.min(clock.freed));
+            clock.fenced = clock.fenced.max(clock.done);
         }
     }
 
@@ -244,6 +249,22 @@ impl StreamPools {
             });
         }
         entry.free.retain(|_, free| !free.is_empty());
+        gone
+    }
+
+    /// Blocks to give back so that `bytes` become free, as far as nothing in flight can touch them; from
+    /// every pool. They are the pools' no more.
+    pub fn trim_bytes(&mut self, bytes: u64) -> Vec<u64> {
+        let mut gone = Vec::new();
+        let mut left = bytes;
+        for pool in self.pools() {
+            let before = self.usage(pool).reserved;
+            gone.extend(self.trim(pool, before.saturating_sub(left)));
+            left = left.saturating_sub(before - self.usage(pool).reserved);
+            if left == 0 {
+                break;
+            }
+        }
         gone
     }
 
@@ -288,6 +309,13 @@ impl StreamPools {
     /// Every pool that has ever been used.
     pub fn pools(&self) -> Vec<PoolId> {
         self.pools.keys().copied().collect()
+    }
+
+    /// The addresses of every block of a pool, used or free.
+    pub fn blocks(&self, pool: PoolId) -> Vec<u64> {
+        let used = self.used.iter().filter(|(_, block)| block.pool == pool).map(|(address, _)| *address);
+        let free = self.pools.get(&pool).into_iter().flat_map(|pool| pool.free.values().flatten());
+        used.chain(free.map(|block| block.address)).collect()
     }
 
     /// Bytes held in free blocks, of all pools.
@@ -336,9 +364,11 @@ mod tests {
         pools.give(0x100, Some(A));
         let miss = Taken::Miss { block_bytes: 6 * MIB, streams: vec![A] };
         assert_eq!(pools.take(POOL, B, 5 * MIB), miss);
-        pools.fence_recorded(A);
+        let freed = pools.freed(A);
+        pools.fence_recorded(A, freed);
         assert_eq!(pools.take(POOL, B, 5 * MIB), miss);
-        pools.fence_reached(A);
+        let fenced = pools.fenced(A);
+        pools.settled(A, fenced);
         assert_eq!(pools.take(POOL, B, 5 * MIB), Taken::Hit(0x100));
     }
 
@@ -346,9 +376,11 @@ mod tests {
     fn a_fence_covers_only_the_frees_before_it() {
         let mut pools = pools_with(&[(0x100, 5 * MIB), (0x200, 5 * MIB)]);
         pools.give(0x100, Some(A));
-        pools.fence_recorded(A);
+        let freed = pools.freed(A);
+        pools.fence_recorded(A, freed);
         pools.give(0x200, Some(A));
-        pools.fence_reached(A);
+        let fenced = pools.fenced(A);
+        pools.settled(A, fenced);
         assert_eq!(pools.take(POOL, B, 5 * MIB), Taken::Hit(0x100));
         assert!(matches!(pools.take(POOL, B, 5 * MIB), Taken::Miss { .. }));
         assert!(pools.wants_fence(A));
@@ -358,10 +390,11 @@ mod tests {
     fn a_stream_made_to_wait_may_have_what_the_fence_covers() {
         let mut pools = pools_with(&[(0x100, 5 * MIB), (0x200, 5 * MIB)]);
         pools.give(0x100, Some(A));
-        pools.fence_recorded(A);
+        let freed = pools.freed(A);
+        pools.fence_recorded(A, freed);
         pools.give(0x200, Some(A));
-        assert_eq!(pools.take_after(POOL, A, 5 * MIB), Some(0x100));
-        assert_eq!(pools.take_after(POOL, A, 5 * MIB), None);
+        assert_eq!(pools.take_after(POOL, A, 1, 5 * MIB), Some(0x100));
+        assert_eq!(pools.take_after(POOL, A, 1, 5 * MIB), None);
     }
 
     #[test]
@@ -380,8 +413,10 @@ mod tests {
         pools.give(0x200, None);
         assert_eq!(pools.trim(POOL, 0), [0x200]);
         assert_eq!(pools.usage(POOL).reserved, 8 * MIB);
-        pools.fence_recorded(A);
-        pools.fence_reached(A);
+        let freed = pools.freed(A);
+        pools.fence_recorded(A, freed);
+        let fenced = pools.fenced(A);
+        pools.settled(A, fenced);
         assert_eq!(pools.trim(POOL, 8 * MIB), [0_u64; 0]);
         assert_eq!(pools.trim(POOL, 4 * MIB), [0x100]);
     }

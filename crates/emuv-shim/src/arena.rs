@@ -7,7 +7,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use emuv_cuda::{CUresult, CuError, CuResult, Gpu, Handle};
+use emuv_cuda::{CuError, CuResult, Gpu, Handle};
 use emuv_policy::{Allocation, AllocationId, Answer, Budgets, Chunk, DeviceMemory, Owner, Plan, Release, Room, Tier};
 
 /// Why an allocation was not made.
@@ -79,6 +79,12 @@ impl Arena {
         Some((self.base + allocation.offset, allocation))
     }
 
+    /// The mapped ranges (address, bytes) behind the allocation that starts at `address`.
+    pub fn mapped_ranges(&self, address: u64) -> Vec<(u64, u64)> {
+        let chunks = self.with_memory(|memory| memory.chunks(address - self.base));
+        chunks.into_iter().map(|chunk| (self.base + chunk.offset, chunk.bytes)).collect()
+    }
+
     /// Makes an allocation of `bytes` (at least 1).
     ///
     /// # Errors
@@ -145,10 +151,7 @@ impl Arena {
     /// # Errors
     /// `CUDA_ERROR_INVALID_VALUE` if none starts there.
     pub fn free(&self, address: u64) -> CuResult<Release> {
-        self.with_memory(|memory| memory.free(address - self.base)).or_else(|_| {
-            CUresult::INVALID_VALUE.ok()?;
-            unreachable!("INVALID_VALUE is an error")
-        })
+        self.with_memory(|memory| memory.free(address - self.base)).map_err(|_| CuError::INVALID_VALUE)
     }
 
     /// Gives the memory of a freed allocation back; the GPU is done with it.
@@ -177,6 +180,7 @@ impl Arena {
 mod tests {
     use std::{collections::BTreeMap, sync::Arc};
 
+    use emuv_cuda::CUresult;
     use emuv_policy::GRANULE;
 
     use super::*;

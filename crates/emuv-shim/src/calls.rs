@@ -83,21 +83,25 @@ pub(crate) fn name(real: &Real, device: CUdevice) -> CuResult<String> {
     Ok(unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned())
 }
 
-/// Waits until `context` has no work left, whatever the calling thread's current context is.
-pub(crate) fn synchronize(real: &Real, context: Owner) -> CuResult {
+/// Calls `work` with `context` current, whatever the calling thread's current context is.
+pub(crate) fn in_context<T>(real: &Real, context: Owner, work: impl FnOnce() -> CuResult<T>) -> CuResult<T> {
     let wanted = context.0 as CUcontext;
     if current_context(real).is_ok_and(|current| current == wanted) {
-        // SAFETY: see the module's head.
-        return unsafe { real.driver.cuCtxSynchronize() }.ok();
+        return work();
     }
-    // SAFETY: see the module's head; the context is alive as long as it owns allocations.
+    // SAFETY: see the module's head; the context is alive as long as something of ours belongs to it.
     unsafe { real.driver.cuCtxPushCurrent_v2(wanted) }.ok()?;
-    // SAFETY: see the module's head.
-    let result = unsafe { real.driver.cuCtxSynchronize() }.ok();
+    let result = work();
     let mut popped = std::ptr::null_mut();
     // SAFETY: see the module's head.
     unsafe { real.driver.cuCtxPopCurrent_v2(&raw mut popped) }.ok()?;
     result
+}
+
+/// Waits until `context` has no work left, whatever the calling thread's current context is.
+pub(crate) fn synchronize(real: &Real, context: Owner) -> CuResult {
+    // SAFETY: see the module's head.
+    in_context(real, context, || unsafe { real.driver.cuCtxSynchronize() }.ok())
 }
 
 /// Whether the device's primary context exists now.
@@ -132,6 +136,14 @@ pub(crate) fn pool_attribute(real: &Real, pool: CUmemoryPool, which: CUmemPool_a
     Ok(value)
 }
 
+/// The device's default pool.
+pub(crate) fn default_pool(real: &Real, device: CUdevice) -> CuResult<CUmemoryPool> {
+    let mut pool = std::ptr::null_mut();
+    // SAFETY: see the module's head.
+    unsafe { real.driver.cuDeviceGetDefaultMemPool(&raw mut pool, device) }.ok()?;
+    Ok(pool)
+}
+
 /// The pool that `cuMemAllocAsync` takes from on a device.
 pub(crate) fn current_pool(real: &Real, device: CUdevice) -> CuResult<CUmemoryPool> {
     let mut pool = std::ptr::null_mut();
@@ -147,4 +159,52 @@ pub(crate) fn graph_memory(real: &Real, device: CUdevice) -> CuResult<u64> {
     // SAFETY: the attribute is a 64-bit integer.
     unsafe { real.driver.cuDeviceGetGraphMemAttribute(device, which, (&raw mut value).cast()) }.ok()?;
     Ok(value)
+}
+
+/// Whether a stream is being captured. Cheap, and asked only while some capture runs.
+pub(crate) fn is_capturing(real: &Real, stream: CUstream, per_thread: bool) -> bool {
+    let mut status = CU_STREAM_CAPTURE_STATUS_NONE;
+    // SAFETY: see the module's head; the stream is the program's own argument.
+    let result = unsafe {
+        if per_thread {
+            real.driver.cuStreamIsCapturing_ptsz(stream, &raw mut status)
+        } else {
+            real.driver.cuStreamIsCapturing(stream, &raw mut status)
+        }
+    };
+    result.ok().is_ok() && status != CU_STREAM_CAPTURE_STATUS_NONE
+}
+
+/// A new event behind everything issued on a stream so far.
+pub(crate) fn event_behind(real: &Real, stream: CUstream, per_thread: bool) -> CuResult<usize> {
+    let mut event = std::ptr::null_mut();
+    // SAFETY: see the module's head.
+    unsafe { real.driver.cuEventCreate(&raw mut event, CU_EVENT_DISABLE_TIMING) }.ok()?;
+    // SAFETY: the event was just made; the stream is the program's own argument.
+    let recorded = unsafe {
+        if per_thread {
+            real.driver.cuEventRecord_ptsz(event, stream)
+        } else {
+            real.driver.cuEventRecord(event, stream)
+        }
+    };
+    match recorded.ok() {
+        Ok(()) => Ok(event as usize),
+        Err(error) => {
+            drop_event(real, event as usize);
+            Err(error)
+        }
+    }
+}
+
+/// Whether an event has been reached.
+pub(crate) fn event_reached(real: &Real, event: usize) -> bool {
+    // SAFETY: made by `event_behind`.
+    unsafe { real.driver.cuEventQuery(event as CUevent) == CUresult::SUCCESS }
+}
+
+/// Destroys an event of [`event_behind`].
+pub(crate) fn drop_event(real: &Real, event: usize) {
+    // SAFETY: made by `event_behind`, destroyed once.
+    let _ = unsafe { real.driver.cuEventDestroy_v2(event as CUevent) };
 }

@@ -5,14 +5,15 @@ use std::{
     sync::{Mutex, atomic::Ordering::Relaxed},
 };
 
-use emuv_cuda::{CUresult, CuResult, DriverGpu, types::*};
-use emuv_policy::{AllocationId, Budgets, Bytes, Owner, Release, Room};
+use emuv_cuda::{CUresult, CuError, CuResult, DriverGpu, types::*};
+use emuv_policy::{Allocation, AllocationId, Budgets, Bytes, Owner, PoolId, Release, Room};
 use emuv_state::HostMemory;
 
 use crate::{
     account::{Accounts, Kind},
     arena::{Arena, Placed, Refusal, lock},
     calls, log,
+    pools::{On, POOL_OWNER, Pools},
     session::Session,
 };
 
@@ -33,8 +34,17 @@ pub(crate) struct Device {
     physical_bytes: u64,
     /// Contexts seen so far, and whether each is the primary one.
     contexts: Mutex<HashMap<Owner, bool>>,
-    /// Freed while a capture ran; still to be given back.
-    deferred: Mutex<Vec<Release>>,
+    /// Stream-ordered pools.
+    pub pools: Pools,
+    /// Freed, but not yet to be given back.
+    deferred: Mutex<Vec<Deferred>>,
+}
+
+/// A freed allocation that the GPU may still touch.
+struct Deferred {
+    release: Release,
+    /// Until this event is reached; `None`: until its context could be waited for (a capture forbade it).
+    event: Option<usize>,
 }
 
 impl Device {
@@ -58,6 +68,7 @@ impl Device {
             accounts: Accounts::default(),
             physical_bytes,
             contexts: Mutex::default(),
+            pools: Pools::default(),
             deferred: Mutex::default(),
         };
         if let Some(counters) = session.counters(ordinal) {
@@ -87,27 +98,51 @@ impl Device {
     ///
     /// # Errors
     /// See [`Refusal`].
-    pub fn allocate(&self, session: &Session, context: CUcontext, bytes: u64) -> Result<Placed, Refusal> {
-        self.settle_deferred(session);
+    pub fn allocate(&self, session: &Session, context: CUcontext, bytes: u64) -> Result<u64, Refusal> {
         let owner = calls::owner(context);
         self.meet(session, owner, context);
-        let placed = self.try_allocate(session, owner, bytes).or_else(|refusal| {
-            if refusal == Refusal::NoRoom && self.refresh_accounts(session) {
-                return self.try_allocate(session, owner, bytes);
+        let placed = self.place(session, owner, bytes).map(|placed| placed.address);
+        self.count_allocation(session, placed.err());
+        placed
+    }
+
+    /// Allocates from a stream-ordered pool of emuV's.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub fn allocate_in_order(&self, session: &Session, pool: PoolId, bytes: u64, on: On) -> Result<u64, Refusal> {
+        let address = self.pools.allocate(session, self, pool, bytes, on);
+        self.count_allocation(session, address.err());
+        address
+    }
+
+    fn count_allocation(&self, session: &Session, refusal: Option<Refusal>) {
+        let Some(counters) = session.counters(self.ordinal) else { return };
+        match refusal {
+            None => counters.allocations.fetch_add(1, Relaxed),
+            Some(Refusal::NoRoom) => counters.refused.fetch_add(1, Relaxed),
+            Some(Refusal::Driver(_)) => 0,
+        };
+    }
+
+    /// Places `bytes`, after making room if there is none.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub fn place(&self, session: &Session, owner: Owner, bytes: u64) -> Result<Placed, Refusal> {
+        self.settle_deferred(session);
+        let mut placed = self.try_allocate(session, owner, bytes);
+        let make_room: [&dyn Fn() -> bool; 3] =
+            [&|| self.refresh_accounts(session), &|| self.pools.make_room(session, &self.arena, bytes, false), &|| {
+                self.pools.make_room(session, &self.arena, bytes, true)
+            }];
+        for attempt in make_room {
+            if placed == Err(Refusal::NoRoom) && attempt() {
+                placed = self.try_allocate(session, owner, bytes);
             }
-            Err(refusal)
-        });
-        if let Some(counters) = session.counters(self.ordinal) {
-            match placed {
-                Ok(placed) => {
-                    counters.allocations.fetch_add(1, Relaxed);
-                    counters.spilled_bytes.fetch_add(placed.spilled_bytes, Relaxed);
-                }
-                Err(Refusal::NoRoom) => {
-                    counters.refused.fetch_add(1, Relaxed);
-                }
-                Err(Refusal::Driver(_)) => {}
-            }
+        }
+        if let (Ok(placed), Some(counters)) = (placed, session.counters(self.ordinal)) {
+            counters.spilled_bytes.fetch_add(placed.spilled_bytes, Relaxed);
         }
         self.publish(session);
         placed
@@ -147,12 +182,15 @@ impl Device {
     /// `CUDA_ERROR_INVALID_VALUE` if none starts there, else what waiting for the GPU gave (the
     /// allocation is then still the program's).
     pub fn free(&self, session: &Session, address: u64) -> CuResult {
-        let Some((_, allocation)) = self.arena.find(address).filter(|(start, _)| *start == address) else {
-            return CUresult::INVALID_VALUE.ok();
-        };
-        if session.captures.any() {
+        let (_, allocation) = self.holds(address)?;
+        if allocation.owner == POOL_OWNER {
+            // Whoever used it is not known, so all work of the calling thread's context is waited for.
+            let context = calls::owner(calls::current_context(session.real)?);
+            calls::synchronize(session.real, context)?;
+            self.pools.free_idle(address);
+        } else if session.captures.any() {
             let release = self.arena.free(address)?;
-            lock(&self.deferred).push(release);
+            lock(&self.deferred).push(Deferred { release, event: None });
         } else {
             self.settle_deferred(session);
             calls::synchronize(session.real, allocation.owner)?;
@@ -163,15 +201,47 @@ impl Device {
         Ok(())
     }
 
-    /// Frees the allocation at `address`, the caller having seen to it that the GPU is done with it.
+    /// Frees the allocation that starts at `address` once the stream has come that far.
     ///
     /// # Errors
-    /// `CUDA_ERROR_INVALID_VALUE` if none starts there.
-    pub fn free_idle(&self, session: &Session, address: u64) -> CuResult {
-        let release = self.arena.free(address)?;
-        self.arena.retire(release.id);
+    /// `CUDA_ERROR_INVALID_VALUE` if none starts there, else the driver's own.
+    pub fn free_in_order(&self, session: &Session, address: u64, on: On) -> CuResult {
+        let (_, allocation) = self.holds(address)?;
+        if allocation.owner == POOL_OWNER {
+            self.pools.free(session, address, on);
+        } else {
+            let event = calls::event_behind(session.real, on.handle, on.per_thread)?;
+            match self.arena.free(address) {
+                Ok(release) => lock(&self.deferred).push(Deferred { release, event: Some(event) }),
+                Err(error) => {
+                    calls::drop_event(session.real, event);
+                    return Err(error);
+                }
+            }
+        }
         self.count_free(session);
         Ok(())
+    }
+
+    /// The allocation of the program's that starts at `address`.
+    fn holds(&self, address: u64) -> CuResult<(u64, Allocation)> {
+        match self.find(address) {
+            Some((start, allocation)) if start == address => Ok((start, allocation)),
+            _ => Err(CuError::INVALID_VALUE),
+        }
+    }
+
+    /// The allocation of the program's that `address` lies in, with its start. A pool's block is as large as
+    /// the program asked for, and none while it is free.
+    pub fn find(&self, address: u64) -> Option<(u64, Allocation)> {
+        let (start, mut allocation) = self.arena.find(address)?;
+        if allocation.owner == POOL_OWNER {
+            allocation.bytes = self.pools.find(start)?.bytes;
+            if address - start >= allocation.bytes {
+                return None;
+            }
+        }
+        Some((start, allocation))
     }
 
     fn count_free(&self, session: &Session) {
@@ -181,22 +251,30 @@ impl Device {
         self.publish(session);
     }
 
-    /// Gives back what was freed during captures, if none runs now.
+    /// Gives back what was freed and is no longer in use, if no capture runs now.
     fn settle_deferred(&self, session: &Session) {
-        if session.captures.any() {
+        if session.captures.any() || lock(&self.deferred).is_empty() {
             return;
         }
         let waiting = std::mem::take(&mut *lock(&self.deferred));
-        for release in waiting {
-            match calls::synchronize(session.real, release.owner) {
-                Ok(()) => self.arena.retire(release.id),
-                Err(_) => lock(&self.deferred).push(release),
+        for deferred in waiting {
+            let done = match deferred.event {
+                Some(event) => calls::event_reached(session.real, event),
+                None => calls::synchronize(session.real, deferred.release.owner).is_ok(),
+            };
+            if !done {
+                lock(&self.deferred).push(deferred);
+                continue;
             }
+            if let Some(event) = deferred.event {
+                calls::drop_event(session.real, event);
+            }
+            self.arena.retire(deferred.release.id);
         }
     }
 
     /// Remembers a context and whether it is the primary one.
-    fn meet(&self, session: &Session, owner: Owner, context: CUcontext) {
+    pub fn meet(&self, session: &Session, owner: Owner, context: CUcontext) {
         if lock(&self.contexts).contains_key(&owner) {
             return;
         }
@@ -216,12 +294,15 @@ impl Device {
 
     /// The contexts of `doomed` are gone, and their work with them.
     pub fn bury(&self, session: &Session, doomed: &Doomed) {
-        lock(&self.contexts).retain(|owner, _| !doomed.owners.contains(owner));
+        for owner in &doomed.owners {
+            let primary = lock(&self.contexts).remove(owner).unwrap_or(false);
+            self.pools.context_gone(&self.arena, *owner, primary);
+        }
         let mut releases = self.arena.with_memory(|memory| memory.owner_gone(&doomed.allocations));
-        lock(&self.deferred).retain(|release| {
-            let gone = doomed.owners.contains(&release.owner);
+        lock(&self.deferred).retain(|deferred| {
+            let gone = doomed.owners.contains(&deferred.release.owner);
             if gone {
-                releases.push(release.clone());
+                releases.push(deferred.release.clone());
             }
             !gone
         });

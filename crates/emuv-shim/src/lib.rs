@@ -22,9 +22,11 @@ mod log;
 #[cfg(not(test))]
 mod passthrough;
 mod pointer;
+mod pools;
 mod real;
 mod resolve;
 mod session;
+mod streams;
 mod view;
 
 /// The version of this library, for programs (and `emuv doctor`) that want to know whether they run

@@ -18,6 +18,8 @@ pub(crate) struct Facts {
     pub device: CUdevice,
     /// Its number, unique in the process.
     pub number: u64,
+    /// Its stream-ordered pool's handle, or zero.
+    pub pool: u64,
 }
 
 /// A value with the width that the attribute has.
@@ -54,7 +56,7 @@ pub(crate) fn attribute(facts: &Facts, which: CUpointer_attribute) -> Option<Opt
         CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES => Value::Address(0),
         CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE => Value::Flag(false),
         CU_POINTER_ATTRIBUTE_ACCESS_FLAGS => Value::Number(CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READWRITE),
-        CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE => Value::Address(0),
+        CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE => Value::Address(facts.pool),
         CU_POINTER_ATTRIBUTE_MEMORY_BLOCK_ID => Value::Address(BUFFER_IDS + facts.number),
         _ => return None,
     }))
@@ -64,7 +66,8 @@ pub(crate) fn attribute(facts: &Facts, which: CUpointer_attribute) -> Option<Opt
 mod tests {
     use super::*;
 
-    const FACTS: Facts = Facts { address: 0x5010, start: 0x5000, bytes: 4096, context: 77, device: 1, number: 9 };
+    const FACTS: Facts =
+        Facts { address: 0x5010, start: 0x5000, bytes: 4096, context: 77, device: 1, number: 9, pool: 0 };
 
     #[test]
     fn an_interior_address_belongs_to_the_programs_allocation() {

@@ -3,7 +3,7 @@
 
 use emuv_cuda::{CUresult, types::*};
 
-use crate::{entry::entries, session::Session};
+use crate::{entry::entries, pools, session::Session};
 
 entries! {
     /// The first form of the call.
@@ -71,16 +71,21 @@ entries! {
     }
 
     /// A stream that goes while it is captured takes its capture along.
-    fn cuStreamDestroy(hStream: CUstream) |session, _driver| {
-        session.captures.ended(key(hStream, false));
-        None
-    }
+    fn cuStreamDestroy(hStream: CUstream) |session, _driver| { gone(session, hStream) }
 
     /// A stream that goes while it is captured takes its capture along.
-    fn cuStreamDestroy_v2(hStream: CUstream) |session, _driver| {
-        session.captures.ended(key(hStream, false));
-        None
+    fn cuStreamDestroy_v2(hStream: CUstream) |session, _driver| { gone(session, hStream) }
+}
+
+/// Before a stream is destroyed: it takes its capture along, and what it freed gets a last fence.
+fn gone(session: &Session, stream: CUstream) -> Option<CUresult> {
+    session.captures.ended(key(stream, false));
+    if let Some(on) = pools::on(session, stream, false) {
+        for device in session.devices() {
+            device.pools.stream_gone(session, on);
+        }
     }
+    None
 }
 
 fn begin(session: &Session, stream: usize, result: CUresult) -> Option<CUresult> {

@@ -3,7 +3,7 @@
 
 use core::ffi::c_uint;
 
-use emuv_cuda::{CUresult, Driver, types::*};
+use emuv_cuda::{CUresult, types::*};
 
 use crate::{account::Kind, arena::Refusal, calls, entry::entries, log, session::Session};
 
@@ -69,26 +69,6 @@ entries! {
         }
         Some(result)
     }
-
-    /// A pointer of `cuMemAlloc` may be freed here too: once the stream has come that far.
-    fn cuMemFreeAsync(dptr: CUdeviceptr, hStream: CUstream) |session, driver| {
-        // SAFETY: the program's own stream.
-        free_after(session, driver, dptr, || unsafe { driver.cuStreamSynchronize(hStream) })
-    }
-
-    /// The same for the per-thread default stream.
-    fn cuMemFreeAsync_ptsz(dptr: CUdeviceptr, hStream: CUstream) |session, driver| {
-        // SAFETY: the program's own stream.
-        free_after(session, driver, dptr, || unsafe { driver.cuStreamSynchronize_ptsz(hStream) })
-    }
-}
-
-fn free_after(session: &Session, _: &Driver, address: u64, wait: impl FnOnce() -> CUresult) -> Option<CUresult> {
-    let device = session.device_at(address)?;
-    Some(match wait().ok() {
-        Ok(()) => device.free_idle(session, address).into(),
-        Err(error) => error.code(),
-    })
 }
 
 /// An address for `bytes` on the current device; `None` where the driver is to answer instead.
@@ -99,7 +79,7 @@ fn allocate(session: &Session, bytes: usize) -> Option<Result<u64, CUresult>> {
     let context = calls::current_context(session.real).ok()?;
     let device = session.device(calls::current_device(session.real).ok()?)?;
     match device.allocate(session, context, bytes as u64) {
-        Ok(placed) => Some(Ok(placed.address)),
+        Ok(address) => Some(Ok(address)),
         Err(Refusal::NoRoom) => Some(Err(CUresult::OUT_OF_MEMORY)),
         Err(Refusal::Driver(error)) => {
             log::error(format_args!("placing {bytes} bytes: {error}; left to the driver"));

@@ -18,6 +18,7 @@ use crate::{
 pub(crate) mod array;
 pub(crate) mod capture;
 pub(crate) mod context;
+pub(crate) mod graph;
 pub(crate) mod init;
 pub(crate) mod launch;
 pub(crate) mod managed;
@@ -26,6 +27,7 @@ pub(crate) mod nvml;
 pub(crate) mod pool;
 pub(crate) mod query;
 pub(crate) mod vmm;
+pub(crate) mod wait;
 
 /// Defines entries with the driver's symbols. The argument list is written once and, in the body, used by
 /// name; `$real` is the driver and `$session` the session.

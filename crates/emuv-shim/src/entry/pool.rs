@@ -1,21 +1,35 @@
-//! Stream-ordered pools and graph memory: the driver's; what they hold is charged against the VRAM budget.
+//! Stream-ordered allocation. Pools of plain device memory are emuV's (`pools.rs`); the others are the
+//! driver's, charged against the VRAM budget.
 #![allow(unsafe_code)]
 
-use emuv_cuda::{CUresult, CuResult, types::*};
+use core::ffi::c_void;
 
-use crate::{account::Kind, calls, device::Device, entry::entries, session::Session};
+use emuv_cuda::{CUresult, CuResult, types::*};
+use emuv_policy::PoolId;
+
+use crate::{
+    account::Kind,
+    arena::Refusal,
+    calls,
+    device::Device,
+    entry::{entries, graph},
+    log, pools,
+    session::Session,
+};
 
 entries! {
     /// From the device's current pool.
     fn cuMemAllocAsync(dptr: *mut CUdeviceptr, bytesize: usize, hStream: CUstream) |session, driver| {
         // SAFETY: the program's own arguments.
-        from_current(session, bytesize, || unsafe { driver.cuMemAllocAsync(dptr, bytesize, hStream) })
+        let call = || unsafe { driver.cuMemAllocAsync(dptr, bytesize, hStream) };
+        allocate(session, Request { dptr, bytes: bytesize, pool: None, stream: hStream, per_thread: false }, call)
     }
 
     /// From the device's current pool.
     fn cuMemAllocAsync_ptsz(dptr: *mut CUdeviceptr, bytesize: usize, hStream: CUstream) |session, driver| {
         // SAFETY: the program's own arguments.
-        from_current(session, bytesize, || unsafe { driver.cuMemAllocAsync_ptsz(dptr, bytesize, hStream) })
+        let call = || unsafe { driver.cuMemAllocAsync_ptsz(dptr, bytesize, hStream) };
+        allocate(session, Request { dptr, bytes: bytesize, pool: None, stream: hStream, per_thread: true }, call)
     }
 
     /// From a pool of the program's choice.
@@ -23,8 +37,7 @@ entries! {
     |session, driver| {
         // SAFETY: the program's own arguments.
         let call = || unsafe { driver.cuMemAllocFromPoolAsync(dptr, bytesize, pool, hStream) };
-        let device = session.device(calls::current_device(session.real).ok()?)?;
-        from_pool(session, device, pool, bytesize, call)
+        allocate(session, Request { dptr, bytes: bytesize, pool: Some(pool), stream: hStream, per_thread: false }, call)
     }
 
     /// From a pool of the program's choice.
@@ -32,67 +45,208 @@ entries! {
     |session, driver| {
         // SAFETY: the program's own arguments.
         let call = || unsafe { driver.cuMemAllocFromPoolAsync_ptsz(dptr, bytesize, pool, hStream) };
-        let device = session.device(calls::current_device(session.real).ok()?)?;
-        from_pool(session, device, pool, bytesize, call)
+        allocate(session, Request { dptr, bytes: bytesize, pool: Some(pool), stream: hStream, per_thread: true }, call)
     }
 
-    /// The pool holds less afterwards.
-    fn cuMemPoolTrimTo(pool: CUmemoryPool, minBytesToKeep: usize) |session, driver| {
+    /// Any pointer of emuV's, from a pool or from `cuMemAlloc`, once the stream has come that far.
+    fn cuMemFreeAsync(dptr: CUdeviceptr, hStream: CUstream) |session, _driver| {
+        free(session, dptr, hStream, false)
+    }
+
+    /// The same for the per-thread default stream.
+    fn cuMemFreeAsync_ptsz(dptr: CUdeviceptr, hStream: CUstream) |session, _driver| {
+        free(session, dptr, hStream, true)
+    }
+
+    /// The driver makes the pool (its handle is the pool's name); emuV serves it if it is for plain device
+    /// memory.
+    fn cuMemPoolCreate(pool: *mut CUmemoryPool, poolProps: *const CUmemPoolProps) |session, driver| {
+        // SAFETY: null or valid by the driver's contract.
+        let props = *unsafe { poolProps.as_ref() }?;
         // SAFETY: the program's own arguments.
-        let result = unsafe { driver.cuMemPoolTrimTo(pool, minBytesToKeep) };
-        for device in session.devices().filter(|device| device.accounts.handles(Kind::Pool).contains(&(pool as u64))) {
-            device.settle_pool(session, pool as u64);
-            device.publish(session);
+        let result = unsafe { driver.cuMemPoolCreate(pool, poolProps) };
+        let plain = props.allocType == CU_MEM_ALLOCATION_TYPE_PINNED
+            && props.handleTypes == CU_MEM_HANDLE_TYPE_NONE
+            && props.location.type_ == CU_MEM_LOCATION_TYPE_DEVICE;
+        if result == CUresult::SUCCESS && plain {
+            // SAFETY: a device location has an id.
+            let device = session.device(unsafe { props.location.__bindgen_anon_1.id });
+            let limit = if props.maxSize == 0 { u64::MAX } else { props.maxSize as u64 };
+            // SAFETY: the driver has written the handle.
+            let handle = PoolId(unsafe { *pool } as u64);
+            device.inspect(|device| device.pools.adopt(handle, limit));
         }
         Some(result)
     }
 
-    /// The pool is gone.
+    /// What the pool still holds goes when the program frees it.
     fn cuMemPoolDestroy(pool: CUmemoryPool) |session, driver| {
         // SAFETY: the program's own argument.
         let result = unsafe { driver.cuMemPoolDestroy(pool) };
         if result == CUresult::SUCCESS {
             for device in session.devices() {
-                if device.accounts.release(device, Kind::Pool, pool as u64) {
-                    device.publish(session);
+                device.accounts.release(device, Kind::Pool, pool as u64);
+                if device.pools.is_ours(session, device, PoolId(pool as u64)) {
+                    device.pools.destroyed(session, &device.arena, PoolId(pool as u64));
                 }
+                device.publish(session);
             }
         }
         Some(result)
     }
 
-    /// From now on the device's graphs hold memory.
-    fn cuGraphAddMemAllocNode(
-        phGraphNode: *mut CUgraphNode,
-        hGraph: CUgraph,
-        dependencies: *const CUgraphNode,
-        numDependencies: usize,
-        nodeParams: *mut CUDA_MEM_ALLOC_NODE_PARAMS,
-    ) |session, _driver| {
-        let device = session.device(calls::current_device(session.real).ok()?)?;
-        device.accounts.settle(device, Kind::Graph, 0, calls::graph_memory(session.real, device.ordinal).unwrap_or(0));
-        None
+    /// Gives free blocks back, as far as no work in flight may touch them.
+    fn cuMemPoolTrimTo(pool: CUmemoryPool, minBytesToKeep: usize) |session, driver| {
+        // SAFETY: the program's own arguments.
+        let result = unsafe { driver.cuMemPoolTrimTo(pool, minBytesToKeep) };
+        if result == CUresult::SUCCESS {
+            for device in session.devices() {
+                if device.pools.is_ours(session, device, PoolId(pool as u64)) {
+                    device.pools.trim(session, &device.arena, PoolId(pool as u64), minBytesToKeep as u64);
+                } else if device.accounts.handles(Kind::Pool).contains(&(pool as u64)) {
+                    device.settle_pool(session, pool as u64);
+                }
+                device.publish(session);
+            }
+        }
+        Some(result)
+    }
+
+    /// Sizes are emuV's, the rest is the driver's.
+    fn cuMemPoolGetAttribute(pool: CUmemoryPool, attr: CUmemPool_attribute, value: *mut c_void) |session, _driver| {
+        let device = owner(session, pool)?;
+        let pool = PoolId(pool as u64);
+        let usage = device.pools.with(|pools| pools.usage(pool));
+        let answer = match attr {
+            CU_MEMPOOL_ATTR_RELEASE_THRESHOLD => device.pools.with(|pools| pools.release_threshold(pool)),
+            CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT => usage.reserved,
+            CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH => usage.reserved_high,
+            CU_MEMPOOL_ATTR_USED_MEM_CURRENT => usage.used,
+            CU_MEMPOOL_ATTR_USED_MEM_HIGH => usage.used_high,
+            _ => return None,
+        };
+        if value.is_null() {
+            return None;
+        }
+        // SAFETY: not null; these attributes are 64-bit integers.
+        unsafe { value.cast::<u64>().write_unaligned(answer) };
+        Some(CUresult::SUCCESS)
+    }
+
+    /// The release threshold and the high marks are emuV's, the rest is the driver's.
+    fn cuMemPoolSetAttribute(pool: CUmemoryPool, attr: CUmemPool_attribute, value: *mut c_void) |session, driver| {
+        let device = owner(session, pool)?;
+        // The driver checks the call, and keeps the value for a pool that is shared later.
+        // SAFETY: the program's own arguments.
+        let result = unsafe { driver.cuMemPoolSetAttribute(pool, attr, value) };
+        if result != CUresult::SUCCESS || value.is_null() {
+            return Some(result);
+        }
+        // SAFETY: not null; the attributes that are looked at here are 64-bit integers.
+        let number = || unsafe { value.cast::<u64>().read_unaligned() };
+        device.pools.with(|pools| match attr {
+            CU_MEMPOOL_ATTR_RELEASE_THRESHOLD => pools.set_release_threshold(PoolId(pool as u64), number()),
+            CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH => pools.reset_high(PoolId(pool as u64), false, true),
+            CU_MEMPOOL_ATTR_USED_MEM_HIGH => pools.reset_high(PoolId(pool as u64), true, false),
+            _ => {}
+        });
+        Some(result)
+    }
+
+    /// A pool that a peer device may touch is the driver's from now on; what emuV has given out of it is
+    /// opened to the peer too.
+    fn cuMemPoolSetAccess(pool: CUmemoryPool, map: *const CUmemAccessDesc, count: usize) |session, driver| {
+        let device = owner(session, pool)?;
+        // SAFETY: the program's own arguments.
+        let result = unsafe { driver.cuMemPoolSetAccess(pool, map, count) };
+        if result != CUresult::SUCCESS || map.is_null() {
+            return Some(result);
+        }
+        // SAFETY: the driver has just read `count` of them.
+        let wanted = unsafe { std::slice::from_raw_parts(map, count) };
+        // SAFETY: a device location has an id.
+        let peer = |desc: &CUmemAccessDesc| unsafe { desc.location.__bindgen_anon_1.id } != device.ordinal;
+        if wanted.iter().any(peer) {
+            let blocks = device.pools.share(session, device, PoolId(pool as u64));
+            for (address, bytes) in blocks {
+                // SAFETY: a mapped range of the arena; the descriptors are the program's.
+                let opened = unsafe { driver.cuMemSetAccess(address, usize::try_from(bytes).unwrap_or(0), map, count) };
+                if opened != CUresult::SUCCESS {
+                    return Some(opened);
+                }
+            }
+        }
+        Some(result)
     }
 }
 
-fn from_current(session: &Session, bytes: usize, call: impl FnOnce() -> CUresult) -> Option<CUresult> {
-    let device = session.device(calls::current_device(session.real).ok()?)?;
-    let pool = calls::current_pool(session.real, device.ordinal).ok()?;
-    from_pool(session, device, pool, bytes, call)
+struct Request {
+    dptr: *mut CUdeviceptr,
+    bytes: usize,
+    /// `None`: the device's current one.
+    pool: Option<CUmemoryPool>,
+    stream: CUstream,
+    per_thread: bool,
 }
 
-fn from_pool(
+/// The device for which emuV serves `pool`.
+fn owner(session: &Session, pool: CUmemoryPool) -> Option<&Device> {
+    // A pool may be asked about before its device has been used.
+    let current = calls::current_device(session.real).ok().and_then(|ordinal| session.device(ordinal));
+    let pool = PoolId(pool as u64);
+    let serves = |device: &&Device| device.pools.is_ours(session, device, pool);
+    current.filter(serves).or_else(|| session.devices().find(serves))
+}
+
+#[allow(clippy::needless_pass_by_value)] // One call's arguments.
+fn allocate(session: &Session, request: Request, call: impl FnOnce() -> CUresult) -> Option<CUresult> {
+    if request.dptr.is_null() || request.bytes == 0 || !session.places() {
+        return None;
+    }
+    let on = pools::on(session, request.stream, request.per_thread)?;
+    let device = session.device(calls::current_device(session.real).ok()?)?;
+    if session.captures.any() && calls::is_capturing(session.real, request.stream, request.per_thread) {
+        // The call becomes a graph's memory node.
+        graph::watch(session, device);
+        return None;
+    }
+    let pool = match request.pool {
+        Some(pool) => pool,
+        None => calls::current_pool(session.real, device.ordinal).ok()?,
+    };
+    if !device.pools.is_ours(session, device, PoolId(pool as u64)) {
+        return from_driver(session, device, pool, request.bytes as u64, call);
+    }
+    device.meet(session, on.context, on.context.0 as CUcontext);
+    match device.allocate_in_order(session, PoolId(pool as u64), request.bytes as u64, on) {
+        Ok(address) => {
+            // SAFETY: not null, so valid by the driver's contract.
+            unsafe { request.dptr.write(address) };
+            Some(CUresult::SUCCESS)
+        }
+        Err(Refusal::NoRoom) => Some(CUresult::OUT_OF_MEMORY),
+        Err(Refusal::Driver(error)) => {
+            log::error(format_args!("placing {} bytes: {error}; left to the driver", request.bytes));
+            None
+        }
+    }
+}
+
+fn free(session: &Session, address: CUdeviceptr, stream: CUstream, per_thread: bool) -> Option<CUresult> {
+    let device = session.device_at(address)?;
+    let on = pools::on(session, stream, per_thread)?;
+    Some(device.free_in_order(session, address, on).into())
+}
+
+/// A pool that is the driver's: charged for what it holds.
+fn from_driver(
     session: &Session,
     device: &Device,
     pool: CUmemoryPool,
-    bytes: usize,
+    bytes: u64,
     call: impl FnOnce() -> CUresult,
 ) -> Option<CUresult> {
-    if session.captures.any() {
-        // The call may become a graph's memory node.
-        device.accounts.settle(device, Kind::Graph, 0, calls::graph_memory(session.real, device.ordinal).unwrap_or(0));
-    } else {
-        let grows_by = growth(session, pool, bytes as u64).ok()?;
+    if let Ok(grows_by) = growth(session, pool, bytes) {
         let fits = || grows_by <= device.arena.with_memory(|memory| memory.budgets().vram.room_bytes());
         let roomy = fits() || (device.refresh_accounts(session) && fits());
         if !roomy {
@@ -107,7 +261,7 @@ fn from_pool(
     Some(result)
 }
 
-/// By how much a pool must at least grow for `bytes` more.
+/// By how much a pool of the driver's must at least grow for `bytes` more.
 fn growth(session: &Session, pool: CUmemoryPool, bytes: u64) -> CuResult<u64> {
     let held = calls::pool_attribute(session.real, pool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
     let used = calls::pool_attribute(session.real, pool, CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;

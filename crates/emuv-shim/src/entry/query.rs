@@ -37,7 +37,7 @@ entries! {
     /// The program's allocation, not the chunk behind the address.
     fn cuMemGetAddressRange_v2(pbase: *mut CUdeviceptr, psize: *mut usize, dptr: CUdeviceptr) |session, _driver| {
         let device = session.device_at(dptr)?;
-        let Some((start, allocation)) = device.arena.find(dptr) else { return Some(CUresult::NOT_FOUND) };
+        let Some((start, allocation)) = device.find(dptr) else { return Some(CUresult::NOT_FOUND) };
         // SAFETY: each is null or valid by the driver's contract.
         unsafe {
             if !pbase.is_null() {
@@ -106,7 +106,7 @@ entries! {
 #[allow(clippy::option_option)]
 fn facts(session: &Session, address: u64) -> Option<Option<pointer::Facts>> {
     let device = session.device_at(address)?;
-    let Some((start, allocation)) = device.arena.find(address) else { return Some(None) };
+    let Some((start, allocation)) = device.find(address) else { return Some(None) };
     Some(Some(pointer::Facts {
         address,
         start,
@@ -114,6 +114,7 @@ fn facts(session: &Session, address: u64) -> Option<Option<pointer::Facts>> {
         context: allocation.owner.0,
         device: device.ordinal,
         number: allocation.id.0,
+        pool: device.pools.find(start).map_or(0, |block| block.pool.0),
     }))
 }
 

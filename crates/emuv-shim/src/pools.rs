@@ -1,0 +1,328 @@
+//! The executor of [`StreamPools`]: stream-ordered allocation over the arena, so that it spills like any
+//! other. A hit takes no driver call beyond finding out whose it is; fences are recorded only when one
+//! stream wants what another has freed.
+//!
+//! Only a device's default pool and pools that the program made for plain device memory are *ours*. Pools
+//! that it means to share (with another process, or with a peer device) or that lie elsewhere stay the
+//! driver's: their memory can neither lie in RAM nor move. Those are only accounted.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use emuv_cuda::types::*;
+use emuv_policy::{AllocationId, Block, Owner, PoolId, StreamId, StreamPools, Taken};
+
+use crate::{
+    arena::{Arena, Refusal, lock},
+    calls,
+    device::Device,
+    session::Session,
+    streams::{Name, Streams},
+};
+
+/// The owner of pools' blocks in the arena: they die with their pool, not with a context.
+pub(crate) const POOL_OWNER: Owner = Owner(u64::MAX);
+
+/// The stream that a call names, with all that is needed to act on it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct On {
+    /// As the program passed it.
+    pub handle: CUstream,
+    /// Whether the call was of the per-thread form.
+    pub per_thread: bool,
+    /// The calling thread's current context.
+    pub context: Owner,
+}
+
+impl On {
+    fn name(self) -> Name {
+        Name::of(self.handle, self.per_thread, self.context)
+    }
+}
+
+/// See the module's head. One per device.
+#[derive(Default)]
+pub(crate) struct Pools {
+    policy: Mutex<StreamPools>,
+    streams: Streams,
+    ours: Mutex<HashSet<PoolId>>,
+    /// Upper limits that the program set when it created a pool, in bytes.
+    limits: Mutex<HashMap<PoolId, u64>>,
+    /// The device's default pool is known (and in `ours`, unless the program shares it).
+    default_seen: AtomicBool,
+    /// Some pool may hold more than its release threshold.
+    surplus: AtomicBool,
+}
+
+impl Pools {
+    /// Whether emuV serves this pool.
+    pub fn is_ours(&self, session: &Session, device: &Device, pool: PoolId) -> bool {
+        if lock(&self.ours).contains(&pool) {
+            return true;
+        }
+        if self.default_seen.load(Ordering::Relaxed) {
+            return false;
+        }
+        // Looked up once: a device's default pool never changes.
+        let default = calls::default_pool(session.real, device.ordinal).map(|pool| PoolId(pool as u64));
+        self.default_seen.store(true, Ordering::Relaxed);
+        if let Ok(default) = default {
+            lock(&self.ours).insert(default);
+        }
+        default == Ok(pool)
+    }
+
+    /// From now on emuV serves this pool; `limit_bytes` is the most it may hold.
+    pub fn adopt(&self, pool: PoolId, limit_bytes: u64) {
+        lock(&self.ours).insert(pool);
+        lock(&self.limits).insert(pool, limit_bytes);
+    }
+
+    /// From now on the driver serves this pool, because a peer device may touch it. Gives the mapped ranges
+    /// (address, bytes) of what emuV has given out of it, to be opened to the peer.
+    pub fn share(&self, session: &Session, device: &Device, pool: PoolId) -> Vec<(u64, u64)> {
+        // The default pool must not be looked up again after this.
+        let _ = self.is_ours(session, device, pool);
+        lock(&self.ours).remove(&pool);
+        let blocks = self.with(|pools| pools.blocks(pool));
+        blocks.into_iter().flat_map(|address| device.arena.mapped_ranges(address)).collect()
+    }
+
+    /// Whether some pool may hold more than its release threshold.
+    pub fn has_surplus(&self) -> bool {
+        self.surplus.load(Ordering::Relaxed)
+    }
+
+    /// Looks at (or changes) the pools' state.
+    pub fn with<T>(&self, look: impl FnOnce(&mut StreamPools) -> T) -> T {
+        look(&mut lock(&self.policy))
+    }
+
+    /// What the program holds at `address`, if it came from a pool of emuV's.
+    pub fn find(&self, address: u64) -> Option<Block> {
+        self.with(|pools| pools.find(address).copied())
+    }
+
+    /// Allocates `bytes` (at least 1) from `pool` in the order of a stream.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub fn allocate(
+        &self,
+        session: &Session,
+        device: &Device,
+        pool: PoolId,
+        bytes: u64,
+        on: On,
+    ) -> Result<u64, Refusal> {
+        let stream = self.streams.id(on.name(), on.context);
+        let (block_bytes, streams) = match self.with(|pools| pools.take(pool, stream, bytes)) {
+            Taken::Hit(address) => return Ok(address),
+            Taken::Miss { block_bytes, streams } => (block_bytes, streams),
+        };
+        if !streams.is_empty() && !session.captures.any() {
+            self.poll(session, &streams);
+            if let Taken::Hit(address) = self.with(|pools| pools.take(pool, stream, bytes)) {
+                return Ok(address);
+            }
+        }
+        let limit = lock(&self.limits).get(&pool).copied().unwrap_or(u64::MAX);
+        if self.with(|pools| pools.usage(pool).reserved).saturating_add(block_bytes) > limit {
+            return Err(Refusal::NoRoom);
+        }
+        match device.place(session, POOL_OWNER, block_bytes) {
+            Ok(placed) => {
+                self.with(|pools| pools.add(pool, placed.address, bytes, block_bytes));
+                Ok(placed.address)
+            }
+            Err(Refusal::NoRoom) if !session.captures.any() => {
+                // Memory that another stream is about to free can be had by waiting for it on the GPU.
+                let waited = streams.into_iter().find_map(|from| {
+                    let number = self.with(|pools| pools.fenced(from));
+                    let ready = self.streams.make_wait(session.real, on.handle, on.per_thread, from);
+                    ready.then(|| self.with(|pools| pools.take_after(pool, from, number, bytes))).flatten()
+                });
+                waited.ok_or(Refusal::NoRoom)
+            }
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// Frees a block in the order of a stream. False: that is no block of a pool.
+    pub fn free(&self, session: &Session, address: u64, on: On) -> bool {
+        let name = on.name();
+        let stream = self.streams.id(name, on.context);
+        if !self.with(|pools| pools.give(address, Some(stream))) {
+            return false;
+        }
+        // Only its own thread can put a fence on such a stream, so it is done now.
+        if matches!(name, Name::PerThread(..)) && !session.captures.any() {
+            self.fence(session, stream);
+        }
+        self.note_surplus();
+        true
+    }
+
+    /// Frees a block that nothing in flight touches. False: that is no block of a pool.
+    pub fn free_idle(&self, address: u64) -> bool {
+        let given = self.with(|pools| pools.give(address, None));
+        self.note_surplus();
+        given
+    }
+
+    fn note_surplus(&self) {
+        if self.with(|pools| !pools.over_threshold().is_empty()) {
+            self.surplus.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn fence(&self, session: &Session, stream: StreamId) {
+        // Marked first: the fence may cover more than is marked, never less.
+        let freed = self.with(|pools| pools.freed(stream));
+        if self.streams.record(session.real, stream) == Ok(true) {
+            self.with(|pools| pools.fence_recorded(stream, freed));
+        }
+    }
+
+    /// Finds out, without waiting, which of the streams' frees have taken effect.
+    fn poll(&self, session: &Session, streams: &[StreamId]) {
+        for &stream in streams {
+            self.ask(session, stream);
+            let (wants, awaits) = self.with(|pools| (pools.wants_fence(stream), pools.awaits_fence(stream)));
+            // A fence that is awaited is not put off by a later one.
+            if wants && !awaits {
+                self.fence(session, stream);
+                self.ask(session, stream);
+            }
+        }
+    }
+
+    fn ask(&self, session: &Session, stream: StreamId) {
+        let (fenced, awaits) = self.with(|pools| (pools.fenced(stream), pools.awaits_fence(stream)));
+        if awaits && self.streams.reached(session.real, stream) {
+            self.with(|pools| pools.settled(stream, fenced));
+        }
+    }
+
+    /// Gives free blocks back so that `bytes` become free; with `wait`, after waiting for what streams have
+    /// freed. Says whether anything was given back.
+    pub fn make_room(&self, session: &Session, arena: &Arena, bytes: u64, wait: bool) -> bool {
+        if session.captures.any() || self.with(|pools| pools.free_bytes()) == 0 {
+            return false;
+        }
+        let unsettled = self.with(|pools| pools.unsettled());
+        self.poll(session, &unsettled);
+        if wait {
+            for stream in self.with(|pools| pools.unsettled()) {
+                let fenced = self.with(|pools| pools.fenced(stream));
+                if self.streams.wait(session.real, stream) {
+                    self.with(|pools| pools.settled(stream, fenced));
+                }
+            }
+        }
+        let gone = self.with(|pools| pools.trim_bytes(bytes));
+        retire(arena, &gone);
+        !gone.is_empty()
+    }
+
+    /// Gives the free blocks of a pool back until it holds no more than `keep_bytes`.
+    pub fn trim(&self, session: &Session, arena: &Arena, pool: PoolId, keep_bytes: u64) {
+        if !session.captures.any() {
+            let unsettled = self.with(|pools| pools.unsettled());
+            self.poll(session, &unsettled);
+        }
+        retire(arena, &self.with(|pools| pools.trim(pool, keep_bytes)));
+    }
+
+    /// A pool is destroyed. What the program still holds of it stays until it is freed.
+    pub fn destroyed(&self, session: &Session, arena: &Arena, pool: PoolId) {
+        self.with(|pools| pools.set_release_threshold(pool, 0));
+        lock(&self.limits).remove(&pool);
+        lock(&self.ours).remove(&pool);
+        self.trim(session, arena, pool, 0);
+        self.note_surplus();
+    }
+
+    /// What the program is about to wait for: to be given to [`Self::synchronized`] afterwards. `None` when
+    /// nothing depends on it.
+    pub fn before_wait(&self, what: Wait) -> Option<Vec<(StreamId, u64)>> {
+        if !self.has_surplus() {
+            return None;
+        }
+        let streams = match what {
+            Wait::Stream(on) => self.streams.known(on.name()).into_iter().collect(),
+            Wait::Context(context) => self.streams.of_context(context),
+        };
+        Some(self.with(|pools| streams.into_iter().map(|stream| (stream, pools.freed(stream))).collect()))
+    }
+
+    /// The program has waited: pools go down to their release thresholds, as the driver's do.
+    pub fn synchronized(&self, session: &Session, device: &Device, waited: &[(StreamId, u64)]) {
+        self.surplus.store(false, Ordering::Relaxed);
+        let gone: Vec<u64> = self.with(|pools| {
+            for &(stream, number) in waited {
+                pools.settled(stream, number);
+            }
+            pools.over_threshold().into_iter().flat_map(|pool| pools.trim_to_threshold(pool)).collect()
+        });
+        retire(&device.arena, &gone);
+        if !gone.is_empty() {
+            device.publish(session);
+        }
+        self.note_surplus();
+    }
+
+    /// The program destroys a stream: what it has freed gets a last fence.
+    pub fn stream_gone(&self, session: &Session, on: On) {
+        let name = on.name();
+        let Some(stream) = self.streams.known(name) else { return };
+        if self.with(|pools| pools.wants_fence(stream)) && !session.captures.any() {
+            self.fence(session, stream);
+        }
+        self.streams.gone(name);
+    }
+
+    /// A context is gone, and with it all work and the fences on it. If it was the primary one, so are the
+    /// device's pools.
+    pub fn context_gone(&self, arena: &Arena, context: Owner, primary: bool) {
+        for stream in self.streams.context_gone(context) {
+            let freed = self.with(|pools| pools.freed(stream));
+            self.with(|pools| pools.settled(stream, freed));
+        }
+        if primary {
+            let gone: Vec<u64> =
+                self.with(|pools| pools.pools().into_iter().flat_map(|pool| pools.remove(pool)).collect());
+            retire(arena, &gone);
+        }
+    }
+}
+
+/// What a program waits for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Wait {
+    /// One stream.
+    Stream(On),
+    /// All of a context.
+    Context(Owner),
+}
+
+/// Gives blocks' memory back.
+fn retire(arena: &Arena, addresses: &[u64]) {
+    for &address in addresses {
+        if let Ok(release) = arena.free(address) {
+            let id: AllocationId = release.id;
+            arena.retire(id);
+        }
+    }
+}
+
+/// The stream that a call names.
+pub(crate) fn on(session: &Session, handle: CUstream, per_thread: bool) -> Option<On> {
+    let context = calls::owner(calls::current_context(session.real).ok()?);
+    Some(On { handle, per_thread, context })
+}
