@@ -8,7 +8,11 @@
 
 use emuv_policy::Tier;
 
-use crate::{driver::Driver, result::CuResult, types::*};
+use crate::{
+    driver::Driver,
+    result::{CuError, CuResult},
+    types::*,
+};
 
 /// A physical allocation: one chunk's memory in one tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,6 +54,12 @@ pub trait Gpu: Send + Sync {
     /// # Errors
     /// The driver's own.
     fn map(&self, address: u64, bytes: u64, handle: Handle) -> CuResult;
+
+    /// What to ask `cuMemCreate` for memory in RAM next to this device.
+    ///
+    /// # Errors
+    /// `CUDA_ERROR_NOT_SUPPORTED` where the device cannot map host memory.
+    fn ram_properties(&self) -> CuResult<CUmemAllocationProp>;
 
     /// Removes a chunk's mapping. The caller has seen to it that no work in flight touches the range:
     /// the driver does not wait.
@@ -168,12 +178,10 @@ impl Gpu for DriverGpu<'_> {
     }
 
     fn create(&self, tier: Tier, bytes: u64) -> CuResult<Handle> {
-        let location = match (tier, self.ram_node) {
-            (Tier::Vram, _) => vram_location(self.device),
-            (Tier::Ram, Some(node)) => ram_location(node),
-            (Tier::Ram, None) => return CUresult::NOT_SUPPORTED.ok().map(|()| Handle(0)),
+        let properties = match tier {
+            Tier::Vram => properties(vram_location(self.device)),
+            Tier::Ram => self.ram_properties()?,
         };
-        let properties = properties(location);
         let mut handle = 0;
         // SAFETY: both pointers are live locals.
         unsafe { self.driver.cuMemCreate(&raw mut handle, bytes as usize, &raw const properties, 0) }.ok()?;
@@ -197,6 +205,10 @@ impl Gpu for DriverGpu<'_> {
             let _ = self.unmap(address, bytes);
         }
         allowed
+    }
+
+    fn ram_properties(&self) -> CuResult<CUmemAllocationProp> {
+        self.ram_node.map(|node| properties(ram_location(node))).ok_or(CuError::NOT_SUPPORTED)
     }
 
     fn unmap(&self, address: u64, bytes: u64) -> CuResult {

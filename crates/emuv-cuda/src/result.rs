@@ -14,6 +14,8 @@ pub struct CuError(NonZeroU32);
 impl CuError {
     /// An argument is out of range.
     pub const INVALID_VALUE: Self = Self(NonZeroU32::MIN);
+    /// The call is not supported.
+    pub const NOT_SUPPORTED: Self = Self(NonZeroU32::new(cudaError_enum::NOT_SUPPORTED.0).unwrap());
 
     /// The code as the driver gave it.
     pub fn code(self) -> cudaError_enum {
@@ -133,6 +135,7 @@ mod tests {
     #[test]
     fn the_named_errors_have_the_drivers_codes() {
         assert_eq!(CuError::INVALID_VALUE.code(), cudaError_enum::INVALID_VALUE);
+        assert_eq!(CuError::NOT_SUPPORTED.code(), cudaError_enum::NOT_SUPPORTED);
     }
 
     #[test]

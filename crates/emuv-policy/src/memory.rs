@@ -309,6 +309,37 @@ impl DeviceMemory {
         }
     }
 
+    /// The program makes a handle of its own of `bytes`: the tier to make it in, which is charged. `None`:
+    /// neither has room, and nothing has changed.
+    pub fn charge_whole(&mut self, bytes: u64, room: Room) -> Option<Tier> {
+        let vram = self.budgets.vram.room_bytes();
+        let in_vram = |free: u64| bytes <= vram.min(free);
+        let in_ram = bytes <= self.budgets.ram.room_bytes().min(room.ram_bytes);
+        let tier = match () {
+            () if in_vram(room.vram_bytes.saturating_sub(room.vram_reserve_bytes)) => Tier::Vram,
+            () if in_ram => Tier::Ram,
+            () if in_vram(room.vram_bytes) => Tier::Vram,
+            () => return None,
+        };
+        self.budgets.of_mut(tier).charge(bytes).then_some(tier)
+    }
+
+    /// The driver refused VRAM for a handle that was charged there: whether RAM has room, to which the
+    /// charge then has moved.
+    #[must_use]
+    pub fn recharge_whole(&mut self, bytes: u64) -> bool {
+        let charged = self.budgets.ram.charge(bytes);
+        if charged {
+            self.budgets.vram.credit(bytes);
+        }
+        charged
+    }
+
+    /// Gives a charge of [`Self::charge_whole`] back.
+    pub fn credit_whole(&mut self, bytes: u64, tier: Tier) {
+        self.budgets.of_mut(tier).credit(bytes);
+    }
+
     /// Charges memory that the program takes by a way that is not placed by emuV. Says whether the VRAM
     /// budget had room; if not, nothing has changed.
     #[must_use]

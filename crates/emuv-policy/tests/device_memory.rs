@@ -231,3 +231,18 @@ fn what_the_program_asked_for_is_what_it_gets_back() {
     assert_eq!(memory.find(offset + 3 * MIB).map(|a| a.bytes), Some(3 * MIB + 1));
     assert_eq!(memory.find(offset + 3 * MIB + 1), None);
 }
+
+#[test]
+fn a_whole_handle_goes_to_ram_before_it_takes_what_is_held_back_for_the_driver() {
+    let mut memory = DeviceMemory::new(Budgets::new(64 * MIB, 16 * MIB), 1024 * MIB);
+    let room = Room { vram_bytes: 40 * MIB, vram_reserve_bytes: 8 * MIB, ram_bytes: u64::MAX };
+    assert_eq!(memory.charge_whole(32 * MIB, room), Some(Tier::Vram));
+    let room = Room { vram_bytes: 8 * MIB, ..room };
+    assert_eq!(memory.charge_whole(10 * MIB, room), Some(Tier::Ram));
+    assert_eq!(memory.charge_whole(8 * MIB, room), Some(Tier::Vram));
+    assert_eq!(memory.charge_whole(8 * MIB, Room { vram_bytes: 0, ..room }), None);
+    memory.credit_whole(10 * MIB, Tier::Ram);
+    assert!(memory.recharge_whole(8 * MIB));
+    let budgets = memory.budgets();
+    assert_eq!((budgets.vram.used_bytes(), budgets.ram.used_bytes()), (32 * MIB, 8 * MIB));
+}

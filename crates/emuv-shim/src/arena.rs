@@ -7,7 +7,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use emuv_cuda::{CuError, CuResult, Gpu, Handle};
+use emuv_cuda::{CuError, CuResult, Gpu, Handle, types::CUmemAllocationProp};
 use emuv_policy::{Allocation, AllocationId, Answer, Budgets, Chunk, DeviceMemory, Owner, Plan, Release, Room, Tier};
 
 /// Why an allocation was not made.
@@ -65,6 +65,14 @@ impl Arena {
     /// Whether `address` lies in this arena.
     pub fn contains(&self, address: u64) -> bool {
         address.wrapping_sub(self.base) < self.bytes
+    }
+
+    /// What to ask the driver for memory in RAM next to this device.
+    ///
+    /// # Errors
+    /// `CUDA_ERROR_NOT_SUPPORTED` where the device cannot map host memory.
+    pub fn ram_properties(&self) -> CuResult<CUmemAllocationProp> {
+        self.gpu.ram_properties()
     }
 
     /// Looks at (or charges) the state of the device's memory.
@@ -247,6 +255,9 @@ mod tests {
             }
             assert!(state.mapped.insert(address, handle.0).is_none(), "mapped twice");
             Ok(())
+        }
+        fn ram_properties(&self) -> CuResult<CUmemAllocationProp> {
+            Err(CuError::NOT_SUPPORTED)
         }
         fn unmap(&self, address: u64, _: u64) -> CuResult {
             assert!(lock(&self.state).mapped.remove(&address).is_some(), "was not mapped");

@@ -6,7 +6,7 @@ use std::{
 };
 
 use emuv_cuda::{CUresult, CuError, CuResult, DriverGpu, types::*};
-use emuv_policy::{Allocation, AllocationId, Budgets, Bytes, Owner, PoolId, Release, Room};
+use emuv_policy::{Allocation, AllocationId, Budgets, Bytes, Owner, PoolId, Release, Room, Tier};
 use emuv_state::HostMemory;
 
 use crate::{
@@ -131,16 +131,7 @@ impl Device {
     /// See [`Refusal`].
     pub fn place(&self, session: &Session, owner: Owner, bytes: u64) -> Result<Placed, Refusal> {
         self.settle_deferred(session);
-        let mut placed = self.try_allocate(session, owner, bytes);
-        let make_room: [&dyn Fn() -> bool; 3] =
-            [&|| self.refresh_accounts(session), &|| self.pools.make_room(session, &self.arena, bytes, false), &|| {
-                self.pools.make_room(session, &self.arena, bytes, true)
-            }];
-        for attempt in make_room {
-            if placed == Err(Refusal::NoRoom) && attempt() {
-                placed = self.try_allocate(session, owner, bytes);
-            }
-        }
+        let placed = self.with_room(session, bytes, |room| self.arena.allocate(owner, bytes, room));
         if let (Ok(placed), Some(counters)) = (placed, session.counters(self.ordinal)) {
             counters.spilled_bytes.fetch_add(placed.spilled_bytes, Relaxed);
         }
@@ -148,16 +139,72 @@ impl Device {
         placed
     }
 
-    fn try_allocate(&self, session: &Session, owner: Owner, bytes: u64) -> Result<Placed, Refusal> {
-        let (driver_free, _) = calls::memory_info(session.real).map_err(Refusal::Driver)?;
+    /// Makes a handle for the program: in VRAM by `in_vram` (the program's own call), else in RAM.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub fn make_handle(
+        &self,
+        session: &Session,
+        bytes: u64,
+        in_vram: impl Fn() -> CuResult<u64>,
+        in_ram: impl Fn() -> CuResult<u64>,
+    ) -> Result<(u64, Tier), Refusal> {
+        self.settle_deferred(session);
+        let made = self.with_room(session, bytes, |room| {
+            let mut tier = self.arena.with_memory(|memory| memory.charge_whole(bytes, room)).ok_or(Refusal::NoRoom)?;
+            let mut made = if tier == Tier::Vram { in_vram() } else { in_ram() };
+            let refused = made.as_ref().is_err_and(|error| error.is_out_of_memory());
+            if refused && tier == Tier::Vram && self.arena.with_memory(|memory| memory.recharge_whole(bytes)) {
+                tier = Tier::Ram;
+                made = in_ram();
+            }
+            made.map(|handle| (handle, tier)).map_err(|error| {
+                self.arena.with_memory(|memory| memory.credit_whole(bytes, tier));
+                if error.is_out_of_memory() { Refusal::NoRoom } else { Refusal::Driver(error) }
+            })
+        });
+        if let (Ok((_, Tier::Ram)), Some(counters)) = (made, session.counters(self.ordinal)) {
+            counters.spilled_bytes.fetch_add(bytes, Relaxed);
+        }
+        self.count_allocation(session, made.err());
+        self.publish(session);
+        made
+    }
+
+    /// Tries, then makes room and tries again, until nothing more can be given back.
+    fn with_room<T: Copy>(
+        &self,
+        session: &Session,
+        bytes: u64,
+        attempt: impl Fn(Room) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
+        let attempt = || attempt(self.room(session, bytes));
+        let make_room: [&dyn Fn() -> bool; 3] =
+            [&|| self.refresh_accounts(session), &|| self.pools.make_room(session, &self.arena, bytes, false), &|| {
+                self.pools.make_room(session, &self.arena, bytes, true)
+            }];
+        let mut result = attempt();
+        for make in make_room {
+            if matches!(result, Err(Refusal::NoRoom)) && make() {
+                result = attempt();
+            }
+        }
+        result
+    }
+
+    /// What there is outside the budgets for a request of `bytes`.
+    fn room(&self, session: &Session, bytes: u64) -> Room {
+        // Without a current context (handles can be made without one) the driver cannot be asked; it will
+        // refuse what it has no room for.
+        let driver_free = calls::memory_info(session.real).map_or(self.physical_bytes, |(free, _)| free);
         let budgets = self.arena.with_memory(|memory| *memory.budgets());
         let reserve =
             if budgets.ram.limit_bytes() > 0 { DRIVER_RESERVE_BYTES.min(self.physical_bytes / 32) } else { 0 };
         let in_vram = driver_free.saturating_sub(reserve).min(budgets.vram.room_bytes());
         // The host is only asked when RAM will be needed.
         let ram_bytes = if bytes <= in_vram { u64::MAX } else { self.host_room(session) };
-        let room = Room { vram_bytes: driver_free, vram_reserve_bytes: reserve, ram_bytes };
-        self.arena.allocate(owner, bytes, room)
+        Room { vram_bytes: driver_free, vram_reserve_bytes: reserve, ram_bytes }
     }
 
     /// RAM that the run may still take: the budget shared by its devices, above the host's floor.

@@ -17,6 +17,7 @@ mod calls;
 mod capture;
 mod device;
 mod entry;
+mod handles;
 mod log;
 // A test executable must not define the driver's symbols itself.
 #[cfg(not(test))]

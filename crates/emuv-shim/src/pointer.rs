@@ -62,6 +62,16 @@ pub(crate) fn attribute(facts: &Facts, which: CUpointer_attribute) -> Option<Opt
     }))
 }
 
+/// What the driver would answer wrongly for device memory that the program mapped itself and that lies in
+/// RAM (measured: it says host memory, and refuses to say more of it).
+pub(crate) fn spilled_mapping(which: CUpointer_attribute) -> Option<Value> {
+    match which {
+        CU_POINTER_ATTRIBUTE_MEMORY_TYPE => Some(Value::Number(CU_MEMORYTYPE_DEVICE)),
+        CU_POINTER_ATTRIBUTE_SYNC_MEMOPS => Some(Value::Flag(true)),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

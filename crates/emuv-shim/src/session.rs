@@ -12,7 +12,7 @@ use emuv_cuda::types::CUdevice;
 use emuv_policy::Bytes;
 use emuv_state::{DeviceCounters, HostMemory, Ledger, Limits, MAX_DEVICES, env};
 
-use crate::{account::Mappings, calls, capture::Captures, device::Device, log, real::Real};
+use crate::{account::Mappings, calls, capture::Captures, device::Device, handles::Handles, log, real::Real};
 
 /// Set in a forked child: its calls go to the driver, which refuses them.
 static FORKED: AtomicBool = AtomicBool::new(false);
@@ -26,7 +26,9 @@ pub(crate) struct Session {
     pub limits: Limits,
     /// Streams in capture.
     pub captures: Captures,
-    /// Where the program mapped handles of its own.
+    /// The program's own handles that emuV serves.
+    pub handles: Handles,
+    /// Where the program mapped handles of its own that the driver serves.
     pub mappings: Mappings,
     ledger: Ledger,
     quiet: bool,
@@ -79,6 +81,7 @@ impl Session {
             real,
             limits,
             captures: Captures::default(),
+            handles: Handles::default(),
             mappings: Mappings::default(),
             sole_device: OnceLock::new(),
             ledger: {

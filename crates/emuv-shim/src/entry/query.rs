@@ -5,7 +5,12 @@ use core::ffi::{c_uint, c_void};
 
 use emuv_cuda::{CUresult, types::*};
 
-use crate::{calls, entry::entries, pointer, session::Session};
+use crate::{
+    calls,
+    entry::{entries, vmm},
+    pointer,
+    session::Session,
+};
 
 entries! {
     /// VRAM and RAM together.
@@ -50,11 +55,15 @@ entries! {
 
     /// A spilled pointer is device memory like any other.
     fn cuPointerGetAttribute(data: *mut c_void, attribute: CUpointer_attribute, ptr: CUdeviceptr) |session, _driver| {
-        let facts = facts(session, ptr)?;
-        let Some(facts) = facts else { return Some(CUresult::INVALID_VALUE) };
         if data.is_null() {
             return None;
         }
+        if vmm::is_spilled_mapping(session, ptr) {
+            // SAFETY: not null, and as large as the attribute by the driver's contract.
+            return pointer::spilled_mapping(attribute).map(|value| unsafe { store(data, value) });
+        }
+        let facts = facts(session, ptr)?;
+        let Some(facts) = facts else { return Some(CUresult::INVALID_VALUE) };
         let value = pointer::attribute(&facts, attribute)?;
         Some(match value {
             // SAFETY: not null, and as large as the attribute by the driver's contract.
@@ -70,10 +79,23 @@ entries! {
         data: *mut *mut c_void,
         ptr: CUdeviceptr,
     ) |session, driver| {
-        let Some(Some(facts)) = facts(session, ptr) else { return None };
         if attributes.is_null() || data.is_null() {
             return None;
         }
+        if vmm::is_spilled_mapping(session, ptr) {
+            // SAFETY: the program's own arguments.
+            let result = unsafe { driver.cuPointerGetAttributes(numAttributes, attributes, data, ptr) };
+            for index in 0..if result == CUresult::SUCCESS { numAttributes as usize } else { 0 } {
+                // SAFETY: both arrays hold `numAttributes` elements by the driver's contract.
+                let (which, out) = unsafe { (*attributes.add(index), *data.add(index)) };
+                if let Some(value) = pointer::spilled_mapping(which) {
+                    // SAFETY: as large as the attribute by the driver's contract.
+                    unsafe { store(out, value) };
+                }
+            }
+            return Some(result);
+        }
+        let Some(Some(facts)) = facts(session, ptr) else { return None };
         for index in 0..numAttributes as usize {
             // SAFETY: both arrays hold `numAttributes` elements by the driver's contract.
             let (which, out) = unsafe { (*attributes.add(index), *data.add(index)) };

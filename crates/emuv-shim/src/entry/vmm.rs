@@ -1,19 +1,24 @@
-//! The program's own virtual memory management: the driver's, its device memory charged against the VRAM
-//! budget from creation until it is neither held nor mapped.
+//! The program's own virtual memory management. Handles of plain device memory are virtualised
+//! (`handles.rs`), so that they may lie in RAM. Others (compressed, for fabrics, tile pools) are the
+//! driver's, charged against the VRAM budget from creation until they are neither held nor mapped.
 #![allow(unsafe_code)]
 
 use core::ffi::{c_ulonglong, c_void};
 
-use emuv_cuda::{CUresult, types::*};
+use emuv_cuda::{CUresult, CuResult, types::*};
+use emuv_policy::Tier;
 
 use crate::{
     account::{Accounts, Kind},
+    arena::Refusal,
+    device::Device,
     entry::entries,
+    handles::{Backing, Handles},
     session::Session,
 };
 
 entries! {
-    /// Device memory is charged, then the driver's.
+    /// In VRAM while there is room, then in RAM.
     fn cuMemCreate(
         handle: *mut CUmemGenericAllocationHandle,
         size: usize,
@@ -21,30 +26,43 @@ entries! {
         flags: c_ulonglong,
     ) |session, driver| {
         // SAFETY: null or valid by the driver's contract.
-        let location = unsafe { prop.as_ref() }?.location;
-        if location.type_ != CU_MEM_LOCATION_TYPE_DEVICE {
+        let properties = *unsafe { prop.as_ref() }?;
+        if properties.location.type_ != CU_MEM_LOCATION_TYPE_DEVICE || handle.is_null() || !session.places() {
             return None;
         }
         // SAFETY: a device location has an id.
-        let device = session.device(unsafe { location.__bindgen_anon_1.id })?;
+        let device = session.device(unsafe { properties.location.__bindgen_anon_1.id })?;
         let bytes = size as u64;
-        if !Accounts::charge(device, bytes) {
-            return Some(device.refuse(session));
+        let create = |properties: &CUmemAllocationProp| -> CuResult<u64> {
+            let mut real = 0;
+            // SAFETY: live locals, else the program's own arguments.
+            unsafe { driver.cuMemCreate(&raw mut real, size, properties, flags) }.ok().map(|()| real)
+        };
+        if !is_plain(&properties) || flags != 0 {
+            return Some(create_accounted(session, device, bytes, handle, || create(&properties)));
         }
-        // SAFETY: the program's own arguments.
-        let result = unsafe { driver.cuMemCreate(handle, size, prop, flags) };
-        if result == CUresult::SUCCESS {
-            // SAFETY: the driver has written it.
-            device.accounts.book(Kind::Handle, unsafe { *handle }, bytes);
-        } else {
-            Accounts::credit(device, bytes);
-        }
-        device.publish(session);
-        Some(result)
+        let made = device.make_handle(session, bytes, || create(&properties), || in_ram(device, &properties, create));
+        Some(match made {
+            Ok((real, tier)) => {
+                let handle_types = properties.requestedHandleTypes;
+                let rdma_capable = properties.allocFlags.gpuDirectRDMACapable != 0;
+                let backing = Backing { real, tier, bytes, device: device.ordinal, handle_types, rdma_capable };
+                // SAFETY: not null, so valid by the driver's contract.
+                unsafe { handle.write(session.handles.add(backing)) };
+                CUresult::SUCCESS
+            }
+            Err(Refusal::NoRoom) => CUresult::OUT_OF_MEMORY,
+            Err(Refusal::Driver(error)) => error.code(),
+        })
     }
 
-    /// One reference less.
+    /// One holder less.
     fn cuMemRelease(handle: CUmemGenericAllocationHandle) |session, driver| {
+        if Handles::is_ours(handle) {
+            let Some(gone) = session.handles.release(handle) else { return Some(CUresult::INVALID_VALUE) };
+            gone.iter().for_each(|backing| give_back(session, backing));
+            return Some(CUresult::SUCCESS);
+        }
         // SAFETY: the program's own argument.
         let result = unsafe { driver.cuMemRelease(handle) };
         if result == CUresult::SUCCESS {
@@ -53,8 +71,16 @@ entries! {
         Some(result)
     }
 
-    /// One reference more.
+    /// One holder more of what is mapped there.
     fn cuMemRetainAllocationHandle(handle: *mut CUmemGenericAllocationHandle, addr: *mut c_void) |session, driver| {
+        if handle.is_null() {
+            return None;
+        }
+        if let Some(name) = session.handles.retain_at(addr as u64) {
+            // SAFETY: not null, so valid by the driver's contract.
+            unsafe { handle.write(name) };
+            return Some(CUresult::SUCCESS);
+        }
         // SAFETY: the program's own arguments.
         let result = unsafe { driver.cuMemRetainAllocationHandle(handle, addr) };
         if result == CUresult::SUCCESS {
@@ -64,9 +90,18 @@ entries! {
         Some(result)
     }
 
-    /// A mapping is a reference too.
+    /// Maps what is behind the name.
     fn cuMemMap(ptr: CUdeviceptr, size: usize, offset: usize, handle: CUmemGenericAllocationHandle, flags: c_ulonglong)
     |session, driver| {
+        if Handles::is_ours(handle) {
+            let Some(backing) = session.handles.get(handle) else { return Some(CUresult::INVALID_VALUE) };
+            // SAFETY: the program's own arguments; the handle is the one behind its name.
+            let result = unsafe { driver.cuMemMap(ptr, size, offset, backing.real, flags) };
+            if result == CUresult::SUCCESS {
+                session.handles.mapped(handle, ptr, size as u64);
+            }
+            return Some(result);
+        }
         // SAFETY: the program's own arguments.
         let result = unsafe { driver.cuMemMap(ptr, size, offset, handle, flags) };
         if result == CUresult::SUCCESS && retain(session, handle) {
@@ -75,17 +110,128 @@ entries! {
         Some(result)
     }
 
-    /// The mappings' references go.
+    /// What is then neither held nor mapped is given back.
     fn cuMemUnmap(ptr: CUdeviceptr, size: usize) |session, driver| {
         // SAFETY: the program's own arguments.
         let result = unsafe { driver.cuMemUnmap(ptr, size) };
         if result == CUresult::SUCCESS {
+            for backing in session.handles.unmapped(ptr, size as u64) {
+                give_back(session, &backing);
+            }
             for handle in session.mappings.take(ptr, size as u64) {
                 release(session, handle);
             }
         }
         Some(result)
     }
+
+    /// What the program asked for, wherever it lies.
+    fn cuMemGetAllocationPropertiesFromHandle(prop: *mut CUmemAllocationProp, handle: CUmemGenericAllocationHandle)
+    |session, _driver| {
+        if !Handles::is_ours(handle) || prop.is_null() {
+            return None;
+        }
+        let Some(backing) = session.handles.get(handle) else { return Some(CUresult::INVALID_VALUE) };
+        // SAFETY: a plain C structure; zero is a valid value of it.
+        let mut properties: CUmemAllocationProp = unsafe { std::mem::zeroed() };
+        properties.type_ = CU_MEM_ALLOCATION_TYPE_PINNED;
+        properties.requestedHandleTypes = backing.handle_types;
+        properties.location.type_ = CU_MEM_LOCATION_TYPE_DEVICE;
+        properties.location.__bindgen_anon_1.id = backing.device;
+        properties.allocFlags.gpuDirectRDMACapable = u8::from(backing.rdma_capable);
+        // SAFETY: not null, so valid by the driver's contract.
+        unsafe { prop.write(properties) };
+        Some(CUresult::SUCCESS)
+    }
+
+    /// Exports what is behind the name, for another process to import.
+    fn cuMemExportToShareableHandle(
+        shareableHandle: *mut c_void,
+        handle: CUmemGenericAllocationHandle,
+        handleType: CUmemAllocationHandleType,
+        flags: c_ulonglong,
+    ) |session, driver| {
+        if !Handles::is_ours(handle) {
+            return None;
+        }
+        let Some(backing) = session.handles.get(handle) else { return Some(CUresult::INVALID_VALUE) };
+        // SAFETY: the program's own arguments; the handle is the one behind its name.
+        Some(unsafe { driver.cuMemExportToShareableHandle(shareableHandle, backing.real, handleType, flags) })
+    }
+
+    /// Binds what is behind the name to a multicast object.
+    fn cuMulticastBindMem(
+        mcHandle: CUmemGenericAllocationHandle,
+        mcOffset: usize,
+        memHandle: CUmemGenericAllocationHandle,
+        memOffset: usize,
+        size: usize,
+        flags: c_ulonglong,
+    ) |session, driver| {
+        if !Handles::is_ours(memHandle) {
+            return None;
+        }
+        let Some(backing) = session.handles.get(memHandle) else { return Some(CUresult::INVALID_VALUE) };
+        // SAFETY: the program's own arguments; the handle is the one behind its name.
+        Some(unsafe { driver.cuMulticastBindMem(mcHandle, mcOffset, backing.real, memOffset, size, flags) })
+    }
+}
+
+/// Plain device memory: what may lie in RAM without the program noticing. Handles that can be exported as
+/// file descriptors are (PyTorch asks for that, just in case); RDMA capability is wished for, not needed.
+fn is_plain(properties: &CUmemAllocationProp) -> bool {
+    properties.type_ == CU_MEM_ALLOCATION_TYPE_PINNED
+        && matches!(properties.requestedHandleTypes, CU_MEM_HANDLE_TYPE_NONE | CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)
+        && properties.allocFlags.compressionType == 0
+        && properties.allocFlags.usage == 0
+}
+
+/// The same memory in RAM; without the ability to be exported where the driver has that only for VRAM.
+fn in_ram(
+    device: &Device,
+    wanted: &CUmemAllocationProp,
+    create: impl Fn(&CUmemAllocationProp) -> CuResult<u64>,
+) -> CuResult<u64> {
+    let mut properties = device.arena.ram_properties()?;
+    properties.requestedHandleTypes = wanted.requestedHandleTypes;
+    create(&properties).or_else(|error| {
+        if error.is_out_of_memory() || properties.requestedHandleTypes == CU_MEM_HANDLE_TYPE_NONE {
+            return Err(error);
+        }
+        create(&device.arena.ram_properties()?)
+    })
+}
+
+fn give_back(session: &Session, backing: &Backing) {
+    // SAFETY: made by `cuMemCreate` above; neither held nor mapped any more.
+    let _ = unsafe { session.real.driver.cuMemRelease(backing.real) };
+    if let Some(device) = session.device(backing.device) {
+        device.arena.with_memory(|memory| memory.credit_whole(backing.bytes, backing.tier));
+        device.publish(session);
+    }
+}
+
+/// A handle that cannot lie in RAM.
+fn create_accounted(
+    session: &Session,
+    device: &Device,
+    bytes: u64,
+    handle: *mut CUmemGenericAllocationHandle,
+    create: impl Fn() -> CuResult<u64>,
+) -> CUresult {
+    if !Accounts::charge(device, bytes) {
+        return device.refuse(session);
+    }
+    let result = create().map(|real| {
+        device.accounts.book(Kind::Handle, real, bytes);
+        // SAFETY: the caller has seen that it is not null.
+        unsafe { handle.write(real) };
+    });
+    if result.is_err() {
+        Accounts::credit(device, bytes);
+    }
+    device.publish(session);
+    result.into()
 }
 
 fn retain(session: &Session, handle: u64) -> bool {
@@ -98,4 +244,10 @@ fn release(session: &Session, handle: u64) {
             device.publish(session);
         }
     }
+}
+
+/// Whether the driver would call the memory at `address` host memory although the program made it as
+/// device memory.
+pub(crate) fn is_spilled_mapping(session: &Session, address: u64) -> bool {
+    session.handles.at(address).is_some_and(|backing| backing.tier == Tier::Ram)
 }
