@@ -18,6 +18,7 @@ mod capture;
 mod device;
 mod entry;
 mod handles;
+mod hints;
 mod log;
 // A test executable must not define the driver's symbols itself.
 #[cfg(not(test))]

@@ -12,7 +12,7 @@ use emuv_cuda::types::CUdevice;
 use emuv_policy::Bytes;
 use emuv_state::{DeviceCounters, HostMemory, Ledger, Limits, MAX_DEVICES, env};
 
-use crate::{account::Mappings, calls, capture::Captures, device::Device, handles::Handles, log, real::Real};
+use crate::{account::Mappings, calls, capture::Captures, device::Device, handles::Handles, hints, log, real::Real};
 
 /// Set in a forked child: its calls go to the driver, which refuses them.
 static FORKED: AtomicBool = AtomicBool::new(false);
@@ -76,6 +76,9 @@ impl Session {
         crate::entry::watch_forks();
         // This library has a Rust runtime of its own, so the program's hook (if any) is another one.
         std::panic::set_hook(Box::new(|info| log::debug(format_args!("{info}"))));
+        if !on(env::QUIET) {
+            hints::say();
+        }
         let run_dir = std::env::var_os(env::RUN_DIR).map(PathBuf::from);
         Some(Self {
             real,

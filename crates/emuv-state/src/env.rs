@@ -39,6 +39,10 @@ variables! {
     LOG = "EMUV_LOG", None;
     /// 1: emuV's library passes every call through, unchanged.
     DISABLE = "EMUV_DISABLE", None;
+    /// 1: frameworks allocate as they would without emuV.
+    NO_HINTS = "EMUV_NO_FRAMEWORK_HINTS", Some("--no-framework-hints");
+    /// What emuV chose for frameworks (set by emuv run).
+    HINTS = "EMUV_HINTS", None;
     /// The simulated GPU's settings, e.g. vram=8G,gpus=2.
     SIM = "EMUV_SIM", Some("--sim");
     /// The directory of this run (set by emuv run).

@@ -1,2 +1,39 @@
-//! Placeholder.
-fn main() {}
+//! `emuv`: runs GPU programs that need more memory than the card has.
+
+mod cli;
+mod demo;
+mod doctor;
+mod gpus;
+mod info;
+mod libs;
+mod run;
+
+use std::process::ExitCode;
+
+use cli::{Command, Failure};
+
+/// What a subcommand other than `run` exits with after an error of no particular kind.
+const OTHER: u8 = 255;
+
+fn main() -> ExitCode {
+    let command = match cli::parse() {
+        Ok(command) => command,
+        Err(code) => return code,
+    };
+    let ended = match command {
+        Command::Run(options) => run::run(&options),
+        Command::Info(options) => info::run(&options),
+        Command::Doctor(options) => doctor::run(&options).map_err(other),
+        Command::Demo(options) => demo::run(&options).map_err(other),
+        Command::DemoWorkload(options) => demo::workload::run(&options).map_err(other),
+    };
+    ended.unwrap_or_else(|failure| {
+        cli::complain(&failure.message);
+        ExitCode::from(failure.code)
+    })
+}
+
+#[allow(clippy::needless_pass_by_value)] // The form that map_err asks for.
+fn other(error: anyhow::Error) -> Failure {
+    Failure::new(OTHER, format!("{error:#}"))
+}

@@ -1,0 +1,144 @@
+//! The command line, and how emuv speaks: results to standard output, one line per complaint to standard
+//! error.
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand, error::ErrorKind};
+
+use crate::{demo, doctor, info, run};
+
+/// An argument, a variable or a key of the configuration file is wrong; nothing was started.
+pub const BAD_ARGUMENT: u8 = 2;
+
+const EXAMPLES: &str = "\
+Examples:
+  emuv run --ram 4G -- python train.py     let 4 GiB of the program's GPU memory live in RAM
+  emuv run --vram 8G --ram 0 -- ./prog     hold the program to 8 GiB of VRAM
+  emuv run --sim=vram=256M -- ./prog       the same on a simulated GPU
+  emuv info                                what this machine has
+  emuv doctor                              whether emuV works here, and what to do if not
+  emuv demo                                see it work";
+
+/// GPU programs that need more memory than the card has: VRAM and pinned RAM as one pool.
+#[derive(Debug, Parser)]
+#[command(name = "emuv", version, after_help = EXAMPLES, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a program with VRAM and RAM as one pool of GPU memory.
+    Run(run::Options),
+    /// Show the GPUs, the host's memory and the defaults.
+    Info(info::Options),
+    /// Check whether emuV works on this machine, and say what to do if not.
+    Doctor(doctor::Options),
+    /// Show emuV at work, on this machine's GPU or on a simulated one.
+    Demo(demo::Options),
+    /// The program that the demo runs.
+    #[command(hide = true)]
+    DemoWorkload(demo::workload::Options),
+}
+
+/// Why emuv ends, in one line, and with which exit code.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The exit code.
+    pub code: u8,
+    /// What is wrong and what to do, without "emuv: ".
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure with a code of its own.
+    pub fn new(code: u8, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    /// Something that the user gave is wrong. The message starts with the flag, variable or file.
+    pub fn bad_argument(message: impl Into<String>) -> Self {
+        Self::new(BAD_ARGUMENT, message)
+    }
+}
+
+/// Reads the command line.
+///
+/// # Errors
+/// The code to exit with, all said: help, the version, or a mistake in one line.
+pub fn parse() -> Result<Command, ExitCode> {
+    match Cli::try_parse() {
+        Ok(cli) => Ok(cli.command),
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            Err(print(&error.render().to_string()).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS))
+        }
+        // No subcommand at all: the help says more than a complaint.
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = io::stderr().lock().write_all(error.render().to_string().as_bytes());
+            Err(ExitCode::from(BAD_ARGUMENT))
+        }
+        Err(error) => {
+            complain(&one_line(&error.render().to_string()));
+            Err(ExitCode::from(BAD_ARGUMENT))
+        }
+    }
+}
+
+/// The first paragraph of clap's message, which is what is wrong; usage and tips follow it.
+fn one_line(message: &str) -> String {
+    let first = message.split("\n\n").next().unwrap_or_default();
+    let words: Vec<_> = first.split_whitespace().collect();
+    let text = words.join(" ");
+    format!("{}; see 'emuv --help'", text.strip_prefix("error: ").unwrap_or(&text))
+}
+
+/// Writes to standard output. A reader that has gone, as in `emuv info | head -1`, is no error.
+///
+/// # Errors
+/// Any other error of the system.
+pub fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
+}
+
+/// Writes one line to standard error.
+pub fn complain(message: &str) {
+    // Nothing is left to do if even that fails.
+    let _ = writeln!(io::stderr().lock(), "emuv: {message}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_mistake_becomes_one_line() {
+        let said = |arguments: &[&str]| one_line(&Cli::try_parse_from(arguments).unwrap_err().render().to_string());
+        assert_eq!(said(&["emuv", "rum"]), "unrecognized subcommand 'rum'; see 'emuv --help'");
+        let missing = said(&["emuv", "run"]);
+        assert!(missing.contains("<CMD>") && !missing.contains('\n'), "{missing}");
+    }
+
+    #[test]
+    fn what_follows_the_program_belongs_to_it() {
+        let cli = Cli::try_parse_from(["emuv", "run", "--ram", "4G", "prog", "--ram", "-q", "--", "x"]).unwrap();
+        let Command::Run(options) = cli.command else { panic!("not run") };
+        assert_eq!(options.command, ["prog", "--ram", "-q", "--", "x"]);
+        assert!(!options.quiet);
+    }
+}

@@ -1,0 +1,283 @@
+//! Real C programs, one per way into the driver and one per oddity of its memory calls, on the simulated
+//! GPU: with the plain driver, with emuV and half of the data in RAM, and with emuV and no RAM. What a
+//! program checks itself is the same in all three; here it is checked that data really was spilled.
+//!
+//! The sources are in `tests/programs/`; `tests/gpu/run.sh` runs the same programs on a real GPU.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::LazyLock,
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Longer than any of these programs takes on a slow machine: a guard against one that hangs.
+const GUARD: [&str; 3] = ["timeout", "--kill-after=5", "300"];
+
+const MIB: u64 = 1 << 20;
+
+/// Variables that change what a program sees, besides emuV's own; a test sets what it needs and inherits none.
+const CLEARED: [&str; 3] = ["LD_PRELOAD", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES"];
+
+/// The compiled programs and the folder that plays the part of the installed driver.
+struct Bench {
+    root: TempDir,
+}
+
+static BENCH: LazyLock<Bench> = LazyLock::new(Bench::build);
+
+impl Bench {
+    fn build() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let driver = root.path().join("driver");
+        fs::create_dir(&driver).unwrap();
+        let simulated = built_library("libemuv_simgpu.so");
+        for name in ["libcuda.so.1", "libcuda.so", "libnvidia-ml.so.1", "libnvidia-ml.so"] {
+            std::os::unix::fs::symlink(&simulated, driver.join(name)).unwrap();
+        }
+        let bench = Self { root };
+        for entry in fs::read_dir(sources()).unwrap() {
+            let source = entry.unwrap().path();
+            if source.extension().is_some_and(|extension| extension == "c") {
+                bench.compile(&source);
+            }
+        }
+        bench
+    }
+
+    fn driver(&self) -> PathBuf {
+        self.root.path().join("driver")
+    }
+
+    fn program(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    fn compile(&self, source: &Path) {
+        let name = source.file_stem().unwrap().to_str().unwrap();
+        let text = fs::read_to_string(source).unwrap();
+        let mut cc = Command::new("cc");
+        cc.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-fPIE", "-pie", "-o"])
+            .arg(self.program(name))
+            .arg(source);
+        // A program that opens the library itself must not be linked with it.
+        if !text.contains("#define EMUV_PROGRAM_WITHOUT_LINKING") {
+            cc.arg("-L").arg(self.driver()).arg("-lcuda");
+        }
+        if name == "rpath" {
+            cc.arg(format!("-Wl,--disable-new-dtags,-rpath,{}", self.driver().display()));
+        }
+        let output = cc.args(["-ldl", "-lpthread"]).output().expect("a C compiler named cc");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/programs")
+}
+
+/// A shared object of the workspace, beside the binary or in `deps/`.
+fn built_library(name: &str) -> PathBuf {
+    let beside = Path::new(env!("CARGO_BIN_EXE_emuv")).parent().unwrap();
+    let found = [beside.join(name), beside.join("deps").join(name)].into_iter().find(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("{name} is not in {}: build the workspace first", beside.display()))
+}
+
+/// How a program is run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Under {
+    /// The simulated driver alone, with this much VRAM.
+    Plain { vram: &'static str },
+    /// emuV over a simulated card, with the options of `emuv run` that set the sizes.
+    Emuv(&'static [&'static str]),
+}
+
+const PLAIN: Under = Under::Plain { vram: "1G" };
+const SPILLED: Under = Under::Emuv(&["--sim=vram=256M", "--ram", "512M"]);
+const NO_RAM: Under = Under::Emuv(&["--sim=vram=1G", "--ram", "0"]);
+
+struct Run {
+    what: String,
+    output: Output,
+    /// The report of `emuv run`; null for a plain run.
+    report: Value,
+}
+
+impl Run {
+    fn start(name: &str, arguments: &[&str], under: Under) -> Self {
+        let bench = &*BENCH;
+        let scratch = tempfile::tempdir().unwrap();
+        let report = scratch.path().join("report.json");
+        let mut command = Command::new(GUARD[0]);
+        command.args(&GUARD[1..]);
+        let own = std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_string_lossy().starts_with("EMUV_"));
+        for name in own.chain(CLEARED.map(Into::into)) {
+            command.env_remove(name);
+        }
+        match under {
+            Under::Plain { vram } => {
+                command.env("LD_LIBRARY_PATH", bench.driver());
+                command.env("EMUV_SIM", format!("vram={vram}"));
+                command.env("EMUV_TEST_EXPECT", "plain");
+            }
+            Under::Emuv(options) => {
+                command.arg(env!("CARGO_BIN_EXE_emuv")).args(["run", "--quiet"]).args(options);
+                command.arg("--report").arg(&report).arg("--");
+                command.env("EMUV_TEST_EXPECT", "emuv");
+            }
+        }
+        command.arg(bench.program(name)).args(arguments);
+        command.env("EMUV_STATE_DIR", scratch.path().join("state"));
+        command.env("EMUV_TEST_PTX", Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/emuv.ptx"));
+        // The installed file itself: under emuV a program that opens it must still get emuV.
+        command.env("EMUV_TEST_LIBCUDA", bench.driver().join("libcuda.so.1"));
+        let output = command.output().unwrap();
+        let report = fs::read(&report).ok().map_or(Value::Null, |text| serde_json::from_slice(&text).unwrap());
+        Self { what: format!("{name} {} under {under:?}", arguments.join(" ")), output, report }
+    }
+
+    fn stdout(&self) -> String {
+        String::from_utf8_lossy(&self.output.stdout).into_owned()
+    }
+
+    fn all_output(&self) -> String {
+        format!("{}\n{}{}", self.what, self.stdout(), String::from_utf8_lossy(&self.output.stderr))
+    }
+
+    fn expect_code(self, code: i32) -> Self {
+        assert_eq!(self.output.status.code(), Some(code), "{}", self.all_output());
+        self
+    }
+
+    /// The largest amount of RAM that any process of the run held for the device.
+    fn ram_peak_bytes(&self) -> u64 {
+        let processes = self.report["processes"].as_array().unwrap_or_else(|| panic!("{}: no report", self.what));
+        let devices = processes.iter().flat_map(|process| process["devices"].as_array().into_iter().flatten());
+        devices.filter_map(|device| device["ram"]["peak_bytes"].as_u64()).max().unwrap_or(0)
+    }
+
+    /// The one line of JSON that the program printed.
+    fn json(&self) -> Value {
+        let stdout = self.stdout();
+        let line = stdout.lines().find(|line| line.starts_with('{'));
+        serde_json::from_str(line.unwrap_or_else(|| panic!("{}: no JSON", self.all_output()))).unwrap()
+    }
+}
+
+/// Runs a program all three ways; it must succeed in each.
+fn everywhere(name: &str, arguments: &[&str]) {
+    for under in [PLAIN, SPILLED, NO_RAM] {
+        let run = Run::start(name, arguments, under).expect_code(0);
+        if under == NO_RAM {
+            assert_eq!(run.ram_peak_bytes(), 0, "{}", run.what);
+        }
+    }
+}
+
+/// As [`everywhere`], and with half of the memory in RAM it must really have been there.
+fn everywhere_and_spilled(name: &str, arguments: &[&str]) {
+    everywhere(name, arguments);
+    let run = Run::start(name, arguments, SPILLED).expect_code(0);
+    assert!(run.ram_peak_bytes() >= 16 * MIB, "{}: only {} bytes in RAM", run.what, run.ram_peak_bytes());
+}
+
+#[test]
+fn a_program_linked_with_libcuda() {
+    everywhere("linked", &[]);
+}
+
+#[test]
+fn a_program_with_the_drivers_folder_in_its_rpath() {
+    everywhere("rpath", &[]);
+}
+
+#[test]
+fn a_program_that_opens_libcuda_by_name() {
+    everywhere("dlopened", &[]);
+}
+
+#[test]
+fn a_program_that_opens_the_drivers_file_by_its_path() {
+    everywhere("abspath", &[]);
+}
+
+#[test]
+fn a_program_with_the_static_runtime_asks_cu_get_proc_address_for_everything() {
+    everywhere("static_style", &[]);
+}
+
+#[test]
+fn a_forked_child_gets_errors_and_the_parent_is_undisturbed() {
+    everywhere_and_spilled("forking", &["320"]);
+}
+
+#[test]
+fn programs_started_by_exec_and_spawn_see_the_same_memory() {
+    everywhere("exec_child", &[]);
+}
+
+#[test]
+fn eight_threads_leave_nothing_behind() {
+    // An empty seed means a fresh one, which the program prints.
+    everywhere_and_spilled("threads", &["320", "", "12", "250"]);
+}
+
+#[test]
+fn memory_calls_answer_as_the_real_driver_does() {
+    everywhere("semantics", &["0"]);
+    everywhere_and_spilled("semantics", &["256"]);
+}
+
+#[test]
+fn copies_and_memsets_cross_chunk_and_tier_boundaries() {
+    everywhere_and_spilled("spanning", &["150", "", "100"]);
+}
+
+#[test]
+fn memory_goes_with_its_context() {
+    everywhere_and_spilled("contexts", &["320"]);
+}
+
+#[test]
+fn all_memory_can_be_had_and_the_next_byte_is_out_of_memory() {
+    Run::start("oom", &["32", "", "960", "1024"], PLAIN).expect_code(0);
+    Run::start("oom", &["32", "", "960", "1024"], NO_RAM).expect_code(0);
+    let spilled = Run::start("oom", &["32", "", "700", "768"], SPILLED).expect_code(0);
+    assert!(spilled.ram_peak_bytes() > 400 * MIB, "{}: {} bytes in RAM", spilled.what, spilled.ram_peak_bytes());
+}
+
+#[test]
+fn every_way_to_ask_for_the_size_gives_the_same_answer() {
+    let total = |under| Run::start("meminfo", &[], under).expect_code(0).json()["total"].as_u64();
+    assert_eq!(total(PLAIN), Some(1024 * MIB));
+    assert_eq!(total(NO_RAM), Some(1024 * MIB));
+    assert_eq!(total(SPILLED), Some(768 * MIB));
+    assert_eq!(total(Under::Emuv(&["--sim=vram=1G", "--vram", "256M", "--ram", "512M"])), Some(768 * MIB));
+    assert_eq!(total(Under::Emuv(&["--sim=vram=1G", "--vram", "256M", "--ram", "0"])), Some(256 * MIB));
+}
+
+#[test]
+fn a_computation_in_half_the_vram_gives_the_checksums_of_one_that_fits() {
+    let arguments = ["384", "20260101"];
+    let fits = Run::start("compute", &arguments, PLAIN).expect_code(0).json();
+    assert_eq!(fits["checksums"].as_array().map(Vec::len), Some(7));
+    for under in [SPILLED, NO_RAM, Under::Emuv(&["--sim=vram=1G", "--vram", "200M", "--ram", "512M"])] {
+        let run = Run::start("compute", &arguments, under).expect_code(0);
+        assert_eq!(run.json(), fits, "{}", run.what);
+        if under != NO_RAM {
+            assert!(run.ram_peak_bytes() >= 100 * MIB, "{}: {} bytes in RAM", run.what, run.ram_peak_bytes());
+        }
+    }
+}
+
+#[test]
+fn without_ram_the_same_computation_is_out_of_memory() {
+    let arguments = ["384", "20260101"];
+    for under in [Under::Plain { vram: "256M" }, Under::Emuv(&["--sim=vram=256M", "--ram", "0"])] {
+        let run = Run::start("compute", &arguments, under).expect_code(2);
+        assert_eq!(run.json()["error"], 2, "{}", run.what);
+    }
+}
