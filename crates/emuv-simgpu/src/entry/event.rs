@@ -1,0 +1,94 @@
+//! Events.
+
+use std::ffi::c_uint;
+
+use emuv_cuda::{
+    CUresult, CuResult,
+    types::{CU_EVENT_BLOCKING_SYNC, CU_EVENT_DISABLE_TIMING, CU_EVENT_INTERPROCESS, CUevent, CUstream},
+};
+
+use super::{
+    abi::{Out, entries, pointer},
+    call::Call,
+};
+use crate::{
+    memory::physical::error,
+    stream::{event::Event, queue::Op},
+};
+use std::sync::Arc;
+
+fn event(call: &Call, handle: u64) -> CuResult<Arc<Event>> {
+    call.simulator.events.get(handle).ok_or(error(CUresult::CUDA_ERROR_INVALID_HANDLE))
+}
+
+fn record(call: &Call, handle: u64, stream: u64) -> CuResult {
+    let event = event(call, handle)?;
+    let target = call.stream(stream)?;
+    if event.engine.context != target.context.handle() {
+        return Err(error(CUresult::CUDA_ERROR_INVALID_HANDLE));
+    }
+    target.context.streams.record(&target.stream, &event)
+}
+
+fn elapsed(call: &Call, out: Out<f32>, start: u64, end: u64) -> CuResult {
+    out.required()?;
+    let (start, end) = (event(call, start)?, event(call, end)?);
+    start.engine.status.ok()?;
+    out.write(start.elapsed_ms(&end)?)
+}
+
+entries! {
+    fn cuEventCreate(out: *mut CUevent, flags: c_uint) |call| {
+        out.required()?;
+        if flags & !(CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS) != 0 {
+            return Err(error(CUresult::INVALID_VALUE));
+        }
+        let context = call.current()?;
+        let event = Event::new(Arc::clone(&context.engine), flags & CU_EVENT_DISABLE_TIMING == 0);
+        out.write(pointer(call.simulator.events.insert(event)))
+    }
+
+    fn cuEventDestroy / cuEventDestroy_v2(handle: CUevent) |call| {
+        let removed = call.simulator.events.remove(handle.address());
+        removed.map(|_| ()).ok_or(error(CUresult::CUDA_ERROR_INVALID_HANDLE))
+    }
+
+    fn cuEventRecord / cuEventRecord_ptsz(handle: CUevent, stream: CUstream) |call| {
+        record(call, handle.address(), stream.address())
+    }
+
+    fn cuEventRecordWithFlags / cuEventRecordWithFlags_ptsz(handle: CUevent, stream: CUstream, flags: c_uint) |call| {
+        if flags > 1 {
+            return Err(error(CUresult::INVALID_VALUE));
+        }
+        record(call, handle.address(), stream.address())
+    }
+
+    fn cuEventQuery(handle: CUevent) |call| {
+        let event = event(call, handle.address())?;
+        let is_done = event.is_done();
+        event.engine.status.ok()?;
+        if is_done { Ok(()) } else { Err(error(CUresult::CUDA_ERROR_NOT_READY)) }
+    }
+
+    fn cuEventSynchronize(handle: CUevent) |call| {
+        let event = event(call, handle.address())?;
+        event.wait();
+        event.engine.status.ok()
+    }
+
+    fn cuEventElapsedTime / cuEventElapsedTime_v2(out: *mut f32, start: CUevent, end: CUevent) |call| {
+        elapsed(call, out, start.address(), end.address())
+    }
+
+    fn cuStreamWaitEvent / cuStreamWaitEvent_ptsz(stream: CUstream, handle: CUevent, flags: c_uint) |call| {
+        if flags > 1 {
+            return Err(error(CUresult::INVALID_VALUE));
+        }
+        let event = event(call, handle.address())?;
+        let target = call.stream(stream.address())?;
+        let Some(record) = event.record() else { return Ok(()) };
+        let op = Op { after: vec![record.ticket], ..Op::always(|_| {}) };
+        target.submit(op).map(|_| ())
+    }
+}

@@ -1,0 +1,279 @@
+#!/usr/bin/env bash
+# Runs emuV against real programs on a machine with an NVIDIA GPU and prints one table.
+#
+#   tests/gpu/run.sh [STEP...]     steps: doctor programs meminfo resnet llama overhead demo (default: all)
+#
+# Needs: the release build in target/release (emuv, libemuv_shim.so; deps/ will do), python3, a C compiler.
+# The steps meminfo, resnet, llama and overhead need PyTorch (resnet and overhead also torchvision).
+# Settings by environment:
+#   OUT=DIR         where the logs and table.txt go (default ./out): one log per step
+#   EMUV=FILE       the emuv binary (default target/release/emuv)
+#   SIM=1           a dry run of doctor, programs and demo on the simulated GPU, to test this script
+# Exit code: 0 if every row of the table is ok, 1 if not.
+set -u
+cd "$(dirname "$0")/../.." || exit 1
+ROOT=$PWD
+OUT=${OUT:-$ROOT/out}
+EMUV=${EMUV:-$ROOT/target/release/emuv}
+SIM=${SIM:-}
+ALL_STEPS=(doctor programs meminfo resnet llama overhead demo)
+ITERS=${ITERS:-6}
+
+[ -x "$EMUV" ] || { echo "run.sh: no emuv binary at $EMUV; build it with: cargo build --release" >&2; exit 1; }
+mkdir -p "$OUT" || exit 1
+OUT=$(cd "$OUT" && pwd)
+WORK=$(mktemp -d) || exit 1
+trap 'rm -rf "$WORK"' EXIT
+TABLE=$OUT/table.txt
+: > "$TABLE"
+LOG=/dev/null
+FAILED=0
+
+# --- rows ---------------------------------------------------------------------------------------------------
+
+# row RESULT CHECK DETAIL
+row() {
+    printf '%-5s %-10s %-46s %s\n' "$1" "$STEP" "$2" "$3" >> "$TABLE"
+    [ "$1" = FAIL ] && FAILED=1
+    return 0
+}
+
+# judge CHECK compare-arguments...: a row by what compare.py says
+judge() {
+    local check=$1 words code
+    shift
+    words=$(python3 tests/gpu/compare.py "$@" 2>&1)
+    code=$?
+    words=$(printf '%s' "$words" | tail -n 1)
+    if [ $code -eq 0 ]; then row ok "$check" "$words"; else row FAIL "$check" "$words"; fi
+}
+
+# figure CHECK compare-arguments...: a row that only reports a number
+figure() {
+    local check=$1 words
+    shift
+    if words=$(python3 tests/gpu/compare.py "$@" 2>&1); then row ok "$check" "$words"; else row FAIL "$check" "$(printf '%s' "$words" | tail -n 1)"; fi
+}
+
+# keep NAME TIMEOUT COMMAND...: runs it, its output into $WORK/NAME and the log; returns its exit code
+keep() {
+    local name=$1 limit=$2 code start=$SECONDS
+    shift 2
+    echo "== $name: $*" >> "$LOG"
+    timeout --kill-after=10 "$limit" "$@" > "$WORK/$name" 2> "$WORK/$name.stderr" < /dev/null
+    code=$?
+    cat "$WORK/$name" "$WORK/$name.stderr" >> "$LOG"
+    echo "== $name: exit code $code after $((SECONDS - start)) s" >> "$LOG"
+    return $code
+}
+
+# expect CHECK NAME TIMEOUT COMMAND...: keep, and a row by the exit code
+expect() {
+    local check=$1 name=$2 code detail
+    shift
+    keep "$@"
+    code=$?
+    detail=$(tail -n 1 "$WORK/$name" | cut -c 1-90)
+    if [ $code -eq 0 ]; then row ok "$check" "$detail"; else row FAIL "$check" "exit code $code: $(tail -n 1 "$WORK/$name.stderr" | cut -c 1-90)"; fi
+}
+
+# --- the driver ---------------------------------------------------------------------------------------------
+
+# The real library, past any that a preload puts in front.
+find_driver() {
+    local path
+    if [ -n "$SIM" ]; then
+        for path in "$(dirname "$EMUV")/deps/libemuv_simgpu.so" "$(dirname "$EMUV")/libemuv_simgpu.so"; do
+            [ -f "$path" ] && { echo "$path"; return; }
+        done
+        return
+    fi
+    path=$( { ldconfig -p || /sbin/ldconfig -p; } 2> /dev/null | awk '$1 == "libcuda.so.1" && /x86-64/ { print $NF; exit }')
+    for path in "$path" /usr/local/nvidia/lib64/libcuda.so.1 /usr/local/nvidia/lib/libcuda.so.1 \
+        /usr/lib/x86_64-linux-gnu/libcuda.so.1 /usr/lib64/libcuda.so.1 /usr/lib/libcuda.so.1; do
+        [ -n "$path" ] && [ -f "$path" ] && { echo "$path"; return; }
+    done
+}
+
+# A folder that holds the driver under both names, to link with and to run plain programs with.
+prepare_driver() {
+    local nvml
+    DRIVER=$(find_driver)
+    [ -n "$DRIVER" ] || { echo "run.sh: no libcuda.so.1 found" >&2; exit 1; }
+    mkdir -p "$WORK/driver"
+    ln -sf "$DRIVER" "$WORK/driver/libcuda.so"
+    ln -sf "$DRIVER" "$WORK/driver/libcuda.so.1"
+    if [ -n "$SIM" ]; then nvml=$DRIVER; else nvml=$(dirname "$DRIVER")/libnvidia-ml.so.1; fi
+    [ -f "$nvml" ] && ln -sf "$nvml" "$WORK/driver/libnvidia-ml.so.1"
+    PLAIN_PATH=$WORK/driver:$(dirname "$DRIVER")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+}
+
+# --- steps --------------------------------------------------------------------------------------------------
+
+step_doctor() {
+    local code
+    keep doctor.json 120 "$EMUV" doctor --json ${SIM:+--sim}
+    code=$?
+    python3 - "$WORK/doctor.json" >> "$TABLE" << 'PYTHON'
+import json, sys
+try:
+    with open(sys.argv[1]) as file:
+        found = json.load(file)
+except ValueError as error:
+    sys.exit(f"doctor printed no JSON: {error}")
+for check in found["checks"]:
+    word = "FAIL" if check["status"] == "fail" else check["status"]
+    print(f"{word:<5} {'doctor':<10} {check['id']:<46} {check['found'][:90]}")
+PYTHON
+    if [ $code -eq 0 ]; then row ok "exit code" 0; else row FAIL "exit code" "$code"; fi
+}
+
+# program NAME ARGUMENTS...: plain and under emuV with a part of its memory in RAM. Arguments that differ
+# between the two are given as PLAIN:: or EMUV:: followed by the argument.
+program() {
+    local name=$1 argument plain=() emuv=()
+    shift
+    for argument; do
+        case $argument in
+            PLAIN::*) plain+=("${argument#PLAIN::}") ;;
+            EMUV::*) emuv+=("${argument#EMUV::}") ;;
+            *) plain+=("$argument") emuv+=("$argument") ;;
+        esac
+    done
+    expect "$name, plain" "$name.plain" 120 env EMUV_TEST_EXPECT=plain EMUV_TEST_SLACK_MIB=256 \
+        LD_LIBRARY_PATH="$PLAIN_PATH" ${SIM:+EMUV_SIM=vram=1G} "$WORK/$name" "${plain[@]}"
+    expect "$name, 256M + 512M RAM" "$name.emuv" 120 env EMUV_TEST_EXPECT=emuv \
+        "$EMUV" run --quiet ${SIM:+--sim=vram=1G} --vram 256M --ram 512M -- "$WORK/$name" "${emuv[@]}"
+}
+
+build_programs() {
+    local source name flags
+    for source in tests/programs/*.c; do
+        name=$(basename "$source" .c)
+        flags=()
+        grep -q '#define EMUV_PROGRAM_WITHOUT_LINKING' "$source" || flags+=(-L "$WORK/driver" -lcuda)
+        [ "$name" = rpath ] && flags+=("-Wl,--disable-new-dtags,-rpath,$WORK/driver")
+        # The driver's own dependencies are not there to link with everywhere.
+        if ! "${CC:-cc}" -std=gnu11 -O2 -fPIE -pie -o "$WORK/$name" "$source" "${flags[@]}" \
+            -Wl,--allow-shlib-undefined -ldl -lpthread >> "$LOG" 2>&1; then
+            row FAIL "$name" "does not compile: see the log"
+        fi
+    done
+}
+
+step_programs() {
+    export EMUV_TEST_PTX=$ROOT/crates/emuv/kernels/emuv.ptx EMUV_TEST_LIBCUDA=$DRIVER
+    build_programs
+    program linked
+    program rpath
+    program dlopened
+    program abspath
+    program static_style
+    program forking 320
+    program exec_child
+    program threads 320 "" 12 250
+    program semantics PLAIN::0 EMUV::256
+    program spanning 150 "" 100
+    program contexts 320
+    program meminfo
+    if [ -n "$SIM" ]; then
+        program oom 32 "" PLAIN::900 PLAIN::1024 EMUV::700 EMUV::768
+    else
+        program oom PLAIN::1024 EMUV::32 "" EMUV::700 EMUV::768
+    fi
+    program compute 384 20260101
+    judge "compute: checksums, plain and emuV" same checksums "$WORK/compute.plain" "$WORK/compute.emuv"
+    keep compute.refused 60 "$EMUV" run --quiet ${SIM:+--sim=vram=1G} --vram 256M --ram 0 -- "$WORK/compute" 384 20260101
+    judge "compute: refused without RAM" oom "$WORK/compute.refused"
+    [ -n "$SIM" ] && return
+    # The same on a scale where it takes many chunks.
+    keep large.plain 60 env LD_LIBRARY_PATH="$PLAIN_PATH" "$WORK/compute" 6144 7 512
+    keep large.emuv 120 "$EMUV" run --quiet --vram 2G --ram 5G -- "$WORK/compute" 6144 7 512
+    judge "compute, 6 GiB on 2 GiB + 5 GiB RAM" same checksums "$WORK/large.plain" "$WORK/large.emuv"
+}
+
+step_meminfo() {
+    expect "plain" meminfo.plain 90 python3 tests/gpu/meminfo_agree.py --plain
+    expect "emuV, all of VRAM + 4G" meminfo.emuv 90 "$EMUV" run --quiet --ram 4G -- python3 tests/gpu/meminfo_agree.py
+    expect "emuV, 10.5G + 8G" meminfo.capped 90 "$EMUV" run --quiet --vram 10.5G --ram 8G -- python3 tests/gpu/meminfo_agree.py
+    expect "emuV, 10.5G and no RAM" meminfo.noram 90 "$EMUV" run --quiet --vram 10.5G --ram 0 -- python3 tests/gpu/meminfo_agree.py
+}
+
+step_resnet() {
+    local program=(python3 tests/gpu/resnet50.py --iters "$ITERS")
+    keep resnet.plain 120 "${program[@]}"
+    keep resnet.plain2 120 "${program[@]}"
+    judge "two plain runs agree" same losses,weights_sha256 "$WORK/resnet.plain" "$WORK/resnet.plain2"
+    keep resnet.fits 120 "$EMUV" run --ram 8G --report "$WORK/resnet.fits.json" -- "${program[@]}"
+    judge "emuV, everything fits" same losses,weights_sha256 "$WORK/resnet.plain" "$WORK/resnet.fits"
+    keep resnet.spilled 240 "$EMUV" run --vram 10.5G --ram 8G --report "$WORK/resnet.spilled.json" -- "${program[@]}"
+    judge "emuV, 10.5G + 8G RAM" same losses,weights_sha256 "$WORK/resnet.plain" "$WORK/resnet.spilled"
+    keep resnet.refused 120 "$EMUV" run --quiet --vram 10.5G --ram 0 -- "${program[@]}"
+    judge "10.5G and no RAM: refused" oom "$WORK/resnet.refused"
+    figure "seconds per iteration, plain" median seconds "$WORK/resnet.plain" "$WORK/resnet.plain2"
+    figure "ratio, everything fits" ratio seconds "$WORK/resnet.plain" "$WORK/resnet.plain2" -- "$WORK/resnet.fits"
+    figure "ratio, 10.5G + 8G RAM" ratio seconds "$WORK/resnet.plain" "$WORK/resnet.plain2" -- "$WORK/resnet.spilled"
+    cat "$WORK"/resnet.*.json >> "$LOG" 2> /dev/null
+}
+
+step_llama() {
+    local tokens program
+    for tokens in 1 512; do
+        program=(python3 tests/gpu/llama_layers.py --tokens "$tokens")
+        keep "llama.plain.$tokens" 120 "${program[@]}"
+        keep "llama.spilled.$tokens" 240 "$EMUV" run --vram 9G --ram 8G --report "$WORK/llama.$tokens.json" -- "${program[@]}"
+        judge "$tokens tokens, 9G + 8G RAM" same outputs_sha256 "$WORK/llama.plain.$tokens" "$WORK/llama.spilled.$tokens"
+        figure "$tokens tokens: seconds per forward, plain" median seconds "$WORK/llama.plain.$tokens"
+        figure "$tokens tokens: ratio, 9G + 8G RAM" ratio seconds "$WORK/llama.plain.$tokens" -- "$WORK/llama.spilled.$tokens"
+    done
+    keep llama.refused 120 "$EMUV" run --quiet --vram 9G --ram 0 -- "${program[@]}"
+    judge "9G and no RAM: refused" oom "$WORK/llama.refused"
+    cat "$WORK"/llama.*.json >> "$LOG" 2> /dev/null
+}
+
+# What emuV costs when everything fits: plain and emuV in turn, so that drift hits both.
+step_overhead() {
+    local round plain=() emuv=() plain_launch=() emuv_launch=()
+    export EMUV_TEST_PTX=$ROOT/crates/emuv/kernels/emuv.ptx
+    [ -x "$WORK/launch_bench" ] || build_programs
+    for round in 1 2 3 4 5; do
+        keep "launch.plain.$round" 60 env LD_LIBRARY_PATH="$PLAIN_PATH" ${SIM:+EMUV_SIM=vram=1G} "$WORK/launch_bench"
+        keep "launch.emuv.$round" 60 "$EMUV" run --quiet ${SIM:+--sim=vram=1G} --ram 1G -- "$WORK/launch_bench"
+        plain_launch+=("$WORK/launch.plain.$round") emuv_launch+=("$WORK/launch.emuv.$round")
+    done
+    figure "ns per launch, plain" median median_ns "${plain_launch[@]}"
+    figure "ns per launch, ratio under emuV" ratio median_ns "${plain_launch[@]}" -- "${emuv_launch[@]}"
+    [ -n "$SIM" ] && return
+    for round in 1 2 3; do
+        keep "fits.plain.$round" 90 python3 tests/gpu/resnet50.py --iters 12
+        keep "fits.emuv.$round" 90 "$EMUV" run --quiet --ram 4G -- python3 tests/gpu/resnet50.py --iters 12
+        plain+=("$WORK/fits.plain.$round") emuv+=("$WORK/fits.emuv.$round")
+    done
+    figure "ResNet-50 fitting: ratio under emuV" ratio seconds "${plain[@]}" -- "${emuv[@]}"
+    judge "ResNet-50 fitting: same results" same losses,weights_sha256 "${plain[@]}" "${emuv[@]}"
+}
+
+step_demo() {
+    expect "refused, spilled, completed, equal" demo 120 "$EMUV" demo ${SIM:+--sim}
+}
+
+# --- main ---------------------------------------------------------------------------------------------------
+
+if [ $# -gt 0 ]; then STEPS=("$@"); else STEPS=("${ALL_STEPS[@]}"); fi
+for STEP in "${STEPS[@]}"; do
+    case " ${ALL_STEPS[*]} " in
+        *" $STEP "*) ;;
+        *) echo "run.sh: no step '$STEP'; the steps are: ${ALL_STEPS[*]}" >&2; exit 2 ;;
+    esac
+done
+prepare_driver
+for STEP in "${STEPS[@]}"; do
+    LOG=$OUT/$STEP.log
+    : > "$LOG"
+    started=$SECONDS
+    echo "run.sh: $STEP ..." >&2
+    "step_$STEP"
+    echo "run.sh: $STEP took $((SECONDS - started)) s" >&2
+done
+cat "$TABLE"
+exit $FAILED

@@ -1,0 +1,43 @@
+/* What one launch costs the program: nanoseconds per cuLaunchKernel of a kernel that does almost nothing,
+ * as the median over several batches. Between batches the queue is drained, so that the time is the call's.
+ * Arguments: [launches per batch, default 1000] [batches, default 41] [buffers that exist meanwhile, default 64] */
+#include "program.h"
+
+static int ascending(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+int main(int argc, char **argv) {
+    size_t launches = argument(argc, argv, 1, 1000), batches = argument(argc, argv, 2, 41);
+    size_t buffers = argument(argc, argv, 3, 64);
+    CHECK(launches > 0 && batches > 0, "nothing to measure");
+    start_gpu();
+    /* Some live allocations: looking an argument up among them is part of the cost. */
+    CUdeviceptr *block = malloc((buffers + 1) * sizeof *block);
+    double *ns = malloc(batches * sizeof *ns);
+    CHECK(block && ns, "no memory");
+    for (size_t i = 0; i <= buffers; i++) OK(cuMemAlloc_v2(&block[i], 2 * MIB));
+    CUstream stream;
+    OK(cuStreamCreate(&stream, 1));
+    uint64_t count = 32;
+    for (size_t batch = 0; batch < batches; batch++) {
+        double start = now_us();
+        for (size_t i = 0; i < launches; i++) {
+            uint32_t round = (uint32_t)i;
+            CUdeviceptr target = block[i % (buffers + 1)];
+            void *parameters[] = {&target, &count, &round};
+            OK(cuLaunchKernel(gpu.mix, 1, 1, 1, 32, 1, 1, 0, stream, parameters, NULL));
+        }
+        ns[batch] = (now_us() - start) * 1e3 / (double)launches;
+        OK(cuStreamSynchronize(stream));
+    }
+    qsort(ns, batches, sizeof *ns, ascending);
+    printf("{\"launches\": %zu, \"batches\": %zu, \"median_ns\": %.0f, \"least_ns\": %.0f, \"most_ns\": %.0f}\n", launches,
+           batches, ns[batches / 2], ns[0], ns[batches - 1]);
+    for (size_t i = 0; i <= buffers; i++) OK(cuMemFree_v2(block[i]));
+    OK(cuStreamDestroy_v2(stream));
+    free(block);
+    free(ns);
+    return 0;
+}
