@@ -3,7 +3,7 @@
  * Arguments: [MiB in all, default 384] [seed, default 1] [edge of the square matrices, default 96] */
 #include "program.h"
 
-enum { BUFFERS = 6, LAYERS = 3 };
+enum { BUFFERS = 6, LAYERS = 2 };
 
 /* Numbers in [-1, 1): arithmetic on them stays far from infinities, whose bits GPUs and CPUs may choose
  * differently. */

@@ -50,8 +50,8 @@ int main(int argc, char **argv) {
         CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "child %zu ended with status 0x%x", i, status);
         /* The parent's memory and the parent's driver are as they were. */
         CHECK(run_reduce(block, count) == reduce_filled(5, count), "the parent's data changed after child %zu", i);
-        run_mix(block, count, (uint32_t)i);
-        run_fill(block, count, 5);
+        run_mix(block, 4096, (uint32_t)i);
+        run_fill(block, 4096, 5);
     }
     OK(cuMemFree_v2(block));
     check_free_is(before);

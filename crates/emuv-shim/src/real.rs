@@ -7,7 +7,8 @@
 
 use core::ffi::{CStr, c_void};
 use std::{
-    collections::HashMap,
+    cell::Cell,
+    collections::{HashMap, HashSet},
     path::PathBuf,
     sync::{
         OnceLock,
@@ -64,26 +65,57 @@ static NVML: OnceLock<Option<RealNvml>> = OnceLock::new();
 
 /// The CUDA driver; `None` if there is none (said once in the log).
 pub(crate) fn cuda() -> Option<&'static Real> {
-    CUDA.get_or_init(|| {
+    let load = || {
         let driver = load(Which::Cuda, Driver::open)?;
         let address = |name: &CStr| driver.address(name).map(|address| address.as_ptr() as usize);
         fill_slots(0..CUDA_SLOTS, address);
         let swaps = Swaps::collect(address, 0..CUDA_SLOTS);
         Some(Real { driver, swaps })
-    })
-    .as_ref()
+    };
+    CUDA.get_or_init(|| while_loading(load)).as_ref()
 }
 
 /// NVML; `None` if there is none (said once in the log).
 pub(crate) fn nvml() -> Option<&'static RealNvml> {
-    NVML.get_or_init(|| {
+    let load = || {
         let nvml = load(Which::Nvml, Nvml::open)?;
         let address = |name: &CStr| nvml.address(name).map(|address| address.as_ptr() as usize);
         fill_slots(CUDA_SLOTS..SLOT_COUNT, address);
         let swaps = Swaps::collect(address, CUDA_SLOTS..SLOT_COUNT);
         Some(RealNvml { nvml, swaps })
-    })
-    .as_ref()
+    };
+    NVML.get_or_init(|| while_loading(load)).as_ref()
+}
+
+thread_local! {
+    /// This thread is loading a real library, and looks its functions up for us and not for the program.
+    static LOADING: Cell<bool> = const { Cell::new(false) };
+}
+
+fn while_loading<T>(load: impl FnOnce() -> T) -> T {
+    LOADING.set(true);
+    let loaded = load();
+    LOADING.set(false);
+    loaded
+}
+
+/// Whether the calling thread is loading a real library.
+pub(crate) fn is_loading() -> bool {
+    LOADING.get()
+}
+
+/// Loads the real library that has a function of this name, if that is one that emuV handles: the program
+/// has opened the driver by its path and is looking its functions up, and has not called any yet.
+pub(crate) fn load_for(name: &CStr) {
+    static HANDLED: OnceLock<HashSet<&'static CStr>> = OnceLock::new();
+    if !HANDLED.get_or_init(|| handled().into_iter().map(|handled| NAMES[handled.slot]).collect()).contains(name) {
+        return;
+    }
+    if name.to_bytes().starts_with(b"nvml") {
+        nvml();
+    } else {
+        cuda();
+    }
 }
 
 /// Our entry for a function of a real library, `None` if that one is not handled (or nothing is loaded

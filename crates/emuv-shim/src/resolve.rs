@@ -92,7 +92,11 @@ unsafe extern "C" fn lookup(handle: *mut c_void, name: *const c_char) -> *mut c_
     if !name.to_bytes().starts_with(b"cu") && !name.to_bytes().starts_with(b"nvml") {
         return found;
     }
+    if real::is_loading() {
+        return found;
+    }
     catch_unwind(|| {
+        real::load_for(name);
         if found.is_null() {
             // A symbol newer than this build of emuV: the real library may have it.
             return if is_own(handle) { real::symbol(name).map(<*const c_void>::cast_mut) } else { None };

@@ -10,8 +10,9 @@ use emuv_cuda::{
     CUresult, CuResult,
     types::{
         CU_STREAM_CAPTURE_STATUS_NONE, CU_STREAM_NON_BLOCKING, CU_STREAM_WAIT_VALUE_AND, CU_STREAM_WAIT_VALUE_EQ,
-        CU_STREAM_WAIT_VALUE_GEQ, CU_STREAM_WAIT_VALUE_NOR, CUcontext, CUdevice, CUdeviceptr_v2, CUhostFn, CUstream,
-        CUstreamCallback, CUstreamCaptureMode, CUstreamCaptureStatus, cuuint32_t, cuuint64_t,
+        CU_STREAM_WAIT_VALUE_GEQ, CU_STREAM_WAIT_VALUE_NOR, CUcontext, CUdevice, CUdeviceptr_v2, CUgraph,
+        CUgraphEdgeData, CUgraphNode, CUhostFn, CUstream, CUstreamCallback, CUstreamCaptureMode, CUstreamCaptureStatus,
+        cuuint32_t, cuuint64_t,
     },
 };
 
@@ -155,6 +156,24 @@ entries! {
     ) |call| {
         call.stream(stream.address())?;
         id.offer(0);
+        out.write(CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+
+    fn cuStreamGetCaptureInfo_v2 / cuStreamGetCaptureInfo_v2_ptsz(
+        stream: CUstream, out: *mut CUstreamCaptureStatus, id: *mut cuuint64_t, graph: *mut CUgraph,
+        nodes: *mut *const CUgraphNode, count: *mut usize,
+    ) |call| {
+        let _ = (id, graph, nodes, count);
+        call.stream(stream.address())?;
+        out.write(CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+
+    fn cuStreamGetCaptureInfo_v3 / cuStreamGetCaptureInfo_v3_ptsz(
+        stream: CUstream, out: *mut CUstreamCaptureStatus, id: *mut cuuint64_t, graph: *mut CUgraph,
+        nodes: *mut *const CUgraphNode, edges: *mut *const CUgraphEdgeData, count: *mut usize,
+    ) |call| {
+        let _ = (id, graph, nodes, edges, count);
+        call.stream(stream.address())?;
         out.write(CU_STREAM_CAPTURE_STATUS_NONE)
     }
 
