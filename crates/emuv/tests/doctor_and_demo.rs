@@ -1,4 +1,5 @@
 //! `emuv doctor` and `emuv demo` on the simulated GPU, as a program that calls them sees them.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // Tests: a panic is the report.
 
 use std::process::{Command, Output};
 

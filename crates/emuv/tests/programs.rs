@@ -3,6 +3,7 @@
 //! program checks itself is the same in all three; here it is checked that data really was spilled.
 //!
 //! The sources are in `tests/programs/`; `tests/gpu/run.sh` runs the same programs on a real GPU.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // Tests: a panic is the report.
 
 use std::{
     fs,
