@@ -80,10 +80,11 @@ fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/programs")
 }
 
-/// A shared object of the workspace, beside the binary or in `deps/`.
+/// A shared object of the workspace, from the same places and in the same order as emuV takes it: it must be
+/// the very same file, and the copy beside the binary may be older.
 fn built_library(name: &str) -> PathBuf {
     let beside = Path::new(env!("CARGO_BIN_EXE_emuv")).parent().unwrap();
-    let found = [beside.join(name), beside.join("deps").join(name)].into_iter().find(|path| path.is_file());
+    let found = [beside.join("deps").join(name), beside.join(name)].into_iter().find(|path| path.is_file());
     found.unwrap_or_else(|| panic!("{name} is not in {}: build the workspace first", beside.display()))
 }
 
