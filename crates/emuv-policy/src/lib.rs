@@ -14,6 +14,7 @@ mod chunk;
 mod memory;
 mod slab;
 mod space;
+mod stream_clock;
 mod stream_pool;
 mod units;
 
@@ -22,7 +23,8 @@ pub use chunk::{CHUNK_CLASSES, Chunk, GRANULE};
 pub use memory::{
     Allocation, AllocationId, Answer, DeviceMemory, FreeError, Owner, Plan, Release, Room, SMALL_BYTES, Ticket,
 };
-pub use stream_pool::{Block, PoolId, PoolUse, StreamId, StreamPools, Taken, block_bytes};
+pub use stream_clock::{Freed, StreamClocks, StreamId};
+pub use stream_pool::{Block, PoolId, PoolUse, StreamPools, Waste, block_bytes};
 pub use units::{Bytes, ParseBytesError};
 
 /// Where a chunk's bytes are.

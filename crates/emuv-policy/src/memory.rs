@@ -233,6 +233,20 @@ impl DeviceMemory {
         Some(offset)
     }
 
+    /// As [`Self::commit`], each chunk an allocation of its own: for pools, which give memory back chunk by
+    /// chunk. Gives their offsets and sizes.
+    pub fn commit_chunks(&mut self, ticket: Ticket) -> Vec<(u64, u64)> {
+        let Some(allocation) = self.planned.remove(&ticket) else { return Vec::new() };
+        let Place::Chunks(chunks) = allocation.place else { return Vec::new() };
+        for &chunk in &chunks {
+            let id = AllocationId(self.number());
+            let place = Place::Chunks(vec![chunk]);
+            let owner = allocation.owner;
+            self.live.insert(chunk.offset, Allocation { id, offset: chunk.offset, bytes: chunk.bytes, owner, place });
+        }
+        chunks.iter().map(|chunk| (chunk.offset, chunk.bytes)).collect()
+    }
+
     /// A plan could not be carried out and nothing of it is left mapped.
     pub fn abandon(&mut self, ticket: Ticket) {
         let Some(allocation) = self.planned.remove(&ticket) else { return };

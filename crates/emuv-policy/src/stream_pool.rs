@@ -1,26 +1,20 @@
-//! Stream-ordered pools: which freed block may be given out again, and to whom.
+//! Stream-ordered pools: which freed memory may be given out again, and to whom.
 //!
-//! `cuMemFreeAsync(p, s)` takes effect when stream `s` comes to it. From then on the block may be used by
-//! anyone; before that, only by later work of the same stream. So a free block carries the stream that freed
-//! it and the number of that free on that stream, and each stream has a clock:
+//! A pool holds whole chunks (for requests above [`SMALL_BYTES`]) and small pieces of slabs. A chunk belongs to
+//! one block of the program at a time, so that moving a chunk moves one tensor's bytes and nothing else. A
+//! block is a run of chunks with adjacent addresses; freed chunks of different blocks may be joined into a new
+//! block, or a large one's split, at chunk borders.
 //!
-//! ```text
-//!   freed   number of frees issued on the stream so far
-//!   fenced  frees that the last recorded fence (an event) covers       done <= fenced <= freed
-//!   done    frees that are known to have taken effect
-//! ```
-//!
-//! A block freed as number `n` on stream `s` may be taken by `s` at any time, by others once `n <= done(s)`.
-//! Nothing is recorded on the fast path: a fence is recorded only when some other stream (or a trim) wants
-//! what a stream has freed, and covers all its frees until then.
+//! Memory freed on a stream may be taken by that stream at once (it works in order), and by others when the
+//! free has taken effect ([`StreamClocks`]).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::{chunk::GRANULE, memory::SMALL_BYTES};
-
-/// A stream, unique in the process (a driver handle may come again after a stream is destroyed).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct StreamId(pub u64);
+use crate::{
+    chunk::GRANULE,
+    memory::SMALL_BYTES,
+    stream_clock::{Freed, StreamClocks, StreamId},
+};
 
 /// A pool by its driver handle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,19 +33,13 @@ pub struct PoolUse {
     pub reserved_high: u64,
 }
 
-/// Answer to [`StreamPools::take`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Taken {
-    /// This address, at once.
-    Hit(u64),
-    /// Nothing free fits. Make a block of `block_bytes` and [`StreamPools::add`] it, unless a fence on one
-    /// of `streams` (which have freed something that fits) shows that it may be had.
-    Miss {
-        /// The size that blocks for this request have.
-        block_bytes: u64,
-        /// Streams whose frees would help if they had taken effect.
-        streams: Vec<StreamId>,
-    },
+/// How much larger than needed a reused block may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waste {
+    /// An eighth: what is worth more than making a new block.
+    Little,
+    /// Anything: when a new block would have to lie in RAM.
+    Any,
 }
 
 /// What the program holds at an address.
@@ -61,28 +49,32 @@ pub struct Block {
     pub pool: PoolId,
     /// The size asked for.
     pub bytes: u64,
-    /// The size of the block behind it.
+    /// The size of the memory behind it.
     pub block_bytes: u64,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
-struct Clock {
-    freed: u64,
-    fenced: u64,
-    done: u64,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Used,
+    /// `None`: nobody's work can touch it.
+    Free(Option<Freed>),
 }
 
 #[derive(Debug, Clone, Copy)]
-struct FreeBlock {
-    address: u64,
-    /// Who freed it, and as which of its frees; `None`: nobody's work can touch it.
-    freed: Option<(StreamId, u64)>,
+struct PoolChunk {
+    bytes: u64,
+    state: State,
 }
 
 #[derive(Debug, Default)]
 struct Pool {
-    /// By block size; the most recently freed last.
-    free: BTreeMap<u64, Vec<FreeBlock>>,
+    /// By address.
+    chunks: BTreeMap<u64, PoolChunk>,
+    /// Free small pieces by size; the most recently freed last.
+    small: BTreeMap<u64, Vec<(u64, Option<Freed>)>>,
+    /// Addresses at which blocks of a size were freed, the last one last. Only hints: the chunks there may
+    /// have been used otherwise since.
+    recent: HashMap<u64, Vec<u64>>,
     usage: PoolUse,
     release_threshold: u64,
 }
@@ -90,12 +82,13 @@ struct Pool {
 /// All stream-ordered pools of a device.
 #[derive(Debug, Default)]
 pub struct StreamPools {
-    clocks: HashMap<StreamId, Clock>,
+    /// When frees take effect.
+    pub clocks: StreamClocks,
     pools: BTreeMap<PoolId, Pool>,
-    used: HashMap<u64, Block>,
+    used: BTreeMap<u64, Block>,
 }
 
-/// The size of the block that serves a request: 512-byte steps up to 4 KiB, eighths of a power of two up to
+/// The size of the memory that serves a request: 512-byte steps up to 4 KiB, eighths of a power of two up to
 /// [`SMALL_BYTES`], granules beyond.
 pub fn block_bytes(bytes: u64) -> u64 {
     const UNIT: u64 = 512;
@@ -103,157 +96,203 @@ pub fn block_bytes(bytes: u64) -> u64 {
     if bytes > SMALL_BYTES {
         return bytes.checked_next_multiple_of(GRANULE).unwrap_or(u64::MAX);
     }
-    let step = (bytes.next_power_of_two() / 16).max(UNIT);
-    bytes.next_multiple_of(step)
+    bytes.next_multiple_of((bytes.next_power_of_two() / 16).max(UNIT))
 }
 
-/// How much larger than asked for a reused block may be: an eighth, or nothing for small ones.
-fn acceptable(block_bytes: u64) -> u64 {
-    if block_bytes > SMALL_BYTES { block_bytes + block_bytes / 8 } else { block_bytes }
-}
-
-impl StreamPools {
-    /// The program wants `bytes` (at least 1) of `pool` on `stream`.
-    pub fn take(&mut self, pool: PoolId, stream: StreamId, bytes: u64) -> Taken {
-        let block_bytes = block_bytes(bytes);
-        let entry = self.pools.entry(pool).or_default();
-        let mut streams = Vec::new();
-        for (&size, free) in entry.free.range_mut(block_bytes..=acceptable(block_bytes)) {
-            let fits = |block: &FreeBlock| match block.freed {
-                None => true,
-                Some((who, number)) => who == stream || self.clocks.get(&who).is_none_or(|clock| number <= clock.done),
-            };
-            if let Some(index) = free.iter().rposition(fits) {
-                let block = free.swap_remove(index);
-                self.hand_out(pool, block.address, bytes, size);
-                return Taken::Hit(block.address);
+impl Pool {
+    /// The tightest run of adjacent free chunks of at least `need` and at most `most` bytes that are all
+    /// `usable`: its address and size.
+    fn find_run(&self, need: u64, most: u64, usable: &impl Fn(Option<Freed>) -> bool) -> Option<(u64, u64)> {
+        let mut best: Option<(u64, u64)> = None;
+        // The run in hand: chunks (address, size) that join, and their sum. Whenever it is long enough, its
+        // first chunks are dropped as far as possible.
+        let mut run = std::collections::VecDeque::new();
+        let mut sum = 0;
+        let mut end = 0;
+        for (&address, chunk) in &self.chunks {
+            let free = matches!(chunk.state, State::Free(freed) if usable(freed));
+            if !free || address != end {
+                run.clear();
+                sum = 0;
             }
-            streams.extend(free.iter().filter_map(|block| block.freed.map(|(who, _)| who)));
+            if free {
+                run.push_back((address, chunk.bytes));
+                sum += chunk.bytes;
+            }
+            end = address + chunk.bytes;
+            while let Some(&(start, first)) = run.front() {
+                if sum < need {
+                    break;
+                }
+                if sum <= most && best.is_none_or(|(_, size)| sum < size) {
+                    best = Some((start, sum));
+                }
+                run.pop_front();
+                sum -= first;
+            }
+            if best.is_some_and(|(_, size)| size == need) {
+                break;
+            }
         }
-        streams.sort_unstable();
-        streams.dedup();
-        Taken::Miss { block_bytes, streams }
+        best
     }
 
-    /// Takes a block for a stream that has been made to wait for the first `number` frees of `from`.
-    pub fn take_after(&mut self, pool: PoolId, from: StreamId, number: u64, bytes: u64) -> Option<u64> {
-        let block_bytes = block_bytes(bytes);
-        let entry = self.pools.get_mut(&pool)?;
-        for (&size, free) in entry.free.range_mut(block_bytes..=acceptable(block_bytes)) {
-            let fits = |block: &FreeBlock| block.freed.is_some_and(|(who, freed)| who == from && freed <= number);
-            if let Some(index) = free.iter().rposition(fits) {
-                let block = free.swap_remove(index);
-                self.hand_out(pool, block.address, bytes, size);
-                return Some(block.address);
+    /// Whether the chunks from `address` on are free, `usable`, and make up exactly `bytes`.
+    fn is_run(&self, address: u64, bytes: u64, usable: &impl Fn(Option<Freed>) -> bool) -> bool {
+        let mut end = address;
+        for (&start, chunk) in self.chunks.range(address..address + bytes) {
+            if start != end || !matches!(chunk.state, State::Free(freed) if usable(freed)) {
+                return false;
+            }
+            end += chunk.bytes;
+        }
+        end == address + bytes
+    }
+
+    fn set(&mut self, address: u64, bytes: u64, state: State) {
+        for chunk in self.chunks.range_mut(address..address + bytes).map(|(_, chunk)| chunk) {
+            chunk.state = state;
+        }
+    }
+
+    fn take_small(&mut self, size: u64, usable: &impl Fn(Option<Freed>) -> bool) -> Option<u64> {
+        let free = self.small.get_mut(&size)?;
+        let index = free.iter().rposition(|(_, freed)| usable(*freed))?;
+        Some(free.swap_remove(index).0)
+    }
+
+    fn take_recent(&mut self, size: u64, usable: &impl Fn(Option<Freed>) -> bool) -> Option<u64> {
+        while let Some(address) = self.recent.get_mut(&size)?.pop() {
+            if self.is_run(address, size, usable) {
+                return Some(address);
             }
         }
         None
     }
 
-    /// A new block for the program, made after a miss.
-    pub fn add(&mut self, pool: PoolId, address: u64, bytes: u64, block_bytes: u64) {
-        let usage = &mut self.pools.entry(pool).or_default().usage;
-        usage.reserved += block_bytes;
-        usage.reserved_high = usage.reserved_high.max(usage.reserved);
-        self.hand_out(pool, address, bytes, block_bytes);
+    /// Memory for a block of `size`: its address and size.
+    fn take(&mut self, size: u64, waste: Waste, usable: &impl Fn(Option<Freed>) -> bool) -> Option<(u64, u64)> {
+        if size <= SMALL_BYTES {
+            return self.take_small(size, usable).map(|address| (address, size));
+        }
+        let most = if waste == Waste::Any { u64::MAX } else { size + size / 8 };
+        let recent = self.take_recent(size, usable).map(|address| (address, size));
+        let (address, bytes) = recent.or_else(|| self.find_run(size, most, usable))?;
+        self.set(address, bytes, State::Used);
+        Some((address, bytes))
+    }
+}
+
+impl StreamPools {
+    /// The program wants `bytes` (at least 1) of `pool` on `stream`: an address that it may use at once, or
+    /// `None` if nothing free fits.
+    pub fn take(&mut self, pool: PoolId, stream: StreamId, bytes: u64, waste: Waste) -> Option<u64> {
+        let clocks = &self.clocks;
+        let usable = |freed: Option<Freed>| freed.is_none_or(|freed| freed.stream == stream || clocks.is_done(freed));
+        let found = self.pools.entry(pool).or_default().take(block_bytes(bytes), waste, &usable);
+        found.map(|(address, block_bytes)| self.hand_out(pool, address, bytes, block_bytes))
     }
 
-    fn hand_out(&mut self, pool: PoolId, address: u64, bytes: u64, block_bytes: u64) {
+    /// As [`Self::take`], for a stream that has been made to wait for the first `number` frees of `from`.
+    pub fn take_after(
+        &mut self,
+        pool: PoolId,
+        stream: StreamId,
+        from: StreamId,
+        number: u64,
+        bytes: u64,
+    ) -> Option<u64> {
+        let clocks = &self.clocks;
+        let usable = |freed: Option<Freed>| {
+            freed.is_none_or(|freed| {
+                let waited = freed.stream == from && freed.number <= number;
+                waited || freed.stream == stream || clocks.is_done(freed)
+            })
+        };
+        let found = self.pools.get_mut(&pool)?.take(block_bytes(bytes), Waste::Any, &usable);
+        found.map(|(address, block_bytes)| self.hand_out(pool, address, bytes, block_bytes))
+    }
+
+    /// New memory for the program, made because nothing free fitted: a small piece (no chunks), or chunks
+    /// (address, bytes) with adjacent addresses.
+    pub fn add(&mut self, pool: PoolId, address: u64, bytes: u64, chunks: &[(u64, u64)]) {
+        let entry = self.pools.entry(pool).or_default();
+        let size = if bytes > SMALL_BYTES { chunks.iter().map(|(_, bytes)| bytes).sum() } else { block_bytes(bytes) };
+        if bytes > SMALL_BYTES {
+            let chunk = |&(address, bytes): &(u64, u64)| (address, PoolChunk { bytes, state: State::Used });
+            entry.chunks.extend(chunks.iter().map(chunk));
+        }
+        entry.usage.reserved += size;
+        entry.usage.reserved_high = entry.usage.reserved_high.max(entry.usage.reserved);
+        self.hand_out(pool, address, bytes, size);
+    }
+
+    fn hand_out(&mut self, pool: PoolId, address: u64, bytes: u64, block_bytes: u64) -> u64 {
         let usage = &mut self.pools.entry(pool).or_default().usage;
         usage.used += block_bytes;
         usage.used_high = usage.used_high.max(usage.used);
         self.used.insert(address, Block { pool, bytes, block_bytes });
+        address
     }
 
-    /// What the program holds at `address`, if it came from a pool.
-    pub fn find(&self, address: u64) -> Option<&Block> {
-        self.used.get(&address)
+    /// The block of the program's that `address` lies in, with its start.
+    pub fn find(&self, address: u64) -> Option<(u64, Block)> {
+        let (&start, &block) = self.used.range(..=address).next_back()?;
+        (address - start < block.bytes).then_some((start, block))
     }
 
-    /// The program frees `address` on `stream`, or (`None`) with nothing in flight that could touch it.
-    /// False: that is no block of a pool.
+    /// The program frees the block that starts at `address` on `stream`, or (`None`) with nothing in flight
+    /// that could touch it. False: that is no block of a pool.
     pub fn give(&mut self, address: u64, stream: Option<StreamId>) -> bool {
         let Some(block) = self.used.remove(&address) else { return false };
-        let freed = stream.map(|stream| {
-            let clock = self.clocks.entry(stream).or_default();
-            clock.freed += 1;
-            (stream, clock.freed)
-        });
+        let freed = stream.map(|stream| self.clocks.free(stream));
         let pool = self.pools.entry(block.pool).or_default();
         pool.usage.used -= block.block_bytes;
-        pool.free.entry(block.block_bytes).or_default().push(FreeBlock { address, freed });
+        if block.block_bytes <= SMALL_BYTES {
+            pool.small.entry(block.block_bytes).or_default().push((address, freed));
+        } else {
+            pool.set(address, block.block_bytes, State::Free(freed));
+            let recent = pool.recent.entry(block.block_bytes).or_default();
+            // Stale hints must not pile up: what matters is what was freed last.
+            if recent.len() >= 64 {
+                recent.drain(..32);
+            }
+            recent.push(address);
+        }
         true
     }
 
-    /// Whether a stream has freed something that no fence covers yet.
-    pub fn wants_fence(&self, stream: StreamId) -> bool {
-        self.clocks.get(&stream).is_some_and(|clock| clock.fenced < clock.freed)
-    }
-
-    /// Whether a fence on the stream has been recorded and is not known to have been reached.
-    pub fn awaits_fence(&self, stream: StreamId) -> bool {
-        self.clocks.get(&stream).is_some_and(|clock| clock.done < clock.fenced)
-    }
-
-    /// A fence was recorded on the stream; it covers at least the first `number` frees ([`Self::freed`],
-    /// taken before).
-    pub fn fence_recorded(&mut self, stream: StreamId, number: u64) {
-        if let Some(clock) = self.clocks.get_mut(&stream) {
-            clock.fenced = clock.fenced.max(number.min(clock.freed));
-        }
-    }
-
-    /// How many of the stream's frees its last fence covers: taken before asking whether the fence has been
-    /// reached, given to [`Self::settled`] if it has.
-    pub fn fenced(&self, stream: StreamId) -> u64 {
-        self.clocks.get(&stream).map_or(0, |clock| clock.fenced)
-    }
-
-    /// How many frees the stream has issued: taken before waiting for the stream, given to
-    /// [`Self::settled`] after.
-    pub fn freed(&self, stream: StreamId) -> u64 {
-        self.clocks.get(&stream).map_or(0, |clock| clock.freed)
-    }
-
-    /// The first `number` frees of the stream have taken effect.
-    pub fn settled(&mut self, stream: StreamId, number: u64) {
-        if let Some(clock) = self.clocks.get_mut(&stream) {
-            clock.done = clock.done.max(number.min(clock.freed));
-            clock.fenced = clock.fenced.max(clock.done);
-        }
-    }
-
-    /// Streams that have freed something which is not known to have taken effect.
-    pub fn unsettled(&self) -> Vec<StreamId> {
-        let mut streams: Vec<StreamId> =
-            self.clocks.iter().filter(|(_, clock)| clock.done < clock.freed).map(|(stream, _)| *stream).collect();
-        streams.sort_unstable();
-        streams
-    }
-
-    /// Blocks of `pool` to give back so that it holds no more than `keep_bytes`, as far as nothing in flight
-    /// can touch them; the largest first. They are the pool's no more.
+    /// Takes memory out of `pool` so that it holds no more than `keep_bytes`, as far as nothing in flight can
+    /// touch it: the addresses to give back, chunk by chunk and piece by piece.
     pub fn trim(&mut self, pool: PoolId, keep_bytes: u64) -> Vec<u64> {
         let Some(entry) = self.pools.get_mut(&pool) else { return Vec::new() };
         let clocks = &self.clocks;
+        let settled = |freed: Option<Freed>| freed.is_none_or(|freed| clocks.is_done(freed));
         let mut gone = Vec::new();
-        for (&size, free) in entry.free.iter_mut().rev() {
-            free.retain(|block| {
-                let settled = block.freed.is_none_or(|(who, number)| clocks.get(&who).is_none_or(|c| number <= c.done));
-                let go = settled && entry.usage.reserved > keep_bytes;
+        let mut reserved = entry.usage.reserved;
+        entry.chunks.retain(|&address, chunk| {
+            let go = reserved > keep_bytes && matches!(chunk.state, State::Free(freed) if settled(freed));
+            if go {
+                reserved -= chunk.bytes;
+                gone.push(address);
+            }
+            !go
+        });
+        for (&size, free) in &mut entry.small {
+            free.retain(|&(address, freed)| {
+                let go = reserved > keep_bytes && settled(freed);
                 if go {
-                    entry.usage.reserved -= size;
-                    gone.push(block.address);
+                    reserved -= size;
+                    gone.push(address);
                 }
                 !go
             });
         }
-        entry.free.retain(|_, free| !free.is_empty());
+        entry.usage.reserved = reserved;
         gone
     }
 
-    /// Blocks to give back so that `bytes` become free, as far as nothing in flight can touch them; from
-    /// every pool. They are the pools' no more.
+    /// Takes `bytes` out of whichever pools, as [`Self::trim`] does.
     pub fn trim_bytes(&mut self, bytes: u64) -> Vec<u64> {
         let mut gone = Vec::new();
         let mut left = bytes;
@@ -261,23 +300,19 @@ impl StreamPools {
             let before = self.usage(pool).reserved;
             gone.extend(self.trim(pool, before.saturating_sub(left)));
             left = left.saturating_sub(before - self.usage(pool).reserved);
-            if left == 0 {
-                break;
-            }
         }
         gone
     }
 
-    /// Whether a pool holds more free memory than its release threshold allows.
+    /// Pools that hold more than they use and more than their release thresholds allow.
     pub fn over_threshold(&self) -> Vec<PoolId> {
-        let over = |pool: &Pool| pool.usage.reserved > pool.usage.used && pool.usage.reserved > pool.release_threshold;
+        let over = |pool: &Pool| pool.usage.reserved > pool.usage.used.max(pool.release_threshold);
         self.pools.iter().filter(|(_, pool)| over(pool)).map(|(id, _)| *id).collect()
     }
 
     /// Trims a pool to its release threshold, as the driver does when the program synchronises.
     pub fn trim_to_threshold(&mut self, pool: PoolId) -> Vec<u64> {
-        let keep = self.pools.get(&pool).map_or(0, |pool| pool.release_threshold);
-        self.trim(pool, keep)
+        self.trim(pool, self.release_threshold(pool))
     }
 
     /// Bytes that a pool keeps when the program synchronises; zero at first.
@@ -311,120 +346,138 @@ impl StreamPools {
         self.pools.keys().copied().collect()
     }
 
-    /// The addresses of every block of a pool, used or free.
-    pub fn blocks(&self, pool: PoolId) -> Vec<u64> {
-        let used = self.used.iter().filter(|(_, block)| block.pool == pool).map(|(address, _)| *address);
-        let free = self.pools.get(&pool).into_iter().flat_map(|pool| pool.free.values().flatten());
-        used.chain(free.map(|block| block.address)).collect()
-    }
-
-    /// Bytes held in free blocks, of all pools.
+    /// Bytes held and not used, of all pools.
     pub fn free_bytes(&self) -> u64 {
         self.pools.values().map(|pool| pool.usage.reserved - pool.usage.used).sum()
     }
 
-    /// A pool goes (destroyed, or its device's primary context is): all its addresses, used or not. The
-    /// caller has waited for the device.
+    /// The addresses of everything that a pool holds, used or free, as [`Self::trim`] would give them back.
+    pub fn held(&self, pool: PoolId) -> Vec<u64> {
+        let Some(entry) = self.pools.get(&pool) else { return Vec::new() };
+        let mut held: BTreeSet<u64> = entry.chunks.keys().copied().collect();
+        held.extend(entry.small.values().flatten().map(|(address, _)| *address));
+        held.extend(self.used.iter().filter(|(_, block)| block.pool == pool).map(|(address, _)| *address));
+        held.into_iter().collect()
+    }
+
+    /// A pool goes with its device's primary context: everything that it held, to be given back.
     pub fn remove(&mut self, pool: PoolId) -> Vec<u64> {
-        let free = self.pools.remove(&pool).map(|pool| pool.free).unwrap_or_default();
-        let mut gone: Vec<u64> = free.into_values().flatten().map(|block| block.address).collect();
-        gone.extend(self.used.iter().filter(|(_, block)| block.pool == pool).map(|(address, _)| *address));
+        let held = self.held(pool);
+        self.pools.remove(&pool);
         self.used.retain(|_, block| block.pool != pool);
-        gone
+        held
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chunk::{Rooms, place};
 
     const MIB: u64 = 1 << 20;
     const POOL: PoolId = PoolId(1);
     const A: StreamId = StreamId(10);
     const B: StreamId = StreamId(11);
 
-    fn pools_with(blocks: &[(u64, u64)]) -> StreamPools {
-        let mut pools = StreamPools::default();
-        for &(address, bytes) in blocks {
-            pools.add(POOL, address, bytes, block_bytes(bytes));
+    /// Adds blocks of whole MiB side by side; gives their addresses.
+    fn add(pools: &mut StreamPools, sizes: &[u64]) -> Vec<u64> {
+        let mut next = 1 << 40;
+        let mut addresses = Vec::new();
+        for size in sizes {
+            let rooms = Rooms { vram: u64::MAX, ram: 0, vram_reserve: 0 };
+            let chunks = place(next, block_bytes(size * MIB), rooms).unwrap();
+            let chunks: Vec<_> = chunks.iter().map(|chunk| (chunk.offset, chunk.bytes)).collect();
+            pools.add(POOL, next, size * MIB, &chunks);
+            addresses.push(next);
+            next += block_bytes(size * MIB);
         }
-        pools
+        addresses
+    }
+
+    fn with_blocks(sizes: &[u64]) -> (StreamPools, Vec<u64>) {
+        let mut pools = StreamPools::default();
+        let addresses = add(&mut pools, sizes);
+        (pools, addresses)
     }
 
     #[test]
     fn the_stream_that_freed_a_block_may_have_it_at_once() {
-        let mut pools = pools_with(&[(0x100, 5 * MIB)]);
-        assert!(pools.give(0x100, Some(A)));
-        assert_eq!(pools.take(POOL, A, 5 * MIB), Taken::Hit(0x100));
+        let (mut pools, at) = with_blocks(&[5]);
+        assert!(pools.give(at[0], Some(A)));
+        assert_eq!(pools.take(POOL, B, 5 * MIB, Waste::Any), None);
+        assert_eq!(pools.take(POOL, A, 5 * MIB, Waste::Little), Some(at[0]));
     }
 
     #[test]
-    fn another_stream_waits_for_the_fence() {
-        let mut pools = pools_with(&[(0x100, 5 * MIB)]);
-        pools.give(0x100, Some(A));
-        let miss = Taken::Miss { block_bytes: 6 * MIB, streams: vec![A] };
-        assert_eq!(pools.take(POOL, B, 5 * MIB), miss);
-        let freed = pools.freed(A);
-        pools.fence_recorded(A, freed);
-        assert_eq!(pools.take(POOL, B, 5 * MIB), miss);
-        let fenced = pools.fenced(A);
-        pools.settled(A, fenced);
-        assert_eq!(pools.take(POOL, B, 5 * MIB), Taken::Hit(0x100));
+    fn another_stream_may_have_it_when_the_free_has_taken_effect() {
+        let (mut pools, at) = with_blocks(&[5]);
+        pools.give(at[0], Some(A));
+        pools.clocks.settled(A, 1);
+        assert_eq!(pools.take(POOL, B, 5 * MIB, Waste::Little), Some(at[0]));
     }
 
     #[test]
-    fn a_fence_covers_only_the_frees_before_it() {
-        let mut pools = pools_with(&[(0x100, 5 * MIB), (0x200, 5 * MIB)]);
-        pools.give(0x100, Some(A));
-        let freed = pools.freed(A);
-        pools.fence_recorded(A, freed);
-        pools.give(0x200, Some(A));
-        let fenced = pools.fenced(A);
-        pools.settled(A, fenced);
-        assert_eq!(pools.take(POOL, B, 5 * MIB), Taken::Hit(0x100));
-        assert!(matches!(pools.take(POOL, B, 5 * MIB), Taken::Miss { .. }));
-        assert!(pools.wants_fence(A));
+    fn a_stream_made_to_wait_may_have_what_it_waits_for() {
+        let (mut pools, at) = with_blocks(&[5, 5]);
+        pools.give(at[0], Some(A));
+        pools.give(at[1], Some(A));
+        assert_eq!(pools.take_after(POOL, B, A, 1, 5 * MIB), Some(at[0]));
+        assert_eq!(pools.take_after(POOL, B, A, 1, 5 * MIB), None);
     }
 
     #[test]
-    fn a_stream_made_to_wait_may_have_what_the_fence_covers() {
-        let mut pools = pools_with(&[(0x100, 5 * MIB), (0x200, 5 * MIB)]);
-        pools.give(0x100, Some(A));
-        let freed = pools.freed(A);
-        pools.fence_recorded(A, freed);
-        pools.give(0x200, Some(A));
-        assert_eq!(pools.take_after(POOL, A, 1, 5 * MIB), Some(0x100));
-        assert_eq!(pools.take_after(POOL, A, 1, 5 * MIB), None);
+    fn a_larger_block_is_split_at_a_chunk_border() {
+        let (mut pools, at) = with_blocks(&[98]);
+        pools.give(at[0], Some(A));
+        let first = pools.take(POOL, A, 30 * MIB, Waste::Little).unwrap();
+        let rest = pools.take(POOL, A, 66 * MIB, Waste::Little).unwrap();
+        assert_eq!((first, rest), (at[0], at[0] + 32 * MIB));
+        assert_eq!(pools.usage(POOL).used, 98 * MIB);
     }
 
     #[test]
-    fn a_block_serves_requests_a_little_smaller_and_no_others() {
-        let mut pools = pools_with(&[(0x100, 32 * MIB)]);
-        pools.give(0x100, Some(A));
-        assert!(matches!(pools.take(POOL, A, 20 * MIB), Taken::Miss { .. }));
-        assert!(matches!(pools.take(POOL, A, 33 * MIB), Taken::Miss { .. }));
-        assert_eq!(pools.take(POOL, A, 30 * MIB), Taken::Hit(0x100));
+    fn adjacent_free_chunks_are_joined() {
+        let (mut pools, at) = with_blocks(&[32, 32, 32]);
+        pools.give(at[0], Some(A));
+        pools.give(at[1], None);
+        assert_eq!(pools.take(POOL, A, 64 * MIB, Waste::Little), Some(at[0]));
+        assert_eq!(pools.find(at[1] + 5).map(|(start, block)| (start, block.bytes)), Some((at[0], 64 * MIB)));
+    }
+
+    #[test]
+    fn much_waste_is_accepted_only_when_asked_for() {
+        let (mut pools, at) = with_blocks(&[32]);
+        pools.give(at[0], Some(A));
+        assert_eq!(pools.take(POOL, A, 20 * MIB, Waste::Little), None);
+        assert_eq!(pools.take(POOL, A, 20 * MIB, Waste::Any), Some(at[0]));
+    }
+
+    #[test]
+    fn small_pieces_are_reused_by_size() {
+        let mut pools = StreamPools::default();
+        pools.add(POOL, 0x1000, 700, &[]);
+        pools.give(0x1000, Some(A));
+        assert_eq!(pools.take(POOL, A, 5000, Waste::Any), None);
+        assert_eq!(pools.take(POOL, A, 1000, Waste::Little), Some(0x1000));
     }
 
     #[test]
     fn a_trim_leaves_what_work_in_flight_may_touch() {
-        let mut pools = pools_with(&[(0x100, 4 * MIB), (0x200, 4 * MIB), (0x300, 4 * MIB)]);
-        pools.give(0x100, Some(A));
-        pools.give(0x200, None);
-        assert_eq!(pools.trim(POOL, 0), [0x200]);
+        let (mut pools, at) = with_blocks(&[4, 4, 4]);
+        pools.give(at[0], Some(A));
+        pools.give(at[1], None);
+        assert_eq!(pools.trim(POOL, 0), [at[1]]);
         assert_eq!(pools.usage(POOL).reserved, 8 * MIB);
-        let freed = pools.freed(A);
-        pools.fence_recorded(A, freed);
-        let fenced = pools.fenced(A);
-        pools.settled(A, fenced);
+        pools.clocks.settled(A, 1);
         assert_eq!(pools.trim(POOL, 8 * MIB), [0_u64; 0]);
-        assert_eq!(pools.trim(POOL, 4 * MIB), [0x100]);
+        assert_eq!(pools.trim(POOL, 4 * MIB), [at[0]]);
+        assert_eq!(pools.take(POOL, A, 4 * MIB, Waste::Any), None);
     }
 
     #[test]
     fn the_figures_follow_what_happens() {
-        let mut pools = pools_with(&[(0x100, 4 * MIB), (0x200, 2 * MIB)]);
-        pools.give(0x100, Some(A));
+        let (mut pools, at) = with_blocks(&[4, 2]);
+        pools.give(at[0], Some(A));
         let usage = PoolUse { used: 2 * MIB, used_high: 6 * MIB, reserved: 6 * MIB, reserved_high: 6 * MIB };
         assert_eq!(pools.usage(POOL), usage);
         pools.reset_high(POOL, true, false);
@@ -435,10 +488,11 @@ mod tests {
     }
 
     #[test]
-    fn freeing_twice_is_noticed() {
-        let mut pools = pools_with(&[(0x100, 4 * MIB)]);
-        assert!(pools.give(0x100, Some(A)));
-        assert!(!pools.give(0x100, Some(A)));
+    fn freeing_twice_or_inside_is_noticed() {
+        let (mut pools, at) = with_blocks(&[4]);
+        assert!(!pools.give(at[0] + 512, Some(A)));
+        assert!(pools.give(at[0], Some(A)));
+        assert!(!pools.give(at[0], Some(A)));
     }
 
     #[test]

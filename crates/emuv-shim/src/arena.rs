@@ -28,6 +28,15 @@ pub(crate) struct Placed {
     pub spilled_bytes: u64,
 }
 
+/// Adjacent chunks, each an allocation of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PlacedChunks {
+    /// Address and size in bytes of each.
+    pub chunks: Vec<(u64, u64)>,
+    /// How much of them lies in RAM.
+    pub spilled_bytes: u64,
+}
+
 /// One device's address range and everything in it.
 pub(crate) struct Arena {
     gpu: Box<dyn Gpu>,
@@ -102,11 +111,30 @@ impl Arena {
         match answer {
             Answer::Ready(offset) => Ok(Placed { address: self.base + offset, spilled_bytes: 0 }),
             Answer::NoRoom => Err(Refusal::NoRoom),
-            Answer::Place(plan) => self.carry_out(plan),
+            Answer::Place(plan) => {
+                let plan = self.carry_out(plan)?;
+                let offset = self.with_memory(|memory| memory.commit(plan.ticket)).ok_or(Refusal::NoRoom)?;
+                Ok(Placed { address: self.base + offset, spilled_bytes: plan.bytes_in(Tier::Ram) })
+            }
         }
     }
 
-    fn carry_out(&self, mut plan: Plan) -> Result<Placed, Refusal> {
+    /// Makes adjacent chunks of `bytes` (more than a small allocation) in all, each an allocation of its own.
+    ///
+    /// # Errors
+    /// See [`Refusal`]. Nothing has changed then.
+    pub fn allocate_chunks(&self, owner: Owner, bytes: u64, room: Room) -> Result<PlacedChunks, Refusal> {
+        let Answer::Place(plan) = self.with_memory(|memory| memory.allocate(owner, bytes, room)) else {
+            return Err(Refusal::NoRoom);
+        };
+        let plan = self.carry_out(plan)?;
+        let chunks = self.with_memory(|memory| memory.commit_chunks(plan.ticket));
+        let chunks = chunks.into_iter().map(|(offset, bytes)| (self.base + offset, bytes)).collect();
+        Ok(PlacedChunks { chunks, spilled_bytes: plan.bytes_in(Tier::Ram) })
+    }
+
+    /// Creates and maps a plan's chunks, all or none. Gives the plan as it was carried out.
+    fn carry_out(&self, mut plan: Plan) -> Result<Plan, Refusal> {
         let mut mapped = Vec::with_capacity(plan.chunks.len());
         for index in 0..plan.chunks.len() {
             match self.place(&mut plan, index) {
@@ -121,11 +149,7 @@ impl Arena {
             }
         }
         lock(&self.handles).extend(mapped.iter().map(|(chunk, handle)| (chunk.offset, *handle)));
-        let spilled_bytes = plan.bytes_in(Tier::Ram);
-        match self.with_memory(|memory| memory.commit(plan.ticket)) {
-            Some(offset) => Ok(Placed { address: self.base + offset, spilled_bytes }),
-            None => Err(Refusal::NoRoom),
-        }
+        Ok(plan)
     }
 
     /// Creates and maps one chunk of a plan, in RAM if VRAM turns out to have no room.
@@ -327,6 +351,19 @@ mod tests {
         lock(&gpu.state).fail_map = Some(719);
         let refusal = arena.allocate(Owner(1), 40 * MIB, room(1000)).unwrap_err();
         assert!(matches!(refusal, Refusal::Driver(error) if error.code() == CUresult(719)));
+        assert!(is_empty(&gpu));
+    }
+
+    #[test]
+    fn a_pools_chunks_are_given_back_one_by_one() {
+        let (gpu, arena) = arena(64, 64);
+        let placed = arena.allocate_chunks(Owner(1), 80 * MIB, room(1000)).unwrap();
+        assert_eq!(placed.spilled_bytes, 16 * MIB);
+        assert_eq!(placed.chunks.iter().map(|(_, bytes)| bytes / MIB).collect::<Vec<_>>(), [32, 32, 16]);
+        for (address, _) in placed.chunks {
+            let release = arena.free(address).unwrap();
+            arena.retire(release.id);
+        }
         assert!(is_empty(&gpu));
     }
 

@@ -139,6 +139,28 @@ impl Device {
         placed
     }
 
+    /// Places `bytes` (more than a small allocation) as adjacent chunks for a pool, after making room if there is
+    /// none.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub fn place_chunks(&self, session: &Session, bytes: u64) -> Result<Vec<(u64, u64)>, Refusal> {
+        self.settle_deferred(session);
+        let placed = self.with_room(session, bytes, |room| self.arena.allocate_chunks(POOL_OWNER, bytes, room));
+        if let (Ok(placed), Some(counters)) = (&placed, session.counters(self.ordinal)) {
+            counters.spilled_bytes.fetch_add(placed.spilled_bytes, Relaxed);
+        }
+        self.publish(session);
+        placed.map(|placed| placed.chunks)
+    }
+
+    /// Whether `bytes` more would lie in VRAM.
+    pub fn has_vram_for(&self, session: &Session, bytes: u64) -> bool {
+        let room = self.room(session, bytes);
+        let in_budget = self.arena.with_memory(|memory| memory.budgets().vram.room_bytes());
+        bytes <= in_budget.min(room.vram_bytes.saturating_sub(room.vram_reserve_bytes))
+    }
+
     /// Makes a handle for the program: in VRAM by `in_vram` (the program's own call), else in RAM.
     ///
     /// # Errors
@@ -173,7 +195,7 @@ impl Device {
     }
 
     /// Tries, then makes room and tries again, until nothing more can be given back.
-    fn with_room<T: Copy>(
+    fn with_room<T>(
         &self,
         session: &Session,
         bytes: u64,
@@ -282,12 +304,11 @@ impl Device {
     /// the program asked for, and none while it is free.
     pub fn find(&self, address: u64) -> Option<(u64, Allocation)> {
         let (start, mut allocation) = self.arena.find(address)?;
-        if allocation.owner == POOL_OWNER {
-            allocation.bytes = self.pools.find(start)?.bytes;
-            if address - start >= allocation.bytes {
-                return None;
-            }
+        if allocation.owner != POOL_OWNER {
+            return Some((start, allocation));
         }
+        let (start, block) = self.pools.find(address)?;
+        allocation.bytes = block.bytes;
         Some((start, allocation))
     }
 

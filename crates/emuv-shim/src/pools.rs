@@ -15,7 +15,7 @@ use std::{
 };
 
 use emuv_cuda::types::*;
-use emuv_policy::{AllocationId, Block, Owner, PoolId, StreamId, StreamPools, Taken};
+use emuv_policy::{AllocationId, Block, Owner, PoolId, SMALL_BYTES, StreamId, StreamPools, Waste, block_bytes};
 
 use crate::{
     arena::{Arena, Refusal, lock},
@@ -89,8 +89,8 @@ impl Pools {
         // The default pool must not be looked up again after this.
         let _ = self.is_ours(session, device, pool);
         lock(&self.ours).remove(&pool);
-        let blocks = self.with(|pools| pools.blocks(pool));
-        blocks.into_iter().flat_map(|address| device.arena.mapped_ranges(address)).collect()
+        let held = self.with(|pools| pools.held(pool));
+        held.into_iter().flat_map(|address| device.arena.mapped_ranges(address)).collect()
     }
 
     /// Whether some pool may hold more than its release threshold.
@@ -103,9 +103,9 @@ impl Pools {
         look(&mut lock(&self.policy))
     }
 
-    /// What the program holds at `address`, if it came from a pool of emuV's.
-    pub fn find(&self, address: u64) -> Option<Block> {
-        self.with(|pools| pools.find(address).copied())
+    /// The block that `address` lies in, with its start, if it came from a pool of emuV's.
+    pub fn find(&self, address: u64) -> Option<(u64, Block)> {
+        self.with(|pools| pools.find(address))
     }
 
     /// Allocates `bytes` (at least 1) from `pool` in the order of a stream.
@@ -121,36 +121,67 @@ impl Pools {
         on: On,
     ) -> Result<u64, Refusal> {
         let stream = self.streams.id(on.name(), on.context);
-        let (block_bytes, streams) = match self.with(|pools| pools.take(pool, stream, bytes)) {
-            Taken::Hit(address) => return Ok(address),
-            Taken::Miss { block_bytes, streams } => (block_bytes, streams),
-        };
-        if !streams.is_empty() && !session.captures.any() {
-            self.poll(session, &streams);
-            if let Taken::Hit(address) = self.with(|pools| pools.take(pool, stream, bytes)) {
+        let take = |waste| self.with(|pools| pools.take(pool, stream, bytes, waste));
+        if let Some(address) = take(Waste::Little) {
+            return Ok(address);
+        }
+        let capturing = session.captures.any();
+        if !capturing {
+            let mut others = self.with(|pools| pools.clocks.unsettled());
+            others.retain(|other| *other != stream);
+            if !others.is_empty() {
+                self.poll(session, &others);
+                if let Some(address) = take(Waste::Little) {
+                    return Ok(address);
+                }
+            }
+        }
+        let size = block_bytes(bytes);
+        let limit = lock(&self.limits).get(&pool).copied().unwrap_or(u64::MAX);
+        if self.with(|pools| pools.usage(pool).reserved).saturating_add(size) > limit {
+            return take(Waste::Any).ok_or(Refusal::NoRoom);
+        }
+        if size > SMALL_BYTES && !device.has_vram_for(session, size) {
+            // Before anything goes to RAM: waste VRAM that is there, or exchange it for what is needed.
+            if let Some(address) = take(Waste::Any) {
                 return Ok(address);
             }
+            self.make_room(session, &device.arena, size, true);
         }
-        let limit = lock(&self.limits).get(&pool).copied().unwrap_or(u64::MAX);
-        if self.with(|pools| pools.usage(pool).reserved).saturating_add(block_bytes) > limit {
-            return Err(Refusal::NoRoom);
+        match self.new_block(session, device, pool, bytes) {
+            Err(Refusal::NoRoom) if !capturing => self.wait_for_another(session, pool, bytes, stream, on),
+            result => result,
         }
-        match device.place(session, POOL_OWNER, block_bytes) {
-            Ok(placed) => {
-                self.with(|pools| pools.add(pool, placed.address, bytes, block_bytes));
-                Ok(placed.address)
-            }
-            Err(Refusal::NoRoom) if !session.captures.any() => {
-                // Memory that another stream is about to free can be had by waiting for it on the GPU.
-                let waited = streams.into_iter().find_map(|from| {
-                    let number = self.with(|pools| pools.fenced(from));
-                    let ready = self.streams.make_wait(session.real, on.handle, on.per_thread, from);
-                    ready.then(|| self.with(|pools| pools.take_after(pool, from, number, bytes))).flatten()
-                });
-                waited.ok_or(Refusal::NoRoom)
-            }
-            Err(refusal) => Err(refusal),
-        }
+    }
+
+    fn new_block(&self, session: &Session, device: &Device, pool: PoolId, bytes: u64) -> Result<u64, Refusal> {
+        let size = block_bytes(bytes);
+        let (address, chunks) = if size > SMALL_BYTES {
+            let chunks = device.place_chunks(session, size)?;
+            (chunks.first().ok_or(Refusal::NoRoom)?.0, chunks)
+        } else {
+            (device.place(session, POOL_OWNER, size)?.address, Vec::new())
+        };
+        self.with(|pools| pools.add(pool, address, bytes, &chunks));
+        Ok(address)
+    }
+
+    /// Memory that another stream is about to free can be had by waiting for it on the GPU.
+    fn wait_for_another(
+        &self,
+        session: &Session,
+        pool: PoolId,
+        bytes: u64,
+        stream: StreamId,
+        on: On,
+    ) -> Result<u64, Refusal> {
+        let waiting = self.with(|pools| pools.clocks.unsettled());
+        let found = waiting.into_iter().filter(|from| *from != stream).find_map(|from| {
+            let number = self.with(|pools| pools.clocks.fenced(from));
+            let ready = self.streams.make_wait(session.real, on.handle, on.per_thread, from);
+            ready.then(|| self.with(|pools| pools.take_after(pool, stream, from, number, bytes))).flatten()
+        });
+        found.ok_or(Refusal::NoRoom)
     }
 
     /// Frees a block in the order of a stream. False: that is no block of a pool.
@@ -183,9 +214,9 @@ impl Pools {
 
     fn fence(&self, session: &Session, stream: StreamId) {
         // Marked first: the fence may cover more than is marked, never less.
-        let freed = self.with(|pools| pools.freed(stream));
+        let freed = self.with(|pools| pools.clocks.freed(stream));
         if self.streams.record(session.real, stream) == Ok(true) {
-            self.with(|pools| pools.fence_recorded(stream, freed));
+            self.with(|pools| pools.clocks.fence_recorded(stream, freed));
         }
     }
 
@@ -193,7 +224,8 @@ impl Pools {
     fn poll(&self, session: &Session, streams: &[StreamId]) {
         for &stream in streams {
             self.ask(session, stream);
-            let (wants, awaits) = self.with(|pools| (pools.wants_fence(stream), pools.awaits_fence(stream)));
+            let (wants, awaits) =
+                self.with(|pools| (pools.clocks.wants_fence(stream), pools.clocks.awaits_fence(stream)));
             // A fence that is awaited is not put off by a later one.
             if wants && !awaits {
                 self.fence(session, stream);
@@ -203,9 +235,9 @@ impl Pools {
     }
 
     fn ask(&self, session: &Session, stream: StreamId) {
-        let (fenced, awaits) = self.with(|pools| (pools.fenced(stream), pools.awaits_fence(stream)));
+        let (fenced, awaits) = self.with(|pools| (pools.clocks.fenced(stream), pools.clocks.awaits_fence(stream)));
         if awaits && self.streams.reached(session.real, stream) {
-            self.with(|pools| pools.settled(stream, fenced));
+            self.with(|pools| pools.clocks.settled(stream, fenced));
         }
     }
 
@@ -215,13 +247,13 @@ impl Pools {
         if session.captures.any() || self.with(|pools| pools.free_bytes()) == 0 {
             return false;
         }
-        let unsettled = self.with(|pools| pools.unsettled());
+        let unsettled = self.with(|pools| pools.clocks.unsettled());
         self.poll(session, &unsettled);
         if wait {
-            for stream in self.with(|pools| pools.unsettled()) {
-                let fenced = self.with(|pools| pools.fenced(stream));
+            for stream in self.with(|pools| pools.clocks.unsettled()) {
+                let fenced = self.with(|pools| pools.clocks.fenced(stream));
                 if self.streams.wait(session.real, stream) {
-                    self.with(|pools| pools.settled(stream, fenced));
+                    self.with(|pools| pools.clocks.settled(stream, fenced));
                 }
             }
         }
@@ -233,7 +265,7 @@ impl Pools {
     /// Gives the free blocks of a pool back until it holds no more than `keep_bytes`.
     pub fn trim(&self, session: &Session, arena: &Arena, pool: PoolId, keep_bytes: u64) {
         if !session.captures.any() {
-            let unsettled = self.with(|pools| pools.unsettled());
+            let unsettled = self.with(|pools| pools.clocks.unsettled());
             self.poll(session, &unsettled);
         }
         retire(arena, &self.with(|pools| pools.trim(pool, keep_bytes)));
@@ -258,7 +290,7 @@ impl Pools {
             Wait::Stream(on) => self.streams.known(on.name()).into_iter().collect(),
             Wait::Context(context) => self.streams.of_context(context),
         };
-        Some(self.with(|pools| streams.into_iter().map(|stream| (stream, pools.freed(stream))).collect()))
+        Some(self.with(|pools| streams.into_iter().map(|stream| (stream, pools.clocks.freed(stream))).collect()))
     }
 
     /// The program has waited: pools go down to their release thresholds, as the driver's do.
@@ -266,7 +298,7 @@ impl Pools {
         self.surplus.store(false, Ordering::Relaxed);
         let gone: Vec<u64> = self.with(|pools| {
             for &(stream, number) in waited {
-                pools.settled(stream, number);
+                pools.clocks.settled(stream, number);
             }
             pools.over_threshold().into_iter().flat_map(|pool| pools.trim_to_threshold(pool)).collect()
         });
@@ -281,7 +313,7 @@ impl Pools {
     pub fn stream_gone(&self, session: &Session, on: On) {
         let name = on.name();
         let Some(stream) = self.streams.known(name) else { return };
-        if self.with(|pools| pools.wants_fence(stream)) && !session.captures.any() {
+        if self.with(|pools| pools.clocks.wants_fence(stream)) && !session.captures.any() {
             self.fence(session, stream);
         }
         self.streams.gone(name);
@@ -291,8 +323,8 @@ impl Pools {
     /// device's pools.
     pub fn context_gone(&self, arena: &Arena, context: Owner, primary: bool) {
         for stream in self.streams.context_gone(context) {
-            let freed = self.with(|pools| pools.freed(stream));
-            self.with(|pools| pools.settled(stream, freed));
+            let freed = self.with(|pools| pools.clocks.freed(stream));
+            self.with(|pools| pools.clocks.settled(stream, freed));
         }
         if primary {
             let gone: Vec<u64> =

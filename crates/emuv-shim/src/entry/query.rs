@@ -136,7 +136,7 @@ fn facts(session: &Session, address: u64) -> Option<Option<pointer::Facts>> {
         context: allocation.owner.0,
         device: device.ordinal,
         number: allocation.id.0,
-        pool: device.pools.find(start).map_or(0, |block| block.pool.0),
+        pool: device.pools.find(start).map_or(0, |(_, block)| block.pool.0),
     }))
 }
 
