@@ -244,13 +244,21 @@ step_overhead() {
     figure "ns per launch, plain" median median_ns "${plain_launch[@]}"
     figure "ns per launch, ratio under emuV" ratio median_ns "${plain_launch[@]}" -- "${emuv_launch[@]}"
     [ -n "$SIM" ] && return
-    for round in 1 2 3; do
-        keep "fits.plain.$round" 90 python3 tests/gpu/resnet50.py --iters 12
-        keep "fits.emuv.$round" 90 "$EMUV" run --quiet --ram 4G -- python3 tests/gpu/resnet50.py --iters 12
+    fitting "ResNet-50" losses,weights_sha256 tests/gpu/resnet50.py --iters 10
+    fitting "LLaMA layers, 512 tokens" outputs_sha256 tests/gpu/llama_layers.py --tokens 512
+}
+
+# fitting WHAT RESULTS PROGRAM...: five runs each, plain and under emuV with room for everything, in turn
+fitting() {
+    local what=$1 results=$2 round plain=() emuv=()
+    shift 2
+    for round in 1 2 3 4 5; do
+        keep "fits.plain.$round" 90 python3 "$@"
+        keep "fits.emuv.$round" 90 "$EMUV" run --quiet --ram 4G -- python3 "$@"
         plain+=("$WORK/fits.plain.$round") emuv+=("$WORK/fits.emuv.$round")
     done
-    figure "ResNet-50 fitting: ratio under emuV" ratio seconds "${plain[@]}" -- "${emuv[@]}"
-    judge "ResNet-50 fitting: same results" same losses,weights_sha256 "${plain[@]}" "${emuv[@]}"
+    figure "$what fitting: ratio under emuV" ratio seconds "${plain[@]}" -- "${emuv[@]}"
+    judge "$what fitting: same results" same "$results" "${plain[@]}" "${emuv[@]}"
 }
 
 step_demo() {
