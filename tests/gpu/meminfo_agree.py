@@ -76,8 +76,8 @@ def main():
     for name, value in found.items():
         if not name.endswith("_total") or value is None:
             continue
-        # nvidia-smi shows whole MiB.
-        difference = value // MIB - total // MIB if name == "nvidia_smi_total" else value - total
+        # nvidia-smi rounds to whole MiB.
+        difference = value // MIB - round(total / MIB) if name == "nvidia_smi_total" else value - total
         allowed = difference >= 0 if plain and "nv" in name else difference == 0
         if not allowed:
             mistakes.append(f"{name} differs by {difference}")

@@ -21,7 +21,8 @@ mod units;
 pub use budget::{Budget, Budgets};
 pub use chunk::{CHUNK_CLASSES, Chunk, GRANULE};
 pub use memory::{
-    Allocation, AllocationId, Answer, DeviceMemory, FreeError, Owner, Plan, Release, Room, SMALL_BYTES, Ticket,
+    Allocation, AllocationId, Answer, DeviceMemory, FreeError, HOT_BYTES, Owner, Plan, Release, Room, SMALL_BYTES,
+    Ticket,
 };
 pub use stream_clock::{Freed, StreamClocks, StreamId};
 pub use stream_pool::{Block, PoolId, PoolUse, StreamPools, Waste, block_bytes};

@@ -27,6 +27,14 @@ use crate::{
 /// Allocations up to this size share a granule; larger ones have chunks of their own.
 pub const SMALL_BYTES: u64 = 1 << 20;
 
+/// Allocations up to this size are taken to be hot (activations of a step, workspaces, counters): they may use
+/// the VRAM that larger ones leave to them.
+pub const HOT_BYTES: u64 = 16 << 20;
+
+/// The part of the VRAM budget that large allocations leave to hot ones while RAM has room: small data that is
+/// touched by every kernel costs far more in RAM than the same bytes of a large tensor.
+const HOT_SHARE: u64 = 32;
+
 /// Whoever an allocation belongs to and dies with: a CUDA context's handle, to this crate just a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Owner(pub u64);
@@ -180,9 +188,8 @@ impl DeviceMemory {
     }
 
     fn plan(&mut self, id: AllocationId, owner: Owner, bytes: u64, size: u64, room: Room) -> Answer {
-        let in_budget = self.budgets.vram.room_bytes();
-        let vram = in_budget.min(room.vram_bytes.saturating_sub(room.vram_reserve_bytes));
-        let vram_reserve = in_budget.min(room.vram_bytes) - vram;
+        let vram = self.vram_for(size, room);
+        let vram_reserve = self.budgets.vram.room_bytes().min(room.vram_bytes) - vram;
         let rooms = Rooms { vram, ram: self.budgets.ram.room_bytes().min(room.ram_bytes), vram_reserve };
         if size > rooms.vram.saturating_add(rooms.ram).saturating_add(rooms.vram_reserve) {
             return Answer::NoRoom;
@@ -200,6 +207,13 @@ impl DeviceMemory {
         let plan = Plan { ticket, chunks: chunks.clone() };
         self.planned.insert(ticket, Allocation { id, offset, bytes, owner, place: Place::Chunks(chunks) });
         Answer::Place(plan)
+    }
+
+    /// VRAM that a request of `bytes` may use before RAM is used.
+    pub fn vram_for(&self, bytes: u64, room: Room) -> u64 {
+        let held_back = if bytes <= HOT_BYTES { 0 } else { self.budgets.vram.limit_bytes() / HOT_SHARE };
+        let in_budget = self.budgets.vram.room_bytes().saturating_sub(held_back);
+        in_budget.min(room.vram_bytes.saturating_sub(room.vram_reserve_bytes))
     }
 
     /// The driver had no room for chunk `index` of a plan in the tier it was given. Gives the other tier
@@ -326,13 +340,10 @@ impl DeviceMemory {
     /// The program makes a handle of its own of `bytes`: the tier to make it in, which is charged. `None`:
     /// neither has room, and nothing has changed.
     pub fn charge_whole(&mut self, bytes: u64, room: Room) -> Option<Tier> {
-        let vram = self.budgets.vram.room_bytes();
-        let in_vram = |free: u64| bytes <= vram.min(free);
-        let in_ram = bytes <= self.budgets.ram.room_bytes().min(room.ram_bytes);
         let tier = match () {
-            () if in_vram(room.vram_bytes.saturating_sub(room.vram_reserve_bytes)) => Tier::Vram,
-            () if in_ram => Tier::Ram,
-            () if in_vram(room.vram_bytes) => Tier::Vram,
+            () if bytes <= self.vram_for(bytes, room) => Tier::Vram,
+            () if bytes <= self.budgets.ram.room_bytes().min(room.ram_bytes) => Tier::Ram,
+            () if bytes <= self.budgets.vram.room_bytes().min(room.vram_bytes) => Tier::Vram,
             () => return None,
         };
         self.budgets.of_mut(tier).charge(bytes).then_some(tier)

@@ -246,3 +246,16 @@ fn a_whole_handle_goes_to_ram_before_it_takes_what_is_held_back_for_the_driver()
     let budgets = memory.budgets();
     assert_eq!((budgets.vram.used_bytes(), budgets.ram.used_bytes()), (32 * MIB, 8 * MIB));
 }
+
+#[test]
+fn large_allocations_leave_vram_to_hot_ones_as_long_as_there_is_ram() {
+    let mut memory = DeviceMemory::new(Budgets::new(1024 * MIB, 64 * MIB), 4096 * MIB);
+    let room = Room { vram_bytes: 4096 * MIB, vram_reserve_bytes: 0, ram_bytes: u64::MAX };
+    let Answer::Place(large) = memory.allocate(Owner(1), 1024 * MIB, room) else { panic!("no plan") };
+    assert_eq!((large.bytes_in(Tier::Vram), large.bytes_in(Tier::Ram)), (992 * MIB, 32 * MIB));
+    let Answer::Place(hot) = memory.allocate(Owner(1), 8 * MIB, room) else { panic!("no plan") };
+    assert_eq!(hot.bytes_in(Tier::Vram), 8 * MIB);
+    // When RAM is used up as well, it is there for all.
+    let Answer::Place(last) = memory.allocate(Owner(1), 56 * MIB, room) else { panic!("no plan") };
+    assert_eq!((last.bytes_in(Tier::Vram), last.bytes_in(Tier::Ram)), (24 * MIB, 32 * MIB));
+}

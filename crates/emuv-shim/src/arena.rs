@@ -317,7 +317,8 @@ mod tests {
     fn what_vram_does_not_hold_goes_to_ram() {
         let (gpu, arena) = arena(64, 64);
         let placed = arena.allocate(Owner(1), 100 * MIB, room(1000)).unwrap();
-        assert_eq!(placed.spilled_bytes, 36 * MIB);
+        // 2 MiB of VRAM, a thirty-second of the budget, is left to hot allocations.
+        assert_eq!(placed.spilled_bytes, 38 * MIB);
         let release = arena.free(placed.address).unwrap();
         arena.retire(release.id);
         assert!(is_empty(&gpu));
@@ -358,8 +359,8 @@ mod tests {
     fn a_pools_chunks_are_given_back_one_by_one() {
         let (gpu, arena) = arena(64, 64);
         let placed = arena.allocate_chunks(Owner(1), 80 * MIB, room(1000)).unwrap();
-        assert_eq!(placed.spilled_bytes, 16 * MIB);
-        assert_eq!(placed.chunks.iter().map(|(_, bytes)| bytes / MIB).collect::<Vec<_>>(), [32, 32, 16]);
+        assert_eq!(placed.spilled_bytes, 18 * MIB);
+        assert_eq!(placed.chunks.iter().map(|(_, bytes)| bytes / MIB).collect::<Vec<_>>(), [32, 16, 8, 4, 2, 16, 2]);
         for (address, _) in placed.chunks {
             let release = arena.free(address).unwrap();
             arena.retire(release.id);

@@ -157,8 +157,7 @@ impl Device {
     /// Whether `bytes` more would lie in VRAM.
     pub fn has_vram_for(&self, session: &Session, bytes: u64) -> bool {
         let room = self.room(session, bytes);
-        let in_budget = self.arena.with_memory(|memory| memory.budgets().vram.room_bytes());
-        bytes <= in_budget.min(room.vram_bytes.saturating_sub(room.vram_reserve_bytes))
+        bytes <= self.arena.with_memory(|memory| memory.vram_for(bytes, room))
     }
 
     /// Makes a handle for the program: in VRAM by `in_vram` (the program's own call), else in RAM.
@@ -223,10 +222,12 @@ impl Device {
         let budgets = self.arena.with_memory(|memory| *memory.budgets());
         let reserve =
             if budgets.ram.limit_bytes() > 0 { DRIVER_RESERVE_BYTES.min(self.physical_bytes / 32) } else { 0 };
-        let in_vram = driver_free.saturating_sub(reserve).min(budgets.vram.room_bytes());
+        let room = Room { vram_bytes: driver_free, vram_reserve_bytes: reserve, ram_bytes: u64::MAX };
         // The host is only asked when RAM will be needed.
-        let ram_bytes = if bytes <= in_vram { u64::MAX } else { self.host_room(session) };
-        Room { vram_bytes: driver_free, vram_reserve_bytes: reserve, ram_bytes }
+        if bytes <= self.arena.with_memory(|memory| memory.vram_for(bytes, room)) {
+            return room;
+        }
+        Room { ram_bytes: self.host_room(session), ..room }
     }
 
     /// RAM that the run may still take: the budget shared by its devices, above the host's floor.
