@@ -175,6 +175,8 @@ step_programs() {
     program semantics PLAIN::0 EMUV::256
     program spanning 150 "" 100
     program contexts 320
+    program pools 320 "" 300
+    program own_vmm 320
     program meminfo
     if [ -n "$SIM" ]; then
         program oom 32 "" PLAIN::900 PLAIN::1024 EMUV::700 EMUV::768

@@ -181,9 +181,19 @@ static inline void launch(CUfunction function, uint64_t threads, CUstream stream
     OK(cuLaunchKernel(function, grid, 1, 1, 256, 1, 1, 0, stream, parameters, NULL));
 }
 
-static inline void run_fill(CUdeviceptr dst, uint64_t count, uint32_t seed) {
+static inline void run_fill_on(CUstream stream, CUdeviceptr dst, uint64_t count, uint32_t seed) {
     void *parameters[] = {&dst, &count, &seed};
-    launch(gpu.fill, count, NULL, parameters);
+    launch(gpu.fill, count, stream, parameters);
+}
+
+static inline void run_fill(CUdeviceptr dst, uint64_t count, uint32_t seed) {
+    run_fill_on(NULL, dst, count, seed);
+}
+
+/* Adds the weighted sum of `count` words to the word at `out`, in the stream's order. */
+static inline void run_reduce_on(CUstream stream, CUdeviceptr out, CUdeviceptr source, uint64_t count) {
+    void *parameters[] = {&out, &source, &count};
+    launch(gpu.reduce, count, stream, parameters);
 }
 
 static inline void run_mix(CUdeviceptr buffer, uint64_t count, uint32_t round) {

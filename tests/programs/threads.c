@@ -16,11 +16,6 @@ struct worker {
     unsigned index;
 };
 
-static void run_fill_on(CUdeviceptr dst, uint64_t count, uint32_t seed, CUstream stream) {
-    void *parameters[] = {&dst, &count, &seed};
-    launch(gpu.fill, count, stream, parameters);
-}
-
 static void *work(void *argument_) {
     struct worker *self = argument_;
     OK(cuCtxSetCurrent(gpu.context));
@@ -44,7 +39,7 @@ static void *work(void *argument_) {
         held[slot].count = count;
         held[slot].seed = (uint32_t)next_random(&self->random);
         OK(cuMemAlloc_v2(&held[slot].at, count * 4));
-        run_fill_on(held[slot].at, count, held[slot].seed, stream);
+        run_fill_on(stream, held[slot].at, count, held[slot].seed);
     }
     OK(cuStreamSynchronize(stream));
     for (unsigned slot = 0; slot < HELD; slot++)

@@ -223,6 +223,11 @@ impl Pools {
     /// Finds out, without waiting, which of the streams' frees have taken effect.
     fn poll(&self, session: &Session, streams: &[StreamId]) {
         for &stream in streams {
+            let freed = self.with(|pools| pools.clocks.freed(stream));
+            if self.streams.is_idle(session.real, stream) {
+                self.with(|pools| pools.clocks.settled(stream, freed));
+                continue;
+            }
             self.ask(session, stream);
             let (wants, awaits) =
                 self.with(|pools| (pools.clocks.wants_fence(stream), pools.clocks.awaits_fence(stream)));

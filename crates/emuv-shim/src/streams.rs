@@ -95,20 +95,32 @@ impl Streams {
         gone
     }
 
-    /// Records a fence behind everything issued on the stream so far. False where that cannot be done from
+    /// The stream's handle, for calls with its context current. `None` where nothing can be asked of it from
     /// here (another thread's own stream, or one that is gone).
-    pub fn record(&self, real: &Real, id: StreamId) -> CuResult<bool> {
-        let (name, context, fence) = {
-            let state = lock(&self.0);
-            let Some((name, stream)) = state.known.iter().find(|(_, stream)| stream.id == id) else { return Ok(false) };
-            (*name, stream.context, state.fences.get(&id).map(|(_, event)| *event))
-        };
-        let handle = match name {
+    fn handle(&self, id: StreamId) -> Option<(usize, Owner)> {
+        let state = lock(&self.0);
+        let (name, stream) = state.known.iter().find(|(_, stream)| stream.id == id)?;
+        let handle = match *name {
             Name::Created(handle) => handle,
             Name::Legacy(_) => LEGACY,
-            Name::PerThread(..) if Name::of(PER_THREAD as CUstream, true, context) == name => PER_THREAD,
-            Name::PerThread(..) => return Ok(false),
+            own @ Name::PerThread(..) if Name::of(PER_THREAD as CUstream, true, stream.context) == own => PER_THREAD,
+            Name::PerThread(..) => return None,
         };
+        Some((handle, stream.context))
+    }
+
+    /// Whether the stream has no work left at this moment.
+    pub fn is_idle(&self, real: &Real, id: StreamId) -> bool {
+        let Some((handle, context)) = self.handle(id) else { return false };
+        // SAFETY: see the module's head.
+        calls::in_context(real, context, || unsafe { real.driver.cuStreamQuery(handle as CUstream) }.ok()).is_ok()
+    }
+
+    /// Records a fence behind everything issued on the stream so far. False where that cannot be done from
+    /// here.
+    pub fn record(&self, real: &Real, id: StreamId) -> CuResult<bool> {
+        let Some((handle, context)) = self.handle(id) else { return Ok(false) };
+        let fence = lock(&self.0).fences.get(&id).map(|(_, event)| *event);
         calls::in_context(real, context, || {
             let event = match fence {
                 Some(event) => event,

@@ -241,6 +241,16 @@ fn memory_goes_with_its_context() {
 }
 
 #[test]
+fn stream_ordered_memory_spills_and_is_never_given_out_too_early() {
+    everywhere_and_spilled("pools", &["320", "", "60"]);
+}
+
+#[test]
+fn handles_that_the_program_maps_itself_spill() {
+    everywhere_and_spilled("own_vmm", &["320"]);
+}
+
+#[test]
 fn all_memory_can_be_had_and_the_next_byte_is_out_of_memory() {
     Run::start("oom", &["32", "", "960", "1024"], PLAIN).expect_code(0);
     Run::start("oom", &["32", "", "960", "1024"], NO_RAM).expect_code(0);

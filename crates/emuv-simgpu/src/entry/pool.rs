@@ -25,11 +25,23 @@ fn allocate(call: &Call, out: Out<CUdeviceptr>, bytes: usize, handle: Option<u64
     out.required()?;
     let device = call.device(target.context.engine.ordinal)?;
     let handle = handle.unwrap_or_else(|| device.current_pool.load(Ordering::Relaxed));
-    if pool(call, handle)?.ordinal != device.ordinal {
+    let pool = pool(call, handle)?;
+    if pool.ordinal != device.ordinal {
         return Err(error(CUresult::NOT_SUPPORTED));
     }
-    out.write(target.context.allocate(bytes as u64, handle)?.base)
+    let base = target.context.allocate(bytes as u64, handle)?.base;
+    let held = call.simulator.machine.heap.pool_bytes(handle);
+    for mark in HIGH_MARKS {
+        let mut attributes = lock(&pool.attributes);
+        let high = attributes.entry(mark).or_default();
+        *high = (*high).max(held);
+    }
+    out.write(base)
 }
+
+/// Attributes that keep the most there was; with nothing kept in reserve they are the same.
+const HIGH_MARKS: [CUmemPool_attribute; 2] =
+    [types::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH, types::CU_MEMPOOL_ATTR_USED_MEM_HIGH];
 
 /// Attributes of 32 bits; the others have 64.
 fn is_short(which: CUmemPool_attribute) -> bool {
@@ -88,11 +100,9 @@ entries! {
         let used = || call.simulator.machine.heap.pool_bytes(handle.address());
         let found = match which {
             types::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT | types::CU_MEMPOOL_ATTR_USED_MEM_CURRENT => used(),
-            types::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH | types::CU_MEMPOOL_ATTR_USED_MEM_HIGH => {
-                let mut attributes = lock(&pool.attributes);
-                let high = attributes.entry(which).or_default();
-                *high = (*high).max(used());
-                *high
+            // A mark that was reset counts from what is held now.
+            which if HIGH_MARKS.contains(&which) => {
+                lock(&pool.attributes).get(&which).copied().unwrap_or(0).max(used())
             }
             types::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD => lock(&pool.attributes).get(&which).copied().unwrap_or(0),
             which if is_short(which) => lock(&pool.attributes).get(&which).copied().unwrap_or(1),
