@@ -161,7 +161,10 @@ step_transformers() {
 # The tests that ship inside the package.
 step_numba() {
     needs numba_cuda pytest
-    local workers=$(($(nproc) * 3 / 4)) arguments=(-q -p numba_plugin -p no:cacheprovider)
+    local workers=$(($(nproc) * 3 / 4)) folder arguments
+    folder=$(python3 -c 'import numba_cuda, os; print(os.path.dirname(numba_cuda.__file__))') || folder=$WORK
+    arguments=(-q -p numba_plugin -p no:cacheprovider --rootdir "$folder" --import-mode importlib
+        --continue-on-collection-errors)
     python3 -c 'import xdist' 2> /dev/null && [ "$workers" -gt 1 ] && arguments+=(-n "$workers" --dist loadscope)
     python3 -c 'import pytest_timeout' 2> /dev/null && arguments+=(--timeout 60)
     LIMIT_S=150 VRAM=64M HOLD_MIB=64 RAM=2G

@@ -1,27 +1,45 @@
 //! Streams that are being captured into graphs. While one is, the context may not be synchronised (that
 //! would break the capture, measured), so frees wait.
 
-use std::{collections::HashSet, sync::Mutex};
+use std::{
+    collections::HashSet,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use crate::arena::lock;
 
 /// The streams in capture, by handle.
 #[derive(Debug, Default)]
-pub(crate) struct Captures(Mutex<HashSet<usize>>);
+pub(crate) struct Captures {
+    streams: Mutex<HashSet<usize>>,
+    /// Their number, for the question that every allocation asks.
+    count: AtomicUsize,
+}
 
 impl Captures {
     /// A capture began on `stream`.
     pub fn began(&self, stream: usize) {
-        lock(&self.0).insert(stream);
+        self.change(|streams| streams.insert(stream));
     }
 
     /// The capture on `stream` ended, in whichever way, or the stream is gone.
     pub fn ended(&self, stream: usize) {
-        lock(&self.0).remove(&stream);
+        if self.any() {
+            self.change(|streams| streams.remove(&stream));
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut HashSet<usize>) -> bool) {
+        let mut streams = lock(&self.streams);
+        change(&mut streams);
+        self.count.store(streams.len(), Ordering::Release);
     }
 
     /// Whether any stream is being captured.
     pub fn any(&self) -> bool {
-        !lock(&self.0).is_empty()
+        self.count.load(Ordering::Acquire) > 0
     }
 }

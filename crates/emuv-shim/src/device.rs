@@ -94,13 +94,11 @@ impl Device {
         budgets.vram.room_bytes().min(driver_free_bytes) + ram
     }
 
-    /// Makes an allocation for the current context.
+    /// Makes an allocation for the current context, `owner`.
     ///
     /// # Errors
     /// See [`Refusal`].
-    pub fn allocate(&self, session: &Session, context: CUcontext, bytes: u64) -> Result<u64, Refusal> {
-        let owner = calls::owner(context);
-        self.meet(session, owner, context);
+    pub fn allocate(&self, session: &Session, owner: Owner, bytes: u64) -> Result<u64, Refusal> {
         let placed = self.place(session, owner, bytes).map(|placed| placed.address);
         self.count_allocation(session, placed.err());
         placed
@@ -266,6 +264,7 @@ impl Device {
             calls::synchronize(session.real, allocation.owner)?;
             let release = self.arena.free(address)?;
             self.arena.retire(release.id);
+            self.publish(session);
         }
         self.count_free(session);
         Ok(())
@@ -276,17 +275,17 @@ impl Device {
     /// # Errors
     /// `CUDA_ERROR_INVALID_VALUE` if none starts there, else the driver's own.
     pub fn free_in_order(&self, session: &Session, address: u64, on: On) -> CuResult {
-        let (_, allocation) = self.holds(address)?;
-        if allocation.owner == POOL_OWNER {
-            self.pools.free(session, address, on);
-        } else {
-            let event = calls::event_behind(session.real, on.handle, on.per_thread)?;
-            match self.arena.free(address) {
-                Ok(release) => lock(&self.deferred).push(Deferred { release, event: Some(event) }),
-                Err(error) => {
-                    calls::drop_event(session.real, event);
-                    return Err(error);
-                }
+        if self.pools.free(session, address, on) {
+            self.count_free(session);
+            return Ok(());
+        }
+        self.holds(address)?;
+        let event = calls::event_behind(session.real, on.handle, on.per_thread)?;
+        match self.arena.free(address) {
+            Ok(release) => lock(&self.deferred).push(Deferred { release, event: Some(event) }),
+            Err(error) => {
+                calls::drop_event(session.real, event);
+                return Err(error);
             }
         }
         self.count_free(session);
@@ -317,7 +316,6 @@ impl Device {
         if let Some(counters) = session.counters(self.ordinal) {
             counters.frees.fetch_add(1, Relaxed);
         }
-        self.publish(session);
     }
 
     /// Gives back what was freed and is no longer in use, if no capture runs now.
@@ -363,6 +361,7 @@ impl Device {
 
     /// The contexts of `doomed` are gone, and their work with them.
     pub fn bury(&self, session: &Session, doomed: &Doomed) {
+        session.context_gone();
         for owner in &doomed.owners {
             let primary = lock(&self.contexts).remove(owner).unwrap_or(false);
             self.pools.context_gone(&self.arena, *owner, primary);

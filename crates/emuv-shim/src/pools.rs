@@ -10,7 +10,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -53,6 +53,8 @@ pub(crate) struct Pools {
     ours: Mutex<HashSet<PoolId>>,
     /// Upper limits that the program set when it created a pool, in bytes.
     limits: Mutex<HashMap<PoolId, u64>>,
+    /// The device's current pool by its handle; zero: to be asked for.
+    current: AtomicU64,
     /// The device's default pool is known (and in `ours`, unless the program shares it).
     default_seen: AtomicBool,
     /// Some pool may hold more than its release threshold.
@@ -75,6 +77,22 @@ impl Pools {
             lock(&self.ours).insert(default);
         }
         default == Ok(pool)
+    }
+
+    /// The pool that allocations take from unless they name one.
+    pub fn current(&self, session: &Session, device: &Device) -> Option<PoolId> {
+        let known = self.current.load(Ordering::Acquire);
+        if known != 0 {
+            return Some(PoolId(known));
+        }
+        let pool = calls::current_pool(session.real, device.ordinal).ok()? as u64;
+        self.current.store(pool, Ordering::Release);
+        Some(PoolId(pool))
+    }
+
+    /// The program has chosen another current pool (or destroyed it).
+    pub fn current_changed(&self) {
+        self.current.store(0, Ordering::Release);
     }
 
     /// From now on emuV serves this pool; `limit_bytes` is the most it may hold.
@@ -281,6 +299,7 @@ impl Pools {
         self.with(|pools| pools.set_release_threshold(pool, 0));
         lock(&self.limits).remove(&pool);
         lock(&self.ours).remove(&pool);
+        self.current_changed();
         self.trim(session, arena, pool, 0);
         self.note_surplus();
     }

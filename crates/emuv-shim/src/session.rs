@@ -1,15 +1,16 @@
 //! The state of a process that runs under emuV, made on its first `cuInit`.
 
 use std::{
+    cell::Cell,
     path::PathBuf,
     sync::{
         OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use emuv_cuda::types::CUdevice;
-use emuv_policy::Bytes;
+use emuv_policy::{Bytes, Owner};
 use emuv_state::{DeviceCounters, HostMemory, Ledger, Limits, MAX_DEVICES, env};
 
 use crate::{account::Mappings, calls, capture::Captures, device::Device, handles::Handles, hints, log, real::Real};
@@ -33,6 +34,8 @@ pub(crate) struct Session {
     ledger: Ledger,
     quiet: bool,
     sole_device: OnceLock<bool>,
+    /// Raised whenever a context goes.
+    generation: AtomicU64,
     devices: [OnceLock<Option<Device>>; MAX_DEVICES],
     spill_said: AtomicBool,
     degraded: AtomicBool,
@@ -87,6 +90,7 @@ impl Session {
             handles: Handles::default(),
             mappings: Mappings::default(),
             sole_device: OnceLock::new(),
+            generation: AtomicU64::new(1),
             ledger: {
                 let ledger = Ledger::open(run_dir.as_deref());
                 ledger.process().ram.budget_bytes.store(limits.ram.0, Ordering::Relaxed);
@@ -110,6 +114,31 @@ impl Session {
             }
         })
         .as_ref()
+    }
+
+    /// The calling thread's current context and its device, which knows the context then. One driver call
+    /// where the thread stays in its context.
+    pub fn here(&self) -> Option<(Owner, &Device)> {
+        thread_local! {
+            /// The context, its device and the contexts' generation when the thread last looked.
+            static LAST: Cell<(Owner, CUdevice, u64)> = const { Cell::new((Owner(0), 0, 0)) };
+        }
+        let context = calls::current_context(self.real).ok()?;
+        let (owner, generation) = (calls::owner(context), self.generation.load(Ordering::Acquire));
+        let (known, ordinal, then) = LAST.get();
+        if known == owner && then == generation {
+            return Some((owner, self.device(ordinal)?));
+        }
+        let ordinal = calls::current_device(self.real).ok()?;
+        let device = self.device(ordinal)?;
+        device.meet(self, owner, context);
+        LAST.set((owner, ordinal, generation));
+        Some((owner, device))
+    }
+
+    /// A context is gone: its handle may come again, for another device.
+    pub fn context_gone(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Every device that has been used.

@@ -93,13 +93,16 @@ def main():
         return 0
     (plain, plain_complete), (emuv, emuv_complete) = results(options.plain), results(options.emuv)
     known = explanations(options.differences, options.client)
-    problems, notes, same, differing = [], [], 0, 0
+    problems, notes, same, differing, unfinished = [], [], 0, 0, 0
     for check in [*plain, *(check for check in emuv if check not in plain)]:
         one, other = plain.get(check), emuv.get(check)
         if not differ(one, other):
             same += 1
             if one[0] == "FAIL":
                 notes.append(f"{check}: fails in both runs: {one[1]}")
+            continue
+        if None in (one, other) and not (plain_complete and emuv_complete):
+            unfinished += 1
             continue
         differing += 1
         reason = explained(known, check)
@@ -113,6 +116,8 @@ def main():
     for complete, run in ((plain_complete, "plain run"), (emuv_complete, "run under emuV")):
         if not complete:
             problems.append(f"the {run} did not come to its end (ended by its time limit, or crashed: see its log)")
+    if unfinished:
+        problems.append(f"{unfinished} checks ended in one of the runs only, so they are not compared")
     used, internal_errors = devices(options.report)
     spilled = end = "-"
     if not used:

@@ -5,7 +5,7 @@ use core::ffi::c_uint;
 
 use emuv_cuda::{CUresult, types::*};
 
-use crate::{account::Kind, arena::Refusal, calls, entry::entries, log, session::Session};
+use crate::{account::Kind, arena::Refusal, entry::entries, log, session::Session};
 
 /// The pitch that the driver gives: rows start on 512 bytes (measured).
 const PITCH_BYTES: usize = 512;
@@ -76,8 +76,7 @@ fn allocate(session: &Session, bytes: usize) -> Option<Result<u64, CUresult>> {
     if bytes == 0 || !session.places() {
         return None;
     }
-    let context = calls::current_context(session.real).ok()?;
-    let device = session.device(calls::current_device(session.real).ok()?)?;
+    let (context, device) = session.here()?;
     match device.allocate(session, context, bytes as u64) {
         Ok(address) => Some(Ok(address)),
         Err(Refusal::NoRoom) => Some(Err(CUresult::OUT_OF_MEMORY)),

@@ -13,7 +13,8 @@ use crate::{
     calls,
     device::Device,
     entry::{entries, graph},
-    log, pools,
+    log,
+    pools::{self, On},
     session::Session,
 };
 
@@ -56,6 +57,22 @@ entries! {
     /// The same for the per-thread default stream.
     fn cuMemFreeAsync_ptsz(dptr: CUdeviceptr, hStream: CUstream) |session, _driver| {
         free(session, dptr, hStream, true)
+    }
+
+    /// Another current pool.
+    fn cuDeviceSetMemPool(dev: CUdevice, pool: CUmemoryPool) |session, driver| {
+        // SAFETY: the program's own arguments.
+        let result = unsafe { driver.cuDeviceSetMemPool(dev, pool) };
+        session.devices().for_each(|device| device.pools.current_changed());
+        Some(result)
+    }
+
+    /// Another current pool, by location.
+    fn cuMemSetMemPool(location: *mut CUmemLocation, type_: CUmemAllocationType, pool: CUmemoryPool) |session, driver| {
+        // SAFETY: the program's own arguments.
+        let result = unsafe { driver.cuMemSetMemPool(location, type_, pool) };
+        session.devices().for_each(|device| device.pools.current_changed());
+        Some(result)
     }
 
     /// The driver makes the pool (its handle is the pool's name); emuV serves it if it is for plain device
@@ -203,22 +220,21 @@ fn allocate(session: &Session, request: Request, call: impl FnOnce() -> CUresult
     if request.dptr.is_null() || request.bytes == 0 || !session.places() {
         return None;
     }
-    let on = pools::on(session, request.stream, request.per_thread)?;
-    let device = session.device(calls::current_device(session.real).ok()?)?;
+    let (context, device) = session.here()?;
+    let on = On { handle: request.stream, per_thread: request.per_thread, context };
     if session.captures.any() && calls::is_capturing(session.real, request.stream, request.per_thread) {
         // The call becomes a graph's memory node.
         graph::watch(session, device);
         return None;
     }
     let pool = match request.pool {
-        Some(pool) => pool,
-        None => calls::current_pool(session.real, device.ordinal).ok()?,
+        Some(pool) => PoolId(pool as u64),
+        None => device.pools.current(session, device)?,
     };
-    if !device.pools.is_ours(session, device, PoolId(pool as u64)) {
-        return from_driver(session, device, pool, request.bytes as u64, call);
+    if !device.pools.is_ours(session, device, pool) {
+        return from_driver(session, device, pool.0 as CUmemoryPool, request.bytes as u64, call);
     }
-    device.meet(session, on.context, on.context.0 as CUcontext);
-    match device.allocate_in_order(session, PoolId(pool as u64), request.bytes as u64, on) {
+    match device.allocate_in_order(session, pool, request.bytes as u64, on) {
         Ok(address) => {
             // SAFETY: not null, so valid by the driver's contract.
             unsafe { request.dptr.write(address) };
