@@ -90,7 +90,7 @@ entries! {
             return Ok(());
         }
         let machine = &call.simulator.machine;
-        let found = machine.heap.find(address).filter(|found| found.base == address);
+        let found = machine.heap.find(address).filter(|found| found.base == address && !found.doomed);
         let found = found.ok_or(error(CUresult::INVALID_VALUE))?;
         // Freeing waits for work that may still use the memory.
         let owner = call.simulator.contexts.get(found.context).unwrap_or(context);

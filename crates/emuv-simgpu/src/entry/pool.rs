@@ -151,13 +151,9 @@ entries! {
             return Ok(());
         }
         let machine = Arc::clone(&call.simulator.machine);
-        let found = machine.heap.find(address).filter(|found| found.base == address);
-        let id = found.ok_or(error(CUresult::INVALID_VALUE))?.id;
+        let id = machine.heap.doom(address)?;
         let op = Op::always(move |_| {
-            // Freed meanwhile, e.g. with its context: then there is nothing left to do.
-            if machine.heap.find(address).is_some_and(|found| found.id == id) {
-                let _ = machine.heap.free(&machine.space, address);
-            }
+            let _ = machine.heap.free_doomed(&machine.space, address, id);
         });
         target.submit(op).map(|_| ())
     }

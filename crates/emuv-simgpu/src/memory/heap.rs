@@ -33,6 +33,8 @@ pub struct Allocation {
     pub id: u64,
     /// The pool it came from, 0 for none.
     pub pool: u64,
+    /// Freed in the order of a stream that has not come there yet: no longer the program's.
+    pub doomed: bool,
 }
 
 /// Who asks.
@@ -115,7 +117,7 @@ impl Heap {
             block(space, owner, whole)?
         };
         let Owner { context, ordinal, pool, .. } = owner;
-        let allocation = Allocation { base, bytes, context, ordinal, id: handles::fresh(), pool };
+        let allocation = Allocation { base, bytes, context, ordinal, id: handles::fresh(), pool, doomed: false };
         state.allocations.insert(base, allocation);
         Ok(allocation)
     }
@@ -126,8 +128,28 @@ impl Heap {
     /// `CUDA_ERROR_INVALID_VALUE` where none does.
     pub fn free(&self, space: &Space, base: u64) -> CuResult {
         let mut state = lock(&self.state);
-        let Some(allocation) = state.allocations.remove(&base) else { return Err(error(CUresult::INVALID_VALUE)) };
-        state.give_back(space, allocation)
+        if state.allocations.get(&base).is_none_or(|allocation| allocation.doomed) {
+            return Err(error(CUresult::INVALID_VALUE));
+        }
+        state.remove(space, base)
+    }
+
+    /// The program frees what starts at `base`, but it stays until [`Heap::free_doomed`]. Gives its id.
+    pub fn doom(&self, base: u64) -> CuResult<u64> {
+        let mut state = lock(&self.state);
+        let live = state.allocations.get_mut(&base).filter(|allocation| !allocation.doomed);
+        let allocation = live.ok_or(error(CUresult::INVALID_VALUE))?;
+        allocation.doomed = true;
+        Ok(allocation.id)
+    }
+
+    /// Frees what was doomed, unless it has gone meanwhile, e.g. with its context.
+    pub fn free_doomed(&self, space: &Space, base: u64, id: u64) -> CuResult {
+        let mut state = lock(&self.state);
+        if state.allocations.get(&base).is_some_and(|allocation| allocation.id == id) {
+            state.remove(space, base)?;
+        }
+        Ok(())
     }
 
     /// Frees everything of a context.
@@ -162,6 +184,10 @@ impl Heap {
 }
 
 impl State {
+    fn remove(&mut self, space: &Space, base: u64) -> CuResult {
+        self.allocations.remove(&base).map_or(Ok(()), |allocation| self.give_back(space, allocation))
+    }
+
     fn small(&mut self, space: &Space, owner: Owner<'_>, bytes: u64) -> CuResult<u64> {
         let own = |slab: &Slab| slab.context == owner.context && slab.ordinal == owner.ordinal;
         for (base, slab) in self.slabs.iter_mut().filter(|(_, slab)| own(slab)) {
