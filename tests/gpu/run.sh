@@ -247,20 +247,23 @@ step_overhead() {
     figure "ns per launch, ratio under emuV" ratio median_ns "${plain_launch[@]}" -- "${emuv_launch[@]}"
     [ -n "$SIM" ] && return
     fitting "ResNet-50" losses,weights_sha256 tests/gpu/resnet50.py --iters 10
-    fitting "LLaMA layers, 512 tokens" outputs_sha256 tests/gpu/llama_layers.py --tokens 512
+    fitting "LLaMA layers, 512 tokens" outputs_sha256 tests/gpu/llama_layers.py --tokens 512 --forwards 10
 }
 
-# fitting WHAT RESULTS PROGRAM...: five runs each, plain and under emuV with room for everything, in turn
+# fitting WHAT RESULTS PROGRAM...: five runs each, plain and under emuV with room for everything, in turn; under
+# emuV with the allocator that it asks PyTorch for, and with PyTorch's own
 fitting() {
-    local what=$1 results=$2 round plain=() emuv=()
+    local what=$1 results=$2 round plain=() emuv=() own=()
     shift 2
     for round in 1 2 3 4 5; do
         keep "fits.plain.$round" 90 python3 "$@"
         keep "fits.emuv.$round" 90 "$EMUV" run --quiet --ram 4G -- python3 "$@"
-        plain+=("$WORK/fits.plain.$round") emuv+=("$WORK/fits.emuv.$round")
+        keep "fits.own.$round" 90 "$EMUV" run --quiet --no-framework-hints --ram 4G -- python3 "$@"
+        plain+=("$WORK/fits.plain.$round") emuv+=("$WORK/fits.emuv.$round") own+=("$WORK/fits.own.$round")
     done
-    figure "$what fitting: ratio under emuV" ratio seconds "${plain[@]}" -- "${emuv[@]}"
-    judge "$what fitting: same results" same "$results" "${plain[@]}" "${emuv[@]}"
+    figure "$what fitting: ratio" ratio seconds "${plain[@]}" -- "${emuv[@]}"
+    figure "$what fitting: ratio, own allocator" ratio seconds "${plain[@]}" -- "${own[@]}"
+    judge "$what fitting: same results" same "$results" "${plain[@]}" "${emuv[@]}" "${own[@]}"
 }
 
 step_demo() {
