@@ -1,4 +1,7 @@
 //! CUDA arrays: the driver's (their layout is opaque), charged against the VRAM budget.
+//!
+//! # Safety
+//! As in `entry/mod.rs`: the program calls under the driver function's own contract.
 #![allow(unsafe_code)]
 
 use core::ffi::c_uint;

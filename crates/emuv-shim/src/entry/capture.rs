@@ -1,4 +1,7 @@
 //! Stream capture: begun and ended by the driver, remembered here.
+//!
+//! # Safety
+//! As in `entry/mod.rs`: the program calls under the driver function's own contract.
 #![allow(unsafe_code)]
 
 use emuv_cuda::{CUresult, types::*};

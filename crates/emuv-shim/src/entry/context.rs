@@ -1,4 +1,7 @@
 //! The end of contexts: what a program allocated in one goes with it.
+//!
+//! # Safety
+//! As in `entry/mod.rs`: the program calls under the driver function's own contract.
 #![allow(unsafe_code)]
 
 use emuv_cuda::{CUresult, types::*};

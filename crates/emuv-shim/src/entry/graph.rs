@@ -1,4 +1,7 @@
 //! Graphs' own memory: the driver's; what it holds is charged against the VRAM budget.
+//!
+//! # Safety
+//! As in `entry/mod.rs`: the program calls under the driver function's own contract.
 #![allow(unsafe_code)]
 
 use emuv_cuda::types::*;

@@ -1,4 +1,7 @@
 //! Ways in: initialisation and the look-up of functions.
+//!
+//! # Safety
+//! As in `entry/mod.rs`: the program calls under the driver function's own contract.
 #![allow(unsafe_code)]
 
 use core::ffi::{c_char, c_int, c_uint, c_void};

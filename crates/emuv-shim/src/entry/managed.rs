@@ -1,5 +1,8 @@
 //! Managed memory: the driver's, charged against the VRAM budget and never beyond it (a program that
 //! oversubscribes managed memory can take the whole host down).
+//!
+//! # Safety
+//! As in `entry/mod.rs`: the program calls under the driver function's own contract.
 #![allow(unsafe_code)]
 
 use core::ffi::c_uint;

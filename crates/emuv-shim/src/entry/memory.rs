@@ -1,4 +1,7 @@
 //! Allocations that emuV places.
+//!
+//! # Safety
+//! As in `entry/mod.rs`: the program calls under the driver function's own contract.
 #![allow(unsafe_code)]
 
 use core::ffi::c_uint;

@@ -1,5 +1,8 @@
 //! Stream-ordered allocation. Pools of plain device memory are emuV's (`pools.rs`); the others are the
 //! driver's, charged against the VRAM budget.
+//!
+//! # Safety
+//! As in `entry/mod.rs`: the program calls under the driver function's own contract.
 #![allow(unsafe_code)]
 
 use core::ffi::c_void;

@@ -1,6 +1,9 @@
 //! The program's own virtual memory management. Handles of plain device memory are virtualised
 //! (`handles.rs`), so that they may lie in RAM. Others (compressed, for fabrics, tile pools) are the
 //! driver's, charged against the VRAM budget from creation until they are neither held nor mapped.
+//!
+//! # Safety
+//! As in `entry/mod.rs`: the program calls under the driver function's own contract.
 #![allow(unsafe_code)]
 
 use core::ffi::{c_ulonglong, c_void};

@@ -1,4 +1,7 @@
 //! The program waits for the GPU: what pools hold beyond their release thresholds is given back then.
+//!
+//! # Safety
+//! As in `entry/mod.rs`: the program calls under the driver function's own contract.
 #![allow(unsafe_code)]
 
 use emuv_cuda::{CUresult, types::*};
