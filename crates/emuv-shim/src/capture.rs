@@ -14,25 +14,25 @@ use crate::arena::lock;
 /// The streams in capture, by handle.
 #[derive(Debug, Default)]
 pub(crate) struct Captures {
-    streams: Mutex<HashSet<usize>>,
+    streams: Mutex<HashSet<u64>>,
     /// Their number, for the question that every allocation asks.
     count: AtomicUsize,
 }
 
 impl Captures {
     /// A capture began on `stream`.
-    pub fn began(&self, stream: usize) {
+    pub fn began(&self, stream: u64) {
         self.change(|streams| streams.insert(stream));
     }
 
     /// The capture on `stream` ended, in whichever way, or the stream is gone.
-    pub fn ended(&self, stream: usize) {
+    pub fn ended(&self, stream: u64) {
         if self.any() {
             self.change(|streams| streams.remove(&stream));
         }
     }
 
-    fn change(&self, change: impl FnOnce(&mut HashSet<usize>) -> bool) {
+    fn change(&self, change: impl FnOnce(&mut HashSet<u64>) -> bool) {
         let mut streams = lock(&self.streams);
         change(&mut streams);
         self.count.store(streams.len(), Ordering::Release);

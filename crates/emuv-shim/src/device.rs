@@ -254,8 +254,12 @@ impl Device {
         if allocation.owner == POOL_OWNER {
             // Whoever used it is not known, so all work of the calling thread's context is waited for.
             let context = calls::owner(calls::current_context(session.real)?);
-            calls::synchronize(session.real, context)?;
-            self.pools.free_idle(address);
+            if session.captures.any() {
+                self.pools.free_with_context(address, context);
+            } else {
+                calls::synchronize(session.real, context)?;
+                self.pools.free_idle(address);
+            }
         } else if session.captures.any() {
             let release = self.arena.free(address)?;
             lock(&self.deferred).push(Deferred { release, event: None });

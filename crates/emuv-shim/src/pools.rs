@@ -217,6 +217,13 @@ impl Pools {
         true
     }
 
+    /// Frees a block that any work of the context may still touch, when that may not be waited for now.
+    pub fn free_with_context(&self, address: u64, context: Owner) {
+        let all = self.streams.id(Name::AllOf(context), context);
+        self.with(|pools| pools.give(address, Some(all)));
+        self.note_surplus();
+    }
+
     /// Frees a block that nothing in flight touches. False: that is no block of a pool.
     pub fn free_idle(&self, address: u64) -> bool {
         let given = self.with(|pools| pools.give(address, None));

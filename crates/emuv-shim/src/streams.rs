@@ -5,7 +5,13 @@
 //! handle is used only until the program destroys it ([`Streams::gone`]).
 #![allow(unsafe_code)]
 
-use std::{collections::HashMap, sync::Mutex};
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use emuv_cuda::{CUresult, CuResult, types::*};
 use emuv_policy::{Owner, StreamId};
@@ -24,16 +30,24 @@ pub(crate) enum Name {
     /// The default stream of a context.
     Legacy(Owner),
     /// A thread's own default stream in a context; only that thread can name it.
-    PerThread(Owner, usize),
+    PerThread(Owner, u64),
+    /// No stream: all work of a context, which only waiting for the context settles.
+    AllOf(Owner),
+}
+
+/// A number for the calling thread that no other thread has or had.
+pub(crate) fn thread_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    thread_local!(static NUMBER: u64 = NEXT.fetch_add(1, Ordering::Relaxed));
+    NUMBER.with(|number| *number)
 }
 
 impl Name {
     /// Resolves a handle; `per_thread` for the `_ptsz` forms of the interface, in which 0 means the
     /// calling thread's own stream.
     pub fn of(stream: CUstream, per_thread: bool, context: Owner) -> Self {
-        thread_local!(static THREAD: u8 = const { 0 });
         match stream as usize {
-            PER_THREAD => Self::PerThread(context, THREAD.with(|thread| std::ptr::from_ref(thread) as usize)),
+            PER_THREAD => Self::PerThread(context, thread_number()),
             0 if per_thread => Self::of(PER_THREAD as CUstream, true, context),
             0 | LEGACY => Self::Legacy(context),
             handle => Self::Created(handle),
@@ -104,7 +118,7 @@ impl Streams {
             Name::Created(handle) => handle,
             Name::Legacy(_) => LEGACY,
             own @ Name::PerThread(..) if Name::of(PER_THREAD as CUstream, true, stream.context) == own => PER_THREAD,
-            Name::PerThread(..) => return None,
+            Name::PerThread(..) | Name::AllOf(_) => return None,
         };
         Some((handle, stream.context))
     }

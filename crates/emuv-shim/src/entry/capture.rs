@@ -6,7 +6,7 @@
 
 use emuv_cuda::{CUresult, types::*};
 
-use crate::{entry::entries, pools, session::Session};
+use crate::{entry::entries, pools, session::Session, streams};
 
 entries! {
     /// The first form of the call.
@@ -91,7 +91,7 @@ fn gone(session: &Session, stream: CUstream) -> Option<CUresult> {
     None
 }
 
-fn begin(session: &Session, stream: usize, result: CUresult) -> Option<CUresult> {
+fn begin(session: &Session, stream: u64, result: CUresult) -> Option<CUresult> {
     if result == CUresult::SUCCESS {
         session.captures.began(stream);
     }
@@ -100,12 +100,13 @@ fn begin(session: &Session, stream: usize, result: CUresult) -> Option<CUresult>
 
 /// Names a stream. The per-thread default stream has one handle for all threads (2, or 0 in a per-thread
 /// form), so there the thread makes the difference.
-fn key(stream: CUstream, per_thread: bool) -> usize {
-    const PER_THREAD: usize = 2;
-    thread_local!(static THREAD: u8 = const { 0 });
-    let handle = stream as usize;
+fn key(stream: CUstream, per_thread: bool) -> u64 {
+    const PER_THREAD: u64 = 2;
+    /// No handle above 1 is odd, so threads' numbers cannot be taken for handles.
+    const ODD: u64 = 1;
+    let handle = stream as u64;
     if handle == PER_THREAD || (per_thread && handle == 0) {
-        return THREAD.with(|thread| std::ptr::from_ref(thread) as usize);
+        return (streams::thread_number() << 1) | ODD;
     }
     handle
 }

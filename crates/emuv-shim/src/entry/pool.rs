@@ -253,6 +253,10 @@ fn allocate(session: &Session, request: Request, call: impl FnOnce() -> CUresult
 
 fn free(session: &Session, address: CUdeviceptr, stream: CUstream, per_thread: bool) -> Option<CUresult> {
     let device = session.device_at(address)?;
+    if session.captures.any() && calls::is_capturing(session.real, stream, per_thread) {
+        // In a capture only the graph's own memory may be freed: the driver says so.
+        return None;
+    }
     let on = pools::on(session, stream, per_thread)?;
     Some(device.free_in_order(session, address, on).into())
 }

@@ -178,6 +178,24 @@ entries! {
         // SAFETY: the program's own arguments; the handle is the one behind its name.
         Some(unsafe { driver.cuMulticastBindMem(mcHandle, mcOffset, backing.real, memOffset, size, flags) })
     }
+
+    /// Binds what is behind the name to a multicast object, on one device.
+    fn cuMulticastBindMem_v2(
+        mcHandle: CUmemGenericAllocationHandle,
+        dev: CUdevice,
+        mcOffset: usize,
+        memHandle: CUmemGenericAllocationHandle,
+        memOffset: usize,
+        size: usize,
+        flags: c_ulonglong,
+    ) |session, driver| {
+        if !Handles::is_ours(memHandle) {
+            return None;
+        }
+        let Some(backing) = session.handles.get(memHandle) else { return Some(CUresult::INVALID_VALUE) };
+        // SAFETY: the program's own arguments; the handle is the one behind its name.
+        Some(unsafe { driver.cuMulticastBindMem_v2(mcHandle, dev, mcOffset, backing.real, memOffset, size, flags) })
+    }
 }
 
 /// Plain device memory: what may lie in RAM without the program noticing. Handles that can be exported as
