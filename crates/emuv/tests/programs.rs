@@ -251,6 +251,11 @@ fn handles_that_the_program_maps_itself_spill() {
 }
 
 #[test]
+fn random_sequences_of_every_allocation_call_agree_with_a_plain_model() {
+    everywhere_and_spilled("model", &["640", "", "250"]);
+}
+
+#[test]
 fn all_memory_can_be_had_and_the_next_byte_is_out_of_memory() {
     Run::start("oom", &["32", "", "960", "1024"], PLAIN).expect_code(0);
     Run::start("oom", &["32", "", "960", "1024"], NO_RAM).expect_code(0);
