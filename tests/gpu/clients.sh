@@ -119,7 +119,7 @@ step_torch-async() {
 
 jax_checks() {
     needs jax
-    LIMIT_S=80
+    LIMIT_S=150
     compare python3 "$CLIENTS/jax_checks.py" --seed "$SEED"
 }
 
@@ -167,7 +167,7 @@ step_numba() {
         --continue-on-collection-errors)
     python3 -c 'import xdist' 2> /dev/null && [ "$workers" -gt 1 ] && arguments+=(-n "$workers" --dist loadscope)
     python3 -c 'import pytest_timeout' 2> /dev/null && arguments+=(--timeout 60)
-    LIMIT_S=150 VRAM=64M HOLD_MIB=64 RAM=2G
+    LIMIT_S=280 VRAM=64M HOLD_MIB=64 RAM=2G
     cd "$WORK" || exit 1
     export PYTHONPATH=$CLIENTS${PYTHONPATH:+:$PYTHONPATH}
     compare python3 -m pytest "${arguments[@]}" --pyargs numba.cuda.tests

@@ -368,9 +368,11 @@ def memory_statistics(seed):
 
 @suite.check
 def out_of_memory(seed):
+    # What is held already counts as well.
+    torch.cuda.empty_cache()
     total = torch.cuda.mem_get_info()[1]
     limit = min(total, FILL_LIMIT_MIB * MIB)
-    torch.cuda.set_per_process_memory_fraction(limit / total)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (limit + torch.cuda.memory_reserved()) / total))
     parts, kept = [], []
     try:
         for part in range(1000):
