@@ -169,7 +169,7 @@ step_numba() {
     python3 -c 'import pytest_timeout' 2> /dev/null && arguments+=(--timeout 60)
     LIMIT_S=280 VRAM=64M HOLD_MIB=64 RAM=2G
     cd "$WORK" || exit 1
-    export PYTHONPATH=$CLIENTS${PYTHONPATH:+:$PYTHONPATH}
+    export PYTHONPATH=$CLIENTS:$CLIENTS/numba_site${PYTHONPATH:+:$PYTHONPATH}
     compare python3 -m pytest "${arguments[@]}" --pyargs numba.cuda.tests
 }
 

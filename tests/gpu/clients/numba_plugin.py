@@ -74,17 +74,7 @@ def distributes(config):
     return config.pluginmanager.hasplugin("dsession")
 
 
-def stand_in_for_row_stack():
-    """The suite's package asks NumPy for a name that NumPy 2.5 has dropped; it was another name for vstack."""
-    if importlib.util.find_spec("numpy") is not None:
-        import numpy
-
-        if not hasattr(numpy, "row_stack"):
-            numpy.row_stack = numpy.vstack
-
-
 def pytest_configure(config):
-    stand_in_for_row_stack()
     if is_worker(config) or not distributes(config):
         take_memory(int(os.environ.get("CLIENT_HOLD_MIB", "64")))
         if importlib.util.find_spec("filecheck") is None:
