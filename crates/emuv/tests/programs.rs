@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // Tests: a panic is the report.
 
 use std::{
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -110,6 +111,11 @@ struct Run {
 
 impl Run {
     fn start(name: &str, arguments: &[&str], under: Under) -> Self {
+        Self::start_with(name, arguments, under, &[])
+    }
+
+    /// Starts it with more variables, which `emuv run` finds set.
+    fn start_with(name: &str, arguments: &[&str], under: Under, variables: &[(&str, &OsStr)]) -> Self {
         let bench = &*BENCH;
         let scratch = tempfile::tempdir().unwrap();
         let report = scratch.path().join("report.json");
@@ -131,7 +137,7 @@ impl Run {
                 command.env("EMUV_TEST_EXPECT", "emuv");
             }
         }
-        command.arg(bench.program(name)).args(arguments);
+        command.arg(bench.program(name)).args(arguments).envs(variables.iter().copied());
         command.env("EMUV_STATE_DIR", scratch.path().join("state"));
         command.env("EMUV_TEST_PTX", Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/emuv.ptx"));
         // The installed file itself: under emuV a program that opens it must still get emuV.
@@ -248,6 +254,20 @@ fn stream_ordered_memory_spills_and_is_never_given_out_too_early() {
 #[test]
 fn handles_that_the_program_maps_itself_spill() {
     everywhere_and_spilled("own_vmm", &["320"]);
+}
+
+#[test]
+fn a_program_that_preloads_another_interposer() {
+    let bench = &*BENCH;
+    let other = bench.program("other.so");
+    let source = sources().join("preload/other.c");
+    let built =
+        Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&other).arg(&source).arg("-ldl").status();
+    assert!(built.unwrap().success(), "{} does not compile", source.display());
+    for program in ["linked", "dlopened", "abspath", "static_style"] {
+        let preload = ("LD_PRELOAD", other.as_os_str());
+        Run::start_with(program, &[], SPILLED, &[preload]).expect_code(0);
+    }
 }
 
 #[test]
