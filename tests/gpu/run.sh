@@ -236,7 +236,7 @@ step_llama() {
 
 # What emuV costs when everything fits: plain and emuV in turn, so that drift hits both.
 step_overhead() {
-    local round plain=() emuv=() plain_launch=() emuv_launch=()
+    local round plain_launch=() emuv_launch=() plain_stream=() emuv_stream=() blocks=${SIM:+4}
     export EMUV_TEST_PTX=$ROOT/crates/emuv/kernels/emuv.ptx
     [ -x "$WORK/launch_bench" ] || build_programs
     for round in 1 2 3 4 5; do
@@ -244,6 +244,13 @@ step_overhead() {
         keep "launch.emuv.$round" 60 "$EMUV" run --quiet ${SIM:+--sim=vram=1G} --ram 1G -- "$WORK/launch_bench"
         plain_launch+=("$WORK/launch.plain.$round") emuv_launch+=("$WORK/launch.emuv.$round")
     done
+    for round in 1 2 3 4 5; do
+        keep "stream.plain.$round" 60 env LD_LIBRARY_PATH="$PLAIN_PATH" ${SIM:+EMUV_SIM=vram=1G} "$WORK/stream_bench" 86 "${blocks:-64}"
+        keep "stream.emuv.$round" 60 "$EMUV" run --quiet ${SIM:+--sim=vram=1G} --ram 1G -- "$WORK/stream_bench" 86 "${blocks:-64}"
+        plain_stream+=("$WORK/stream.plain.$round") emuv_stream+=("$WORK/stream.emuv.$round")
+    done
+    figure "GB/s that a kernel reads, plain" median median_gb_per_s "${plain_stream[@]}"
+    figure "GB/s that a kernel reads, ratio" ratio median_gb_per_s "${plain_stream[@]}" -- "${emuv_stream[@]}"
     figure "ns per launch, plain" median median_ns "${plain_launch[@]}"
     figure "ns per launch, ratio under emuV" ratio median_ns "${plain_launch[@]}" -- "${emuv_launch[@]}"
     [ -n "$SIM" ] && return

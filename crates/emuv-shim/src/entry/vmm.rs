@@ -96,8 +96,8 @@ entries! {
     /// Maps what is behind the name.
     fn cuMemMap(ptr: CUdeviceptr, size: usize, offset: usize, handle: CUmemGenericAllocationHandle, flags: c_ulonglong)
     |session, driver| {
-        if Handles::is_ours(handle) {
-            let Some(backing) = session.handles.get(handle) else { return Some(CUresult::INVALID_VALUE) };
+        if let Some(backing) = behind(session, handle) {
+            let Some(backing) = backing else { return Some(CUresult::INVALID_VALUE) };
             // SAFETY: the program's own arguments; the handle is the one behind its name.
             let result = unsafe { driver.cuMemMap(ptr, size, offset, backing.real, flags) };
             if result == CUresult::SUCCESS {
@@ -131,10 +131,9 @@ entries! {
     /// What the program asked for, wherever it lies.
     fn cuMemGetAllocationPropertiesFromHandle(prop: *mut CUmemAllocationProp, handle: CUmemGenericAllocationHandle)
     |session, _driver| {
-        if !Handles::is_ours(handle) || prop.is_null() {
-            return None;
-        }
-        let Some(backing) = session.handles.get(handle) else { return Some(CUresult::INVALID_VALUE) };
+        let Some(backing) = behind(session, handle)?.filter(|_| !prop.is_null()) else {
+            return Some(CUresult::INVALID_VALUE);
+        };
         // SAFETY: a plain C structure; zero is a valid value of it.
         let mut properties: CUmemAllocationProp = unsafe { std::mem::zeroed() };
         properties.type_ = CU_MEM_ALLOCATION_TYPE_PINNED;
@@ -154,10 +153,7 @@ entries! {
         handleType: CUmemAllocationHandleType,
         flags: c_ulonglong,
     ) |session, driver| {
-        if !Handles::is_ours(handle) {
-            return None;
-        }
-        let Some(backing) = session.handles.get(handle) else { return Some(CUresult::INVALID_VALUE) };
+        let Some(backing) = behind(session, handle)? else { return Some(CUresult::INVALID_VALUE) };
         // SAFETY: the program's own arguments; the handle is the one behind its name.
         Some(unsafe { driver.cuMemExportToShareableHandle(shareableHandle, backing.real, handleType, flags) })
     }
@@ -171,10 +167,7 @@ entries! {
         size: usize,
         flags: c_ulonglong,
     ) |session, driver| {
-        if !Handles::is_ours(memHandle) {
-            return None;
-        }
-        let Some(backing) = session.handles.get(memHandle) else { return Some(CUresult::INVALID_VALUE) };
+        let Some(backing) = behind(session, memHandle)? else { return Some(CUresult::INVALID_VALUE) };
         // SAFETY: the program's own arguments; the handle is the one behind its name.
         Some(unsafe { driver.cuMulticastBindMem(mcHandle, mcOffset, backing.real, memOffset, size, flags) })
     }
@@ -189,13 +182,16 @@ entries! {
         size: usize,
         flags: c_ulonglong,
     ) |session, driver| {
-        if !Handles::is_ours(memHandle) {
-            return None;
-        }
-        let Some(backing) = session.handles.get(memHandle) else { return Some(CUresult::INVALID_VALUE) };
+        let Some(backing) = behind(session, memHandle)? else { return Some(CUresult::INVALID_VALUE) };
         // SAFETY: the program's own arguments; the handle is the one behind its name.
         Some(unsafe { driver.cuMulticastBindMem_v2(mcHandle, dev, mcOffset, backing.real, memOffset, size, flags) })
     }
+}
+
+/// What is behind a name of ours, if the program holds it. `None`: the handle is one of the driver's.
+#[allow(clippy::option_option)]
+fn behind(session: &Session, handle: CUmemGenericAllocationHandle) -> Option<Option<Backing>> {
+    Handles::is_ours(handle).then(|| session.handles.get(handle))
 }
 
 /// Plain device memory: what may lie in RAM without the program noticing. Handles that can be exported as
