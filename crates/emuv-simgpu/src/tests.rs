@@ -1,5 +1,6 @@
 //! The simulated machine as a whole, without its C interface.
 
+mod foreign_text;
 mod kernels;
 mod memory;
 mod streams;
