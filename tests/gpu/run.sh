@@ -177,7 +177,7 @@ step_programs() {
     program contexts 320
     program pools 320 "" 300
     program own_vmm 320
-    program model 640 "" 2000
+    program model 400 "" 2000 240
     program meminfo
     if [ -n "$SIM" ]; then
         program oom 32 "" PLAIN::900 PLAIN::1024 EMUV::700 EMUV::768

@@ -1,7 +1,8 @@
 /* Random legal sequences of every kind of allocation call, against a plain model: what each block must hold and
  * whose address is whose. Kinds mix as in a program with several libraries in it; running out of memory is legal
  * too, and must leave everything else as it was.
- * Arguments: [MiB that the blocks may take in all, default 640] [seed] [steps, default 400] */
+ * Arguments: [MiB that the blocks may take in all, default 640] [seed] [steps, default 400]
+ *            [MiB that are taken before anything else and kept, so that the rest spills, default 0] */
 #include "program.h"
 
 enum { SLOTS = 32, STREAMS = 3, WINDOW = 4096 };
@@ -125,7 +126,9 @@ int main(int argc, char **argv) {
     CUmemoryPool pool;
     OK(cuDeviceGetDefaultMemPool(&pool, gpu.device));
     for (int s = 0; s < STREAMS; s++) OK(cuStreamCreate(&streams[s], 1));
-    size_t before = settled_free_bytes();
+    size_t before = settled_free_bytes(), ballast_bytes = argument(argc, argv, 4, 0) * MIB;
+    CUdeviceptr ballast = 0;
+    if (ballast_bytes) OK(cuMemAlloc_v2(&ballast, ballast_bytes));
 
     for (size_t step = 0; step < steps; step++) {
         struct slot *slot = &slots[pick(SLOTS)];
@@ -147,6 +150,7 @@ int main(int argc, char **argv) {
         if (slots[s].kind != NONE) release(&slots[s]);
     for (int s = 0; s < STREAMS; s++) OK(cuStreamSynchronize(streams[s]));
     OK(cuCtxSynchronize());
+    OK(cuMemFree_v2(ballast));
     OK(cuMemPoolTrimTo(pool, 0));
     /* Anything taken now shows that what was freed in a stream's order has been given back. */
     check_compute(3 * MIB);

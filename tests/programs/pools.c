@@ -60,6 +60,22 @@ static void check_pointer(void) {
     FAILS(cuMemFreeAsync(block, streams[0]));
 }
 
+/* A thread without a current context may free on a stream that it names. */
+static void free_without_context(void) {
+    CUdeviceptr small, large, other;
+    CUcontext own;
+    OK(cuMemAlloc_v2(&other, 3 * MIB));
+    OK(cuMemAllocAsync(&small, 5000, streams[0]));
+    OK(cuMemAllocAsync(&large, 3 * MIB, streams[0]));
+    OK(cuCtxGetCurrent(&own));
+    OK(cuCtxSetCurrent(NULL));
+    OK(cuMemFreeAsync(small, streams[0]));
+    OK(cuMemFreeAsync(large, streams[0]));
+    OK(cuMemFreeAsync(other, streams[0]));
+    OK(cuCtxSetCurrent(own));
+    synchronize_all();
+}
+
 /* Blocks come and go on several streams without any synchronisation; each is filled and summed on its own
  * stream. Were memory given out too early, a fill of one stream would spoil a sum of another. */
 static void exchange(uint64_t *random, size_t bytes, int rounds) {
@@ -104,6 +120,7 @@ int main(int argc, char **argv) {
 
     hold(bytes);
     check_pointer();
+    free_without_context();
     /* The real driver goes on counting what cuMemFree has taken out of a pool. */
     synchronize_all();
     uint64_t still_counted = attribute(POOL_USED_NOW), everything = UINT64_MAX;

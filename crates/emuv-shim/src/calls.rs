@@ -7,7 +7,7 @@
 
 use core::ffi::CStr;
 
-use emuv_cuda::{CUresult, CuResult, types::*};
+use emuv_cuda::{CUresult, CuError, CuResult, types::*};
 use emuv_policy::Owner;
 
 use crate::real::Real;
@@ -25,6 +25,19 @@ pub(crate) fn current_context(real: &Real) -> CuResult<CUcontext> {
     if context.is_null() {
         CUresult::INVALID_CONTEXT.ok()?;
     }
+    Ok(context)
+}
+
+/// The context of a stream that the program created; an error for the default streams, whose context is the
+/// current one.
+pub(crate) fn stream_context(real: &Real, stream: CUstream) -> CuResult<CUcontext> {
+    const PER_THREAD: usize = 2;
+    if stream as usize <= PER_THREAD {
+        return Err(CuError::INVALID_VALUE);
+    }
+    let mut context = std::ptr::null_mut();
+    // SAFETY: see the module's head; the stream is the program's own argument.
+    unsafe { real.driver.cuStreamGetCtx(stream, &raw mut context) }.ok()?;
     Ok(context)
 }
 

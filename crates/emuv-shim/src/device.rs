@@ -284,7 +284,9 @@ impl Device {
             return Ok(());
         }
         self.holds(address)?;
-        let event = calls::event_behind(session.real, on.handle, on.per_thread)?;
+        let event = calls::in_context(session.real, on.context, || {
+            calls::event_behind(session.real, on.handle, on.per_thread)
+        })?;
         match self.arena.free(address) {
             Ok(release) => lock(&self.deferred).push(Deferred { release, event: Some(event) }),
             Err(error) => {

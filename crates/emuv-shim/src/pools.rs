@@ -386,6 +386,7 @@ fn retire(arena: &Arena, addresses: &[u64]) {
 
 /// The stream that a call names.
 pub(crate) fn on(session: &Session, handle: CUstream, per_thread: bool) -> Option<On> {
-    let context = calls::owner(calls::current_context(session.real).ok()?);
-    Some(On { handle, per_thread, context })
+    // A thread without a context may name a stream all the same: that has one.
+    let context = calls::current_context(session.real).or_else(|_| calls::stream_context(session.real, handle));
+    Some(On { handle, per_thread, context: calls::owner(context.ok()?) })
 }

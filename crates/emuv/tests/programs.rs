@@ -272,7 +272,7 @@ fn a_program_that_preloads_another_interposer() {
 
 #[test]
 fn random_sequences_of_every_allocation_call_agree_with_a_plain_model() {
-    everywhere_and_spilled("model", &["640", "", "250"]);
+    everywhere_and_spilled("model", &["400", "", "250", "240"]);
 }
 
 #[test]
