@@ -107,8 +107,8 @@ impl Plan {
     }
 }
 
-/// An allocation that the program has given up, and the chunks to unmap and release once the GPU is done
-/// with it (none if it shared a slab that others still use). Then [`DeviceMemory::retired`].
+/// An allocation that the program has given up. Once the GPU is done with it: [`DeviceMemory::retired`], which
+/// gives the chunks to unmap and release.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Release {
     /// Names it.

@@ -35,17 +35,6 @@ struct Entry {
 pub(crate) struct Accounts(Mutex<HashMap<(Kind, u64), Entry>>);
 
 impl Accounts {
-    /// Charges `bytes` for something about to be created, before it has a handle. False: no room.
-    #[must_use]
-    pub fn charge(device: &Device, bytes: u64) -> bool {
-        device.arena.with_memory(|memory| memory.charge_unspilled(bytes))
-    }
-
-    /// Gives a charge back whose creation failed.
-    pub fn credit(device: &Device, bytes: u64) {
-        device.arena.with_memory(|memory| memory.credit_unspilled(bytes));
-    }
-
     /// Books a charge under the handle that it got, with one reference.
     pub fn book(&self, kind: Kind, handle: u64, bytes: u64) {
         let entry = Entry { bytes, references: 1 };
@@ -70,7 +59,7 @@ impl Accounts {
         let bytes = entry.bytes;
         entries.remove(&(kind, handle));
         drop(entries);
-        Self::credit(device, bytes);
+        device.arena.with_memory(|memory| memory.credit_unspilled(bytes));
         true
     }
 

@@ -236,6 +236,27 @@ impl Device {
         left.min(above_floor)
     }
 
+    /// Lets the driver create something that emuV does not place, if the VRAM budget has room for it: charged
+    /// before, and booked under the handle that `create` gives.
+    pub fn create_accounted(
+        &self,
+        session: &Session,
+        kind: Kind,
+        bytes: u64,
+        create: impl FnOnce() -> CuResult<u64>,
+    ) -> CUresult {
+        if !self.arena.with_memory(|memory| memory.charge_unspilled(bytes)) {
+            return self.refuse(session);
+        }
+        let created = create();
+        match created {
+            Ok(handle) => self.accounts.book(kind, handle, bytes),
+            Err(_) => self.arena.with_memory(|memory| memory.credit_unspilled(bytes)),
+        }
+        self.publish(session);
+        created.map(|_| ()).into()
+    }
+
     /// Counts a request that has no room; the answer to give.
     pub fn refuse(&self, session: &Session) -> CUresult {
         if let Some(counters) = session.counters(self.ordinal) {

@@ -15,7 +15,7 @@ use std::{
 };
 
 use emuv_cuda::types::*;
-use emuv_policy::{AllocationId, Block, Owner, PoolId, SMALL_BYTES, StreamId, StreamPools, Waste, block_bytes};
+use emuv_policy::{Block, Owner, PoolId, SMALL_BYTES, StreamId, StreamPools, Waste, block_bytes};
 
 use crate::{
     arena::{Arena, Refusal, lock},
@@ -378,8 +378,7 @@ pub(crate) enum Wait {
 fn retire(arena: &Arena, addresses: &[u64]) {
     for &address in addresses {
         if let Ok(release) = arena.free(address) {
-            let id: AllocationId = release.id;
-            arena.retire(id);
+            arena.retire(release.id);
         }
     }
 }

@@ -13,7 +13,15 @@ use emuv_cuda::types::CUdevice;
 use emuv_policy::{Bytes, Owner};
 use emuv_state::{DeviceCounters, HostMemory, Ledger, Limits, MAX_DEVICES, env};
 
-use crate::{account::Mappings, calls, capture::Captures, device::Device, handles::Handles, hints, log, real::Real};
+use crate::{
+    account::{Kind, Mappings},
+    calls,
+    capture::Captures,
+    device::Device,
+    handles::Handles,
+    hints, log,
+    real::Real,
+};
 
 /// Set in a forked child: its calls go to the driver, which refuses them.
 static FORKED: AtomicBool = AtomicBool::new(false);
@@ -144,6 +152,15 @@ impl Session {
     /// Every device that has been used.
     pub fn devices(&self) -> impl Iterator<Item = &Device> {
         self.devices.iter().filter_map(|cell| cell.get()?.as_ref())
+    }
+
+    /// The driver has taken something back that is accounted on one of the devices.
+    pub fn release_account(&self, kind: Kind, handle: u64) {
+        for device in self.devices() {
+            if device.accounts.release(device, kind, handle) {
+                device.publish(self);
+            }
+        }
     }
 
     /// The device whose arena `address` lies in.

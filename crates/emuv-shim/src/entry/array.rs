@@ -8,12 +8,7 @@ use core::ffi::c_uint;
 
 use emuv_cuda::{CUresult, types::*};
 
-use crate::{
-    account::{Accounts, Kind},
-    calls,
-    entry::entries,
-    session::Session,
-};
+use crate::{account::Kind, calls, entry::entries, session::Session};
 
 entries! {
     /// Charged, then the driver's.
@@ -73,27 +68,13 @@ fn create(
     handle: impl FnOnce() -> u64,
 ) -> Option<CUresult> {
     let device = session.device(calls::current_device(session.real).ok()?)?;
-    if !Accounts::charge(device, bytes) {
-        return Some(device.refuse(session));
-    }
-    let result = call();
-    if result == CUresult::SUCCESS {
-        device.accounts.book(Kind::Array, handle(), bytes);
-    } else {
-        Accounts::credit(device, bytes);
-    }
-    device.publish(session);
-    Some(result)
+    Some(device.create_accounted(session, Kind::Array, bytes, || call().ok().map(|()| handle())))
 }
 
 fn destroy(session: &Session, handle: u64, call: impl FnOnce() -> CUresult) -> CUresult {
     let result = call();
     if result == CUresult::SUCCESS {
-        for device in session.devices() {
-            if device.accounts.release(device, Kind::Array, handle) {
-                device.publish(session);
-            }
-        }
+        session.release_account(Kind::Array, handle);
     }
     result
 }

@@ -7,31 +7,19 @@
 
 use core::ffi::c_uint;
 
-use emuv_cuda::{CUresult, types::*};
+use emuv_cuda::types::*;
 
-use crate::{
-    account::{Accounts, Kind},
-    calls,
-    entry::entries,
-};
+use crate::{account::Kind, calls, entry::entries};
 
 entries! {
     /// Charged, then the driver's.
     fn cuMemAllocManaged(dptr: *mut CUdeviceptr, bytesize: usize, flags: c_uint) |session, driver| {
         let device = session.device(calls::current_device(session.real).ok()?)?;
-        let bytes = bytesize as u64;
-        if !Accounts::charge(device, bytes) {
-            return Some(device.refuse(session));
-        }
-        // SAFETY: the program's own arguments.
-        let result = unsafe { driver.cuMemAllocManaged(dptr, bytesize, flags) };
-        if result == CUresult::SUCCESS {
+        Some(device.create_accounted(session, Kind::Managed, bytesize as u64, || {
+            // SAFETY: the program's own arguments.
+            unsafe { driver.cuMemAllocManaged(dptr, bytesize, flags) }.ok()?;
             // SAFETY: the driver has written it.
-            device.accounts.book(Kind::Managed, unsafe { *dptr }, bytes);
-        } else {
-            Accounts::credit(device, bytes);
-        }
-        device.publish(session);
-        Some(result)
+            Ok(unsafe { *dptr })
+        }))
     }
 }

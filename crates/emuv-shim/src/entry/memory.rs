@@ -64,11 +64,7 @@ entries! {
         // SAFETY: the program's own argument.
         let result = unsafe { driver.cuMemFree_v2(dptr) };
         if result == CUresult::SUCCESS {
-            for device in session.devices() {
-                if device.accounts.release(device, Kind::Managed, dptr) {
-                    device.publish(session);
-                }
-            }
+            session.release_account(Kind::Managed, dptr);
         }
         Some(result)
     }

@@ -12,7 +12,7 @@ use emuv_cuda::{CUresult, CuResult, types::*};
 use emuv_policy::Tier;
 
 use crate::{
-    account::{Accounts, Kind},
+    account::Kind,
     arena::Refusal,
     device::Device,
     entry::entries,
@@ -42,7 +42,13 @@ entries! {
             unsafe { driver.cuMemCreate(&raw mut real, size, properties, flags) }.ok().map(|()| real)
         };
         if !is_plain(&properties) || flags != 0 {
-            return Some(create_accounted(session, device, bytes, handle, || create(&properties)));
+            // It cannot lie in RAM.
+            return Some(device.create_accounted(session, Kind::Handle, bytes, || {
+                let real = create(&properties)?;
+                // SAFETY: not null, so valid by the driver's contract.
+                unsafe { handle.write(real) };
+                Ok(real)
+            }));
         }
         let made = device.make_handle(session, bytes, || create(&properties), || in_ram(device, &properties, create));
         Some(match made {
@@ -69,7 +75,7 @@ entries! {
         // SAFETY: the program's own argument.
         let result = unsafe { driver.cuMemRelease(handle) };
         if result == CUresult::SUCCESS {
-            release(session, handle);
+            session.release_account(Kind::Handle, handle);
         }
         Some(result)
     }
@@ -122,7 +128,7 @@ entries! {
                 give_back(session, &backing);
             }
             for handle in session.mappings.take(ptr, size as u64) {
-                release(session, handle);
+                session.release_account(Kind::Handle, handle);
             }
         }
         Some(result)
@@ -228,39 +234,8 @@ fn give_back(session: &Session, backing: &Backing) {
     }
 }
 
-/// A handle that cannot lie in RAM.
-fn create_accounted(
-    session: &Session,
-    device: &Device,
-    bytes: u64,
-    handle: *mut CUmemGenericAllocationHandle,
-    create: impl Fn() -> CuResult<u64>,
-) -> CUresult {
-    if !Accounts::charge(device, bytes) {
-        return device.refuse(session);
-    }
-    let result = create().map(|real| {
-        device.accounts.book(Kind::Handle, real, bytes);
-        // SAFETY: the caller has seen that it is not null.
-        unsafe { handle.write(real) };
-    });
-    if result.is_err() {
-        Accounts::credit(device, bytes);
-    }
-    device.publish(session);
-    result.into()
-}
-
 fn retain(session: &Session, handle: u64) -> bool {
     session.devices().any(|device| device.accounts.retain(Kind::Handle, handle))
-}
-
-fn release(session: &Session, handle: u64) {
-    for device in session.devices() {
-        if device.accounts.release(device, Kind::Handle, handle) {
-            device.publish(session);
-        }
-    }
 }
 
 /// Whether the driver would call the memory at `address` host memory although the program made it as
