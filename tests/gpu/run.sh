@@ -256,6 +256,22 @@ step_overhead() {
     [ -n "$SIM" ] && return
     fitting "ResNet-50" losses,weights_sha256 tests/gpu/resnet50.py --iters 10
     fitting "LLaMA layers, 512 tokens" outputs_sha256 tests/gpu/llama_layers.py --tokens 512 --forwards 10
+    linear_fitting
+}
+
+# The linear layers alone: what is left of the cost when the host is not the limit.
+linear_fitting() {
+    local round key plain=() emuv=() own=()
+    for round in 1 2 3 4 5 6; do
+        keep "linear.plain.$round" 90 python3 tests/gpu/linear_fit.py
+        keep "linear.emuv.$round" 90 "$EMUV" run --quiet --ram 4G -- python3 tests/gpu/linear_fit.py
+        keep "linear.own.$round" 90 "$EMUV" run --quiet --no-framework-hints --ram 4G -- python3 tests/gpu/linear_fit.py
+        plain+=("$WORK/linear.plain.$round") emuv+=("$WORK/linear.emuv.$round") own+=("$WORK/linear.own.$round")
+    done
+    for key in seconds graph_seconds read_seconds; do
+        figure "linear layers fitting, $key: ratio" ratio "$key" "${plain[@]}" -- "${emuv[@]}"
+        figure "linear layers fitting, $key: ratio, own allocator" ratio "$key" "${plain[@]}" -- "${own[@]}"
+    done
 }
 
 # fitting WHAT RESULTS PROGRAM...: five runs each, plain and under emuV with room for everything, in turn; under

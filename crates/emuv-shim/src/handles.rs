@@ -34,6 +34,15 @@ pub(crate) struct Backing {
     pub rdma_capable: bool,
 }
 
+/// A mapping of memory in RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Spilled {
+    /// Where it starts.
+    pub start: u64,
+    /// Its size in bytes.
+    pub bytes: u64,
+}
+
 struct Entry {
     backing: Backing,
     held: u64,
@@ -62,9 +71,10 @@ impl State {
         self.entries.remove(&name).map(|entry| entry.backing)
     }
 
-    fn mapping_at(&self, address: u64) -> Option<u64> {
+    /// The mapping that `address` lies in: its start, its size in bytes, the name.
+    fn mapping_at(&self, address: u64) -> Option<(u64, u64, u64)> {
         let (start, (bytes, name)) = self.mappings.range(..=address).next_back()?;
-        (address - start < *bytes).then_some(*name)
+        (address - start < *bytes).then_some((*start, *bytes, *name))
     }
 }
 
@@ -88,11 +98,13 @@ impl Handles {
         lock(&self.0).entries.get(&name).filter(|entry| entry.held > 0).map(|entry| entry.backing)
     }
 
-    /// What is mapped at `address`.
-    pub fn at(&self, address: u64) -> Option<Backing> {
+    /// What is mapped at `address`, if the driver would call it host memory although the program made it as
+    /// device memory.
+    pub fn spilled_at(&self, address: u64) -> Option<Spilled> {
         let state = lock(&self.0);
-        let name = state.mapping_at(address)?;
-        state.entries.get(&name).map(|entry| entry.backing)
+        let (start, bytes, name) = state.mapping_at(address)?;
+        let spilled = state.entries.get(&name)?.backing.tier == Tier::Ram;
+        spilled.then_some(Spilled { start, bytes })
     }
 
     /// One holder less. `None`: nobody holds it. `Some(Some(..))`: it is to be given back now.
@@ -107,7 +119,7 @@ impl Handles {
     /// One holder more of what is mapped at `address`; its name.
     pub fn retain_at(&self, address: u64) -> Option<u64> {
         let mut state = lock(&self.0);
-        let name = state.mapping_at(address)?;
+        let (_, _, name) = state.mapping_at(address)?;
         state.entries.get_mut(&name)?.held += 1;
         Some(name)
     }
@@ -173,6 +185,15 @@ mod tests {
         assert_eq!(handles.retain_at(0x1064), None);
         assert!(handles.unmapped(0x1000, 100).is_empty());
         assert_eq!(real(handles.release(name)), Some(Some(7)));
+    }
+
+    #[test]
+    fn an_interior_address_finds_the_spilled_mapping() {
+        let handles = Handles::default();
+        let name = handles.add(backing(7));
+        handles.mapped(name, 0x1000, 0x100);
+        assert_eq!(handles.spilled_at(0x1080), Some(Spilled { start: 0x1000, bytes: 0x100 }));
+        assert_eq!(handles.spilled_at(0x1100), None);
     }
 
     #[test]

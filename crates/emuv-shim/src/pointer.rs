@@ -3,6 +3,8 @@
 
 use emuv_cuda::types::*;
 
+use crate::handles::Spilled;
+
 /// What is known of an address.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Facts {
@@ -63,11 +65,13 @@ pub(crate) fn attribute(facts: &Facts, which: CUpointer_attribute) -> Option<Opt
 }
 
 /// What the driver would answer wrongly for device memory that the program mapped itself and that lies in
-/// RAM (measured: it says host memory, and refuses to say more of it).
-pub(crate) fn spilled_mapping(which: CUpointer_attribute) -> Option<Value> {
+/// RAM (measured: it says host memory that starts at 0, and refuses to say more of it).
+pub(crate) fn spilled_mapping(mapping: Spilled, which: CUpointer_attribute) -> Option<Value> {
     match which {
         CU_POINTER_ATTRIBUTE_MEMORY_TYPE => Some(Value::Number(CU_MEMORYTYPE_DEVICE)),
         CU_POINTER_ATTRIBUTE_SYNC_MEMOPS => Some(Value::Flag(true)),
+        CU_POINTER_ATTRIBUTE_RANGE_START_ADDR => Some(Value::Address(mapping.start)),
+        CU_POINTER_ATTRIBUTE_RANGE_SIZE => Some(Value::Address(mapping.bytes)),
         _ => None,
     }
 }

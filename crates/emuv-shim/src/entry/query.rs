@@ -8,12 +8,7 @@ use core::ffi::{c_uint, c_void};
 
 use emuv_cuda::{CUresult, types::*};
 
-use crate::{
-    calls,
-    entry::{entries, vmm},
-    pointer,
-    session::Session,
-};
+use crate::{calls, entry::entries, pointer, session::Session};
 
 entries! {
     /// VRAM and RAM together.
@@ -44,14 +39,19 @@ entries! {
 
     /// The program's allocation, not the chunk behind the address.
     fn cuMemGetAddressRange_v2(pbase: *mut CUdeviceptr, psize: *mut usize, dptr: CUdeviceptr) |session, _driver| {
-        let device = session.device_at(dptr)?;
-        let Some((start, allocation)) = device.find(dptr) else { return Some(CUresult::NOT_FOUND) };
+        let (start, bytes) = match session.device_at(dptr) {
+            Some(device) => {
+                let Some((start, allocation)) = device.find(dptr) else { return Some(CUresult::NOT_FOUND) };
+                (start, allocation.bytes)
+            }
+            None => session.handles.spilled_at(dptr).map(|mapping| (mapping.start, mapping.bytes))?,
+        };
         // SAFETY: each is null or valid by the driver's contract.
         unsafe {
             if !pbase.is_null() {
                 pbase.write(start);
             }
-            write(psize, allocation.bytes);
+            write(psize, bytes);
         }
         Some(CUresult::SUCCESS)
     }
@@ -61,9 +61,9 @@ entries! {
         if data.is_null() {
             return None;
         }
-        if vmm::is_spilled_mapping(session, ptr) {
+        if let Some(mapping) = session.handles.spilled_at(ptr) {
             // SAFETY: not null, and as large as the attribute by the driver's contract.
-            return pointer::spilled_mapping(attribute).map(|value| unsafe { store(data, value) });
+            return pointer::spilled_mapping(mapping, attribute).map(|value| unsafe { store(data, value) });
         }
         let facts = facts(session, ptr)?;
         let Some(facts) = facts else { return Some(CUresult::INVALID_VALUE) };
@@ -85,13 +85,13 @@ entries! {
         if attributes.is_null() || data.is_null() {
             return None;
         }
-        if vmm::is_spilled_mapping(session, ptr) {
+        if let Some(mapping) = session.handles.spilled_at(ptr) {
             // SAFETY: the program's own arguments.
             let result = unsafe { driver.cuPointerGetAttributes(numAttributes, attributes, data, ptr) };
             for index in 0..if result == CUresult::SUCCESS { numAttributes as usize } else { 0 } {
                 // SAFETY: both arrays hold `numAttributes` elements by the driver's contract.
                 let (which, out) = unsafe { (*attributes.add(index), *data.add(index)) };
-                if let Some(value) = pointer::spilled_mapping(which) {
+                if let Some(value) = pointer::spilled_mapping(mapping, which) {
                     // SAFETY: as large as the attribute by the driver's contract.
                     unsafe { store(out, value) };
                 }

@@ -9,7 +9,6 @@
 use core::ffi::{c_ulonglong, c_void};
 
 use emuv_cuda::{CUresult, CuResult, types::*};
-use emuv_policy::Tier;
 
 use crate::{
     account::Kind,
@@ -236,10 +235,4 @@ fn give_back(session: &Session, backing: &Backing) {
 
 fn retain(session: &Session, handle: u64) -> bool {
     session.devices().any(|device| device.accounts.retain(Kind::Handle, handle))
-}
-
-/// Whether the driver would call the memory at `address` host memory although the program made it as
-/// device memory.
-pub(crate) fn is_spilled_mapping(session: &Session, address: u64) -> bool {
-    session.handles.at(address).is_some_and(|backing| backing.tier == Tier::Ram)
 }
