@@ -20,6 +20,7 @@ mod entry;
 mod handles;
 mod hints;
 mod log;
+mod moves;
 // A test executable must not define the driver's symbols itself.
 #[cfg(not(test))]
 mod passthrough;
@@ -29,6 +30,7 @@ mod real;
 mod resolve;
 mod session;
 mod streams;
+mod touch;
 mod view;
 
 /// The version of this library, for programs (and `emuv doctor`) that want to know whether they run

@@ -1,0 +1,53 @@
+//! What a piece of GPU work may touch, as far as its call shows.
+
+/// Addresses that most kernels have fewer of.
+const INLINE: usize = 24;
+
+/// See the module's head. Filled by the entries, read by `moves`.
+#[derive(Debug, Clone)]
+pub(crate) struct Touch {
+    inline: [u64; INLINE],
+    count: usize,
+    more: Vec<u64>,
+    /// It may touch anything: its arguments cannot be read, or it can reach memory of the host, in which the
+    /// program may write pointers at any time.
+    pub everything: bool,
+    /// It may leave pointers into the arenas in memory that it writes, which no later argument shows.
+    pub may_store_pointers: bool,
+    /// Names the work for the recognition of repetition: function, grid, and arguments. Zero: not worth one.
+    pub signature: u64,
+}
+
+impl Touch {
+    /// Work that touches nothing of ours.
+    pub fn nothing() -> Self {
+        Self {
+            inline: [0; INLINE],
+            count: 0,
+            more: Vec::new(),
+            everything: false,
+            may_store_pointers: false,
+            signature: 0,
+        }
+    }
+
+    /// Work that may touch everything.
+    pub fn everything() -> Self {
+        Self { everything: true, may_store_pointers: true, ..Self::nothing() }
+    }
+
+    /// Adds an address in some arena; it stands for the whole allocation that it lies in.
+    pub fn add(&mut self, address: u64) {
+        if let Some(slot) = self.inline.get_mut(self.count) {
+            *slot = address;
+            self.count += 1;
+        } else {
+            self.more.push(address);
+        }
+    }
+
+    /// The addresses, in the order in which they were added.
+    pub fn addresses(&self) -> impl Iterator<Item = u64> {
+        self.inline[..self.count].iter().chain(&self.more).copied()
+    }
+}
