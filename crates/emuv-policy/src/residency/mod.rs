@@ -1,0 +1,676 @@
+//! Which chunks may move, and when: the rules that keep results right while data moves.
+//!
+//! A *chunk* is one driver handle at a fixed address. It lies in VRAM or in RAM, and is either *settled* or
+//! *moving*. An *extent* is one allocation of the program's: one or more chunks side by side. A *work* is
+//! anything that the program gives the GPU (a launch, a copy, a graph) on a *stream*.
+//!
+//! ```text
+//!                start(to)                    finish(Moved)
+//!   settled(A) ------------> moving(A -> B) ----------------> settled(B)
+//!                                 | finish(Stayed)
+//!                                 v
+//!                             settled(A)
+//! ```
+//!
+//! The executor copies a moving chunk's bytes and then replaces its mapping; neither is ordered with the
+//! program's streams. So these are the obligations, each checked by a property test (`tests/residency.rs`):
+//!
+//! 1. **A chunk starts to move only when no work that is not known to be done may touch it.** A work may touch
+//!    the extents that its arguments name, every *escaped* chunk (one that a pointer in GPU-visible memory
+//!    leads to), and, if it cannot be read (`everything`), every chunk.
+//! 2. **A work begins only when nothing that it may touch is moving.** Otherwise it is held.
+//! 3. **Nothing moves beside other work while memory is unscanned**: memory that something may have stored
+//!    pointers into is searched first, and what is found there has escaped. With nothing in flight anything may
+//!    move ([`Mode::Exclusive`]); works that come meanwhile are held until those moves are done.
+//! 4. **A held work gets its turn**: what it waits for is settled and not moved away again before it begins.
+//!
+//! A work takes effect between [`Residency::begin`] and [`Residency::completed`] of its number on its stream.
+//! Numbers of a stream rise; a fence recorded on a stream covers the works whose calls had returned then
+//! ([`Residency::fence`]), for which [`Residency::issued`] tells when a call has returned.
+
+mod foresight;
+mod plan;
+
+use std::collections::HashMap;
+
+use foresight::Foresight;
+pub use foresight::Manner;
+pub use plan::{Policy, Room as MoveRoom, Step};
+
+use crate::{GRANULE, StreamId, Tier};
+
+/// No chunk, no extent.
+const NONE: u32 = u32::MAX;
+
+/// What the GPU is about to be given.
+#[derive(Debug, Clone, Copy)]
+pub struct Work<'a> {
+    /// Where.
+    pub stream: StreamId,
+    /// Offsets in the arena that its arguments name.
+    pub offsets: &'a [u64],
+    /// It may touch anything.
+    pub everything: bool,
+    /// It may store pointers into what it touches.
+    pub may_store_pointers: bool,
+    /// Names it for the recognition of repetition; zero: it has no name.
+    pub signature: u64,
+    /// Names what it does, whatever the data: works of a kind read their data alike. Zero: it has no name.
+    pub kind: u64,
+    /// It would rather wait than read slowly from RAM what is worth moving.
+    pub patient: bool,
+}
+
+/// A work that has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Begun {
+    lane: u32,
+    /// Its number on its stream.
+    pub number: u64,
+    /// How much of what it touches lies in RAM, in bytes, and could be moved.
+    pub ram_bytes: u64,
+    /// Whether its time is worth measuring: it reads from RAM and nobody knows yet how well.
+    pub measure: bool,
+}
+
+/// Names a work that is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct HoldId(u64);
+
+/// Answer to [`Residency::begin`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// The call may be made now; then [`Residency::issued`].
+    Go(Begun),
+    /// Not yet. To be tried again, under this name, when something has changed.
+    Hold(HoldId),
+}
+
+/// How a chunk may move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// While other work runs.
+    Beside,
+    /// Only while nothing runs; works that come meanwhile are held.
+    Exclusive,
+}
+
+/// Why a chunk may not move now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Obstacle {
+    /// It never moves, is moving, or a held work needs it where it is.
+    Fixed,
+    /// Work that may touch it is not known to be done.
+    Busy,
+    /// Memory has to be scanned first.
+    Unscanned,
+}
+
+/// Where a work last touched a chunk.
+type Use = (u32, u64);
+
+#[derive(Debug)]
+struct ChunkState {
+    offset: u64,
+    bytes: u64,
+    tier: Tier,
+    /// Where it is moving to.
+    moving: Option<Tier>,
+    /// The last work of each stream that may touch it.
+    uses: Vec<Use>,
+    extent: u32,
+    /// Never moves: shared with others, or many small allocations.
+    fixed: bool,
+    escaped: bool,
+    unscanned: bool,
+    /// Holds nothing that anybody may read.
+    dead: bool,
+    /// Held works that touch it.
+    claims: u32,
+    visit: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Extent {
+    offset: u64,
+    bytes: u64,
+}
+
+/// A stream's works.
+#[derive(Debug, Default)]
+struct Lane {
+    begun: u64,
+    done: u64,
+    /// Begun, and the call has not returned yet.
+    open: Vec<u64>,
+}
+
+#[derive(Debug)]
+struct Held {
+    id: HoldId,
+    chunks: Vec<u32>,
+    everything: bool,
+    /// It waits for its chunks to come to VRAM, and could do without.
+    promote: bool,
+    /// Nothing can be done for it.
+    hopeless: bool,
+}
+
+/// See the module's head. One per device.
+#[derive(Debug)]
+pub struct Residency {
+    policy: Policy,
+    /// Chunk index by granule of the arena.
+    granules: Vec<u32>,
+    chunks: Vec<Option<ChunkState>>,
+    free_chunks: Vec<u32>,
+    extents: Vec<Option<Extent>>,
+    free_extents: Vec<u32>,
+    names: HashMap<StreamId, u32>,
+    lanes: Vec<Lane>,
+    /// Works that may touch anything and are not known to be done.
+    everything: Vec<Use>,
+    /// Everything from before works were told is known to be done.
+    quiesced: bool,
+    moving: usize,
+    exclusive: bool,
+    unscanned: Vec<u32>,
+    scanning: bool,
+    held: Vec<Held>,
+    next_hold: u64,
+    foresight: Foresight,
+    visit: u32,
+    scratch: Vec<u32>,
+}
+
+impl Residency {
+    /// No chunks, nothing known.
+    pub fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            granules: Vec::new(),
+            chunks: Vec::new(),
+            free_chunks: Vec::new(),
+            extents: Vec::new(),
+            free_extents: Vec::new(),
+            names: HashMap::new(),
+            lanes: Vec::new(),
+            everything: Vec::new(),
+            quiesced: false,
+            moving: 0,
+            exclusive: false,
+            unscanned: Vec::new(),
+            scanning: false,
+            held: Vec::new(),
+            next_hold: 0,
+            foresight: Foresight::default(),
+            visit: 0,
+            scratch: Vec::new(),
+        }
+    }
+
+    // --- chunks and extents -------------------------------------------------------------------------------
+
+    /// A chunk is mapped. `fixed`: it never moves.
+    pub fn add_chunk(&mut self, offset: u64, bytes: u64, tier: Tier, fixed: bool) {
+        let index = self.free_chunks.pop().unwrap_or_else(|| {
+            self.chunks.push(None);
+            index_of(self.chunks.len() - 1)
+        });
+        let range = granules(offset, bytes);
+        if self.granules.len() < range.end {
+            self.granules.resize(range.end, NONE);
+        }
+        self.granules[range].fill(index);
+        self.chunks[index as usize] = Some(ChunkState {
+            offset,
+            bytes,
+            tier,
+            moving: None,
+            uses: Vec::new(),
+            extent: NONE,
+            fixed,
+            escaped: false,
+            unscanned: false,
+            dead: self.quiesced && !fixed,
+            claims: 0,
+            visit: 0,
+        });
+    }
+
+    /// The chunk at `offset` is about to be unmapped for good. False: it is moving; try again when it has
+    /// settled.
+    #[must_use]
+    pub fn remove_chunk(&mut self, offset: u64) -> bool {
+        let Some(index) = self.at(offset) else { return true };
+        let Some(chunk) = self.chunk(index) else { return true };
+        if chunk.moving.is_some() {
+            return false;
+        }
+        let range = granules(chunk.offset, chunk.bytes);
+        self.granules[range].fill(NONE);
+        self.chunks[index as usize] = None;
+        self.free_chunks.push(index);
+        self.unscanned.retain(|other| *other != index);
+        for held in &mut self.held {
+            held.chunks.retain(|other| *other != index);
+        }
+        self.foresight.forget_chunk(index);
+        true
+    }
+
+    /// The program has got `bytes` at `offset`: an extent of chunks that are there already. What they hold is
+    /// nobody's until something is written.
+    pub fn add_extent(&mut self, offset: u64, bytes: u64) {
+        let id = self.free_extents.pop().unwrap_or_else(|| {
+            self.extents.push(None);
+            index_of(self.extents.len() - 1)
+        });
+        self.extents[id as usize] = Some(Extent { offset, bytes });
+        let dead = self.quiesced;
+        self.each_in(offset, bytes, |chunk| {
+            chunk.extent = id;
+            chunk.dead = dead && !chunk.fixed;
+        });
+    }
+
+    /// The program has given the extent at `offset` back. Work in flight may still touch its chunks; what they
+    /// hold is then nobody's.
+    pub fn remove_extent(&mut self, offset: u64) {
+        let Some(id) = self.at(offset).and_then(|index| self.chunk(index)).map(|chunk| chunk.extent) else { return };
+        let Some(extent) = self.extents.get_mut(id as usize).and_then(Option::take) else { return };
+        self.free_extents.push(id);
+        let dead = self.quiesced;
+        self.each_in(extent.offset, extent.bytes, |chunk| {
+            chunk.extent = NONE;
+            chunk.dead = dead && !chunk.fixed;
+        });
+    }
+
+    /// The tier of the chunk that `offset` lies in.
+    pub fn tier(&self, offset: u64) -> Option<Tier> {
+        self.chunk(self.at(offset)?).map(|chunk| chunk.tier)
+    }
+
+    /// The allocation at `offset` is known to others by its physical memory: it never moves again. False: it
+    /// is moving; try again when it has settled.
+    #[must_use]
+    pub fn fix(&mut self, offset: u64) -> bool {
+        let Some(index) = self.at(offset) else { return true };
+        let mut touched = std::mem::take(&mut self.scratch);
+        touched.clear();
+        self.resolve(&[offset], false, &mut touched);
+        let settled = touched.iter().all(|i| self.chunk(*i).is_none_or(|chunk| chunk.moving.is_none()));
+        for other in touched.iter().chain([&index]) {
+            if let Some(chunk) = self.chunk_mut(*other) {
+                // No new move starts, even where one is still under way.
+                chunk.fixed = true;
+            }
+        }
+        self.scratch = touched;
+        settled
+    }
+
+    fn at(&self, offset: u64) -> Option<u32> {
+        let index = *self.granules.get(usize::try_from(offset / GRANULE).ok()?)?;
+        (index != NONE).then_some(index)
+    }
+
+    fn chunk(&self, index: u32) -> Option<&ChunkState> {
+        self.chunks.get(index as usize)?.as_ref()
+    }
+
+    fn chunk_mut(&mut self, index: u32) -> Option<&mut ChunkState> {
+        self.chunks.get_mut(index as usize)?.as_mut()
+    }
+
+    fn live(&self) -> impl Iterator<Item = (u32, &ChunkState)> {
+        self.chunks.iter().enumerate().filter_map(|(index, chunk)| Some((index_of(index), chunk.as_ref()?)))
+    }
+
+    fn each_in(&mut self, offset: u64, bytes: u64, mut change: impl FnMut(&mut ChunkState)) {
+        let mut at = offset;
+        while at < offset + bytes {
+            let Some(chunk) = self.at(at).and_then(|index| self.chunk_mut(index)) else { return };
+            at = chunk.offset + chunk.bytes;
+            change(chunk);
+        }
+    }
+
+    /// The chunks that a work may touch by its arguments, each once.
+    fn resolve(&mut self, offsets: &[u64], everything: bool, into: &mut Vec<u32>) {
+        if everything {
+            into.extend(self.live().map(|(index, _)| index));
+            return;
+        }
+        self.visit = self.visit.wrapping_add(1);
+        let visit = self.visit;
+        for &offset in offsets {
+            let Some(index) = self.at(offset) else { continue };
+            let Some(chunk) = self.chunks[index as usize].as_mut() else { continue };
+            if chunk.visit == visit {
+                continue;
+            }
+            let Some(Some(extent)) = self.extents.get(chunk.extent as usize).copied() else {
+                chunk.visit = visit;
+                into.push(index);
+                continue;
+            };
+            let mut at = extent.offset;
+            while at < extent.offset + extent.bytes {
+                let Some(index) = self.at(at) else { break };
+                let Some(chunk) = self.chunks[index as usize].as_mut() else { break };
+                at = chunk.offset + chunk.bytes;
+                if chunk.visit != visit {
+                    chunk.visit = visit;
+                    into.push(index);
+                }
+            }
+        }
+    }
+
+    // --- works --------------------------------------------------------------------------------------------
+
+    /// Everything that the GPU was given before works were told is done.
+    pub fn quiesced(&mut self) {
+        self.quiesced = true;
+        // What is there may hold pointers that nobody saw being stored.
+        for index in 0..index_of(self.chunks.len()) {
+            self.mark_unscanned(index);
+        }
+    }
+
+    /// The program is about to give the GPU this work. `hold`: the name under which it was held before.
+    pub fn begin(&mut self, work: &Work<'_>, hold: Option<HoldId>) -> Begin {
+        let mut touched = std::mem::take(&mut self.scratch);
+        touched.clear();
+        self.resolve(work.offsets, work.everything, &mut touched);
+        let answer = self.begin_with(work, hold, &touched);
+        self.scratch = touched;
+        answer
+    }
+
+    fn begin_with(&mut self, work: &Work<'_>, hold: Option<HoldId>, touched: &[u32]) -> Begin {
+        let blocked = self.exclusive
+            || (work.everything && self.moving > 0)
+            || (self.moving > 0 && touched.iter().any(|i| self.chunk(*i).is_some_and(|c| c.moving.is_some())));
+        let ram_bytes = self.movable_ram_bytes(touched);
+        let manner = if ram_bytes > 0 { self.foresight.manner(work.kind) } else { None };
+        let hopeless = hold.is_some_and(|id| self.held.iter().any(|held| held.id == id && held.hopeless));
+        let promote =
+            work.patient && !hopeless && ram_bytes > 0 && manner == Some(Manner::Move) && self.policy.promotes();
+        if blocked || promote {
+            return Begin::Hold(self.hold(hold, touched, work.everything, promote));
+        }
+        if let Some(id) = hold {
+            self.release(id);
+        }
+        let lane = self.lane(work.stream);
+        let state = &mut self.lanes[lane as usize];
+        state.begun += 1;
+        let number = state.begun;
+        state.open.push(number);
+        for &index in touched {
+            if let Some(chunk) = self.chunks[index as usize].as_mut() {
+                chunk.dead = false;
+                if !work.everything {
+                    note_use(&mut chunk.uses, lane, number);
+                }
+            }
+        }
+        if work.everything {
+            note_use(&mut self.everything, lane, number);
+        }
+        if work.may_store_pointers {
+            self.stored(touched, work.everything);
+        }
+        self.foresight.note(work.signature, work.kind, if work.everything { &[] } else { touched });
+        let measure = ram_bytes >= GRANULE && work.kind != 0 && manner.is_none() && !work.everything;
+        Begin::Go(Begun { lane, number, ram_bytes, measure })
+    }
+
+    fn movable_ram_bytes(&self, touched: &[u32]) -> u64 {
+        let chunks = touched.iter().filter_map(|index| self.chunk(*index));
+        chunks.filter(|chunk| chunk.tier == Tier::Ram && !chunk.fixed).map(|chunk| chunk.bytes).sum()
+    }
+
+    /// The call of a work that has begun has returned.
+    pub fn issued(&mut self, begun: &Begun) {
+        if let Some(lane) = self.lanes.get_mut(begun.lane as usize) {
+            lane.open.retain(|number| *number != begun.number);
+        }
+    }
+
+    /// The number that a fence recorded on the stream from now on covers; `None` where everything begun is
+    /// known to be done.
+    pub fn fence(&self, stream: StreamId) -> Option<u64> {
+        let lane = self.lanes.get(*self.names.get(&stream)? as usize)?;
+        let number = lane.open.iter().min().map_or(lane.begun, |first| first - 1);
+        (number > lane.done).then_some(number)
+    }
+
+    /// The stream's works up to `number` are done.
+    pub fn completed(&mut self, stream: StreamId, number: u64) {
+        let Some(index) = self.names.get(&stream).copied() else { return };
+        let Some(lane) = self.lanes.get_mut(index as usize) else { return };
+        lane.done = lane.done.max(number.min(lane.begun));
+        let done = lane.done;
+        self.everything.retain(|(lane, number)| *lane != index || *number > done);
+    }
+
+    /// The stream is gone and so are its works; its name may come again.
+    pub fn stream_gone(&mut self, stream: StreamId) {
+        if let Some(index) = self.names.remove(&stream) {
+            let lane = &mut self.lanes[index as usize];
+            lane.done = lane.begun;
+            lane.open.clear();
+            self.everything.retain(|(other, _)| *other != index);
+        }
+    }
+
+    /// Streams with works that are not known to be done.
+    pub fn busy_streams(&self) -> Vec<StreamId> {
+        let busy = |index: &u32| self.lanes.get(*index as usize).is_some_and(|lane| lane.done < lane.begun);
+        self.names.iter().filter(|(_, index)| busy(index)).map(|(stream, _)| *stream).collect()
+    }
+
+    /// How a kind of work that reads from RAM in place went: it took `micros` for `ram_bytes` there.
+    pub fn measured(&mut self, kind: u64, ram_bytes: u64, micros: f64) {
+        self.foresight.measured(kind, ram_bytes, micros);
+    }
+
+    fn lane(&mut self, stream: StreamId) -> u32 {
+        if let Some(index) = self.names.get(&stream) {
+            return *index;
+        }
+        // Numbers of a lane go on rising, so a lane whose stream is gone serves the next one.
+        let used: Vec<u32> = self.names.values().copied().collect();
+        let free = (0..index_of(self.lanes.len())).find(|index| !used.contains(index));
+        let index = free.unwrap_or_else(|| {
+            self.lanes.push(Lane::default());
+            index_of(self.lanes.len() - 1)
+        });
+        self.names.insert(stream, index);
+        index
+    }
+
+    fn is_done(&self, (lane, number): Use) -> bool {
+        self.lanes.get(lane as usize).is_none_or(|lane| lane.done >= number)
+    }
+
+    /// Whether no work at all may be running.
+    pub fn all_idle(&self) -> bool {
+        self.quiesced && self.lanes.iter().all(|lane| lane.done == lane.begun)
+    }
+
+    // --- held works ---------------------------------------------------------------------------------------
+
+    fn hold(&mut self, hold: Option<HoldId>, touched: &[u32], everything: bool, promote: bool) -> HoldId {
+        if let Some(held) = self.held.iter_mut().find(|held| Some(held.id) == hold) {
+            held.promote = promote;
+            return held.id;
+        }
+        self.next_hold += 1;
+        let id = HoldId(self.next_hold);
+        for &index in touched {
+            if let Some(chunk) = self.chunk_mut(index) {
+                chunk.claims += 1;
+            }
+        }
+        self.held.push(Held { id, chunks: touched.to_vec(), everything, promote, hopeless: false });
+        id
+    }
+
+    /// A held work begins, or its caller has given up.
+    pub fn release(&mut self, id: HoldId) {
+        let Some(at) = self.held.iter().position(|held| held.id == id) else { return };
+        for index in self.held.swap_remove(at).chunks {
+            if let Some(chunk) = self.chunk_mut(index) {
+                chunk.claims -= 1;
+            }
+        }
+    }
+
+    // --- pointers in memory -------------------------------------------------------------------------------
+
+    fn stored(&mut self, touched: &[u32], everything: bool) {
+        for &index in touched {
+            self.mark_unscanned(index);
+        }
+        if !everything {
+            // It may have come to these without an argument.
+            for index in 0..index_of(self.chunks.len()) {
+                if self.chunk(index).is_some_and(|chunk| chunk.escaped) {
+                    self.mark_unscanned(index);
+                }
+            }
+        }
+    }
+
+    fn mark_unscanned(&mut self, index: u32) {
+        if let Some(chunk) = self.chunk_mut(index)
+            && !chunk.unscanned
+        {
+            chunk.unscanned = true;
+            self.unscanned.push(index);
+        }
+    }
+
+    /// Memory to be searched for pointers, as far as no work may be writing there: (offset, bytes) of each.
+    /// Until [`Self::scanned`] nothing moves beside other work. `None`: nothing to do now.
+    pub fn scan(&mut self) -> Option<Vec<(u64, u64)>> {
+        if self.scanning || self.unscanned.is_empty() {
+            return None;
+        }
+        let ready: Vec<u32> = self.unscanned.iter().copied().filter(|index| self.is_idle(*index)).collect();
+        let ranges = ready.iter().filter_map(|index| {
+            let chunk = self.chunks[*index as usize].as_mut()?;
+            chunk.unscanned = false;
+            (!chunk.dead).then_some((chunk.offset, chunk.bytes))
+        });
+        let ranges: Vec<(u64, u64)> = ranges.collect();
+        self.unscanned.retain(|index| !ready.contains(index));
+        self.scanning = !ranges.is_empty();
+        self.scanning.then_some(ranges)
+    }
+
+    /// The search is over: these offsets are pointed to. `None`: it failed, so anything may be.
+    pub fn scanned(&mut self, found: Option<&[u64]>) {
+        self.scanning = false;
+        match found {
+            Some(offsets) => offsets.iter().for_each(|offset| self.escape(*offset)),
+            None => self.chunks.iter_mut().flatten().for_each(|chunk| chunk.escaped = true),
+        }
+    }
+
+    /// A pointer into the extent that `offset` lies in is kept where the GPU may find it.
+    pub fn escape(&mut self, offset: u64) {
+        let mut touched = Vec::new();
+        self.resolve(&[offset], false, &mut touched);
+        for index in touched {
+            if let Some(chunk) = self.chunk_mut(index) {
+                chunk.escaped = true;
+            }
+        }
+    }
+
+    // --- moves --------------------------------------------------------------------------------------------
+
+    /// Whether chunks may move at all.
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// Whether every work that may touch the chunk is known to be done.
+    fn is_idle(&self, index: u32) -> bool {
+        let Some(chunk) = self.chunk(index) else { return false };
+        if chunk.escaped {
+            return self.all_idle();
+        }
+        self.quiesced && self.everything.is_empty() && chunk.uses.iter().all(|last| self.is_done(*last))
+    }
+
+    /// How the chunk may move now.
+    fn may_move(&self, index: u32) -> Result<Mode, Obstacle> {
+        let Some(chunk) = self.chunk(index) else { return Err(Obstacle::Fixed) };
+        let held_in_place = chunk.claims > 0 && self.held.iter().any(|h| !h.promote && h.chunks.contains(&index));
+        if chunk.fixed || chunk.moving.is_some() || held_in_place || self.held.iter().any(|h| h.everything) {
+            return Err(Obstacle::Fixed);
+        }
+        let unscanned = self.scanning || !self.unscanned.is_empty();
+        if !self.policy.only_when_idle() && !chunk.escaped && !unscanned && !self.exclusive && self.is_idle(index) {
+            return Ok(Mode::Beside);
+        }
+        // Works that wait for moves to end are not to be kept waiting for ever.
+        if self.all_idle() && !self.held.iter().any(|held| !held.promote) {
+            return Ok(Mode::Exclusive);
+        }
+        Err(if unscanned && self.is_idle(index) { Obstacle::Unscanned } else { Obstacle::Busy })
+    }
+
+    fn start(&mut self, index: u32, to: Tier, mode: Mode) -> Option<Step> {
+        let chunk = self.chunk_mut(index)?;
+        chunk.moving = Some(to);
+        let step = Step::Move { offset: chunk.offset, bytes: chunk.bytes, to, copy: !chunk.dead };
+        self.moving += 1;
+        self.exclusive |= mode == Mode::Exclusive;
+        Some(step)
+    }
+
+    /// A move is over: the chunk at `offset` lies where it was to go, or (`moved` false) where it was.
+    pub fn finish(&mut self, offset: u64, moved: bool) {
+        let Some(index) = self.at(offset) else { return };
+        let Some(chunk) = self.chunk_mut(index) else { return };
+        let Some(to) = chunk.moving.take() else { return };
+        if moved {
+            chunk.tier = to;
+        }
+        self.moving -= 1;
+        if self.moving == 0 {
+            self.exclusive = false;
+        }
+    }
+
+    /// Chunks that are moving now.
+    pub fn moving(&self) -> usize {
+        self.moving
+    }
+}
+
+/// Keeps the last use of each stream.
+fn note_use(uses: &mut Vec<Use>, lane: u32, number: u64) {
+    match uses.iter_mut().find(|(other, _)| *other == lane) {
+        Some(last) => last.1 = number,
+        None => uses.push((lane, number)),
+    }
+}
+
+#[allow(clippy::cast_possible_truncation)] // The arena has far fewer than 2^32 granules.
+fn index_of(index: usize) -> u32 {
+    index as u32
+}
+
+#[allow(clippy::cast_possible_truncation)] // 64-bit only.
+fn granules(offset: u64, bytes: u64) -> std::ops::Range<usize> {
+    (offset / GRANULE) as usize..(offset + bytes).div_ceil(GRANULE) as usize
+}

@@ -1,0 +1,249 @@
+//! What to do next: which chunk to bring, which to send away, what to find out first.
+//!
+//! Held works come first, then what the forecast says, in its order. For each chunk that is wanted in VRAM, room
+//! is made by sending away the chunk that will be needed last, and only if that is later than the wanted one
+//! (Belady's rule, which is optimal where the future is known). Without a forecast only held works make chunks
+//! move.
+
+use super::{Manner, Mode, Obstacle, Residency};
+use crate::{StreamId, Tier};
+
+/// How far ahead of the program chunks are brought, in works.
+const AHEAD_WORKS: usize = 768;
+
+/// Moves in flight at most.
+const DEPTH: usize = 16;
+
+/// A move costs as much time as copying this much more would, for its mappings (about 100 us at 50 GB/s).
+const OVERHEAD_BYTES: u64 = 6 << 20;
+
+/// What chunks move for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// Nothing moves.
+    Static,
+    /// What is needed is brought, ahead of need where it is foreseen. `safe`: only while nothing runs.
+    Dynamic {
+        /// Only while nothing runs.
+        safe: bool,
+    },
+    /// Whatever may move is moved, at random: to show that results stay right.
+    Torture {
+        /// The generator's state.
+        state: u64,
+        /// Only while nothing runs.
+        safe: bool,
+    },
+}
+
+impl Policy {
+    pub(super) fn promotes(self) -> bool {
+        matches!(self, Self::Dynamic { .. })
+    }
+
+    pub(super) fn only_when_idle(self) -> bool {
+        match self {
+            Self::Static => true,
+            Self::Dynamic { safe } | Self::Torture { safe, .. } => safe,
+        }
+    }
+}
+
+/// What there is to move into, in bytes: handles at hand and what may still be created.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    /// In VRAM.
+    pub vram_bytes: u64,
+    /// In RAM.
+    pub ram_bytes: u64,
+    /// VRAM that moves in flight will leave free.
+    pub vram_coming_bytes: u64,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Move this chunk; it is `moving` from now on, until [`Residency::finish`].
+    Move {
+        /// Where it lies in the arena.
+        offset: u64,
+        /// Its size.
+        bytes: u64,
+        /// Where to.
+        to: Tier,
+        /// Its bytes are somebody's; otherwise only the mapping has to change.
+        copy: bool,
+    },
+    /// Search these ranges (offset, bytes) for pointers, then [`Residency::scanned`].
+    Scan(Vec<(u64, u64)>),
+    /// Find out how far these streams are, then ask again.
+    Learn(Vec<StreamId>),
+    /// Nothing, until something happens.
+    Rest,
+}
+
+/// What stands between a wanted chunk and its move.
+#[derive(Debug, Default)]
+struct Needs {
+    scan: bool,
+    progress: bool,
+}
+
+impl Residency {
+    /// What to do next, given what there is to move into.
+    pub fn next_step(&mut self, room: Room) -> Step {
+        if !self.quiesced || self.moving >= DEPTH {
+            return Step::Rest;
+        }
+        let mut needs = Needs::default();
+        let step = match self.policy {
+            Policy::Static => None,
+            Policy::Torture { state, safe } => self.torture(state, safe, room, &mut needs),
+            Policy::Dynamic { .. } => self.bring(room, &mut needs),
+        };
+        if let Some(step) = step {
+            return step;
+        }
+        if needs.scan
+            && let Some(ranges) = self.scan()
+        {
+            return Step::Scan(ranges);
+        }
+        if needs.scan || needs.progress {
+            let busy = self.busy_streams();
+            if !busy.is_empty() {
+                return Step::Learn(busy);
+            }
+        }
+        if self.moving == 0 && !self.scanning {
+            // Nothing is under way that could still help.
+            for held in self.held.iter_mut().filter(|held| held.promote) {
+                held.hopeless = true;
+            }
+        }
+        Step::Rest
+    }
+
+    /// Whether a held work is to go on as it is.
+    pub fn is_hopeless(&self) -> bool {
+        self.held.iter().any(|held| held.hopeless)
+    }
+
+    fn bring(&mut self, room: Room, needs: &mut Needs) -> Option<Step> {
+        let mut free = room.vram_bytes;
+        // Room that is there or coming; wants take theirs from it in order.
+        let mut promised = room.vram_bytes + room.vram_coming_bytes;
+        for (want, ahead) in self.wants() {
+            let (bytes, tier) = self.chunk(want).map(|chunk| (chunk.bytes, chunk.tier))?;
+            if tier == Tier::Vram {
+                continue;
+            }
+            let mode = match self.may_move(want) {
+                Ok(mode) => mode,
+                Err(obstacle) => {
+                    needs.note(obstacle);
+                    if self.chunk(want).is_some_and(|chunk| chunk.moving.is_none()) && ahead == 0 {
+                        // First things first: what a held work waits for is not overtaken.
+                        if obstacle != Obstacle::Fixed {
+                            return None;
+                        }
+                    }
+                    continue;
+                }
+            };
+            if free >= bytes {
+                return self.start(want, Tier::Vram, mode);
+            }
+            if promised >= bytes {
+                promised -= bytes;
+                free = free.saturating_sub(bytes);
+                continue;
+            }
+            return self.send_away(ahead, room, needs);
+        }
+        None
+    }
+
+    /// Chunks that are wanted in VRAM and are not there, with how far ahead: held works', then the forecast's.
+    fn wants(&self) -> Vec<(u32, u64)> {
+        let in_ram = |index: &u32| {
+            self.chunk(*index).is_some_and(|chunk| chunk.tier == Tier::Ram && !chunk.fixed && chunk.moving.is_none())
+        };
+        let held = self.held.iter().filter(|held| held.promote && !held.hopeless);
+        let mut wants: Vec<(u32, u64)> = held.flat_map(|held| held.chunks.iter().copied()).map(|c| (c, 0)).collect();
+        wants.retain(|(index, _)| in_ram(index));
+        for (ahead, kind, chunks) in self.foresight.upcoming(AHEAD_WORKS) {
+            if wants.len() >= 2 * DEPTH {
+                break;
+            }
+            if self.foresight.manner(kind) == Some(Manner::Move) {
+                wants.extend(chunks.filter(in_ram).map(|index| (index, ahead)));
+            }
+        }
+        wants
+    }
+
+    /// Sends away what will be needed last, if that is after `ahead` works.
+    fn send_away(&mut self, ahead: u64, room: Room, needs: &mut Needs) -> Option<Step> {
+        let mut best: Option<(u64, u32, Mode)> = None;
+        for (index, chunk) in self.live() {
+            if chunk.tier != Tier::Vram || chunk.fixed || chunk.claims > 0 || chunk.moving.is_some() {
+                continue;
+            }
+            if chunk.bytes > room.ram_bytes && !chunk.dead {
+                continue;
+            }
+            let next = self.foresight.next_use(index).unwrap_or(u64::from(u32::MAX));
+            if next <= ahead.saturating_add(1) {
+                continue;
+            }
+            let score = next.saturating_mul(chunk.bytes) / (chunk.bytes + OVERHEAD_BYTES);
+            if best.is_some_and(|(most, ..)| most >= score) {
+                continue;
+            }
+            match self.may_move(index) {
+                Ok(mode) => best = Some((score, index, mode)),
+                Err(obstacle) => needs.note(obstacle),
+            }
+        }
+        let (_, index, mode) = best?;
+        self.start(index, Tier::Ram, mode)
+    }
+
+    fn torture(&mut self, state: u64, safe: bool, room: Room, needs: &mut Needs) -> Option<Step> {
+        let mut random = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.policy = Policy::Torture { state: random, safe };
+        random = (random ^ (random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        random = (random ^ (random >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        random ^= random >> 31;
+        let mut order: Vec<u32> = self.live().map(|(index, _)| index).collect();
+        if order.is_empty() {
+            return None;
+        }
+        let first = usize::try_from(random % order.len() as u64).unwrap_or(0);
+        order.rotate_left(first);
+        for index in order {
+            let Some(chunk) = self.chunk(index) else { continue };
+            let (to, has) =
+                if chunk.tier == Tier::Vram { (Tier::Ram, room.ram_bytes) } else { (Tier::Vram, room.vram_bytes) };
+            if chunk.bytes > has {
+                continue;
+            }
+            match self.may_move(index) {
+                Ok(mode) => return self.start(index, to, mode),
+                Err(obstacle) => needs.note(obstacle),
+            }
+        }
+        None
+    }
+}
+
+impl Needs {
+    fn note(&mut self, obstacle: Obstacle) {
+        match obstacle {
+            Obstacle::Unscanned => self.scan = true,
+            Obstacle::Busy => self.progress = true,
+            Obstacle::Fixed => {}
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! The obligations of `residency` as properties: random programs, random completions, random moves. The model
+//! knows what each work really touches, through pointers in memory as well.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // A failed unwrap is a failed test; seeds are printed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use emuv_policy::{Begin, Begun, GRANULE, HoldId, MoveRoom, Policy, Residency, Step, StreamId, Tier, Work};
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    }
+    fn below(&mut self, most: u64) -> u64 {
+        self.next() % most
+    }
+    fn chance(&mut self, one_in: u64) -> bool {
+        self.below(one_in) == 0
+    }
+}
+
+const CHUNKS_PER_EXTENT: u64 = 3;
+const EXTENTS: u64 = 8;
+const STREAMS: u64 = 3;
+
+fn extent_offset(extent: u64) -> u64 {
+    extent * CHUNKS_PER_EXTENT * GRANULE
+}
+
+fn extent_of(offset: u64) -> u64 {
+    offset / GRANULE / CHUNKS_PER_EXTENT
+}
+
+#[derive(Clone)]
+struct Planned {
+    stream: u64,
+    extents: Vec<u64>,
+    everything: bool,
+    stores: Option<(u64, u64)>,
+    signature: u64,
+}
+
+struct Running {
+    planned: Planned,
+    begun: Begun,
+    /// Extents that it really touches, through pointers as well.
+    touches: BTreeSet<u64>,
+    call_returned: bool,
+}
+
+struct World {
+    residency: Residency,
+    random: Random,
+    running: Vec<Running>,
+    held: Vec<(HoldId, Planned)>,
+    /// Pointers in memory: extent -> extents that it points to.
+    pointers: BTreeMap<u64, BTreeSet<u64>>,
+    moving: BTreeSet<u64>,
+    tiers: BTreeMap<u64, Tier>,
+    fences: Vec<(u64, u64)>,
+    moves: u64,
+    beside: u64,
+}
+
+impl World {
+    fn new(seed: u64, policy: Policy) -> Self {
+        let mut residency = Residency::new(policy);
+        let mut tiers = BTreeMap::new();
+        for extent in 0..EXTENTS {
+            let tier = if extent % 2 == 0 { Tier::Vram } else { Tier::Ram };
+            for chunk in 0..CHUNKS_PER_EXTENT {
+                let offset = extent_offset(extent) + chunk * GRANULE;
+                residency.add_chunk(offset, GRANULE, tier, false);
+                tiers.insert(offset, tier);
+            }
+            residency.add_extent(extent_offset(extent), CHUNKS_PER_EXTENT * GRANULE);
+        }
+        residency.quiesced();
+        Self {
+            residency,
+            random: Random(seed),
+            running: Vec::new(),
+            held: Vec::new(),
+            pointers: BTreeMap::new(),
+            moving: BTreeSet::new(),
+            tiers,
+            fences: Vec::new(),
+            moves: 0,
+            beside: 0,
+        }
+    }
+
+    /// Everything that a work touches: what it names and what can be reached from there.
+    fn reach(&self, planned: &Planned) -> BTreeSet<u64> {
+        let mut reached: BTreeSet<u64> =
+            if planned.everything { (0..EXTENTS).collect() } else { planned.extents.iter().copied().collect() };
+        let mut front: Vec<u64> = reached.iter().copied().collect();
+        while let Some(extent) = front.pop() {
+            for &to in self.pointers.get(&extent).into_iter().flatten() {
+                if reached.insert(to) {
+                    front.push(to);
+                }
+            }
+        }
+        reached
+    }
+
+    fn plan_work(&mut self) -> Planned {
+        let r = &mut self.random;
+        let stores = r.chance(80).then(|| (r.below(EXTENTS), r.below(EXTENTS)));
+        let mut extents: Vec<u64> = (0..=r.below(3)).map(|_| r.below(EXTENTS)).collect();
+        if let Some((at, to)) = stores {
+            extents.extend([at, to]);
+        }
+        let everything = r.chance(50);
+        Planned { stream: r.below(STREAMS), extents, everything, stores, signature: r.below(20) + 1 }
+    }
+
+    fn begin(&mut self, planned: Planned, hold: Option<HoldId>) {
+        let offsets: Vec<u64> =
+            planned.extents.iter().map(|extent| extent_offset(*extent) + self.random.below(GRANULE)).collect();
+        let work = Work {
+            stream: StreamId(planned.stream),
+            offsets: &offsets,
+            everything: planned.everything,
+            may_store_pointers: planned.stores.is_some() || planned.everything,
+            signature: planned.signature,
+            kind: planned.signature,
+            patient: true,
+        };
+        match self.residency.begin(&work, hold) {
+            Begin::Go(begun) => {
+                let touches = self.reach(&planned);
+                for offset in &self.moving {
+                    assert!(!touches.contains(&extent_of(*offset)), "a work began whose chunk is moving");
+                }
+                if begun.measure {
+                    self.residency.measured(planned.signature, begun.ram_bytes, 1e6);
+                }
+                // Memory written by a work is a pointer's home from its beginning at the earliest.
+                if let Some((at, to)) = planned.stores {
+                    self.pointers.entry(at).or_default().insert(to);
+                }
+                self.running.push(Running { planned, begun, touches, call_returned: false });
+            }
+            Begin::Hold(id) => self.held.push((id, planned)),
+        }
+    }
+
+    fn step(&mut self) {
+        match self.random.below(14) {
+            0..2 => {
+                let planned = self.plan_work();
+                self.begin(planned, None);
+            }
+            2..5 => self.return_a_call(),
+            5..7 => self.fence(),
+            7..9 => self.complete(),
+            9 => self.retry(),
+            10..12 => self.advance_mover(),
+            _ => self.finish_move(),
+        }
+    }
+
+    fn return_a_call(&mut self) {
+        let open: Vec<usize> = (0..self.running.len()).filter(|i| !self.running[*i].call_returned).collect();
+        if open.is_empty() {
+            return;
+        }
+        let at = open[usize::try_from(self.random.below(open.len() as u64)).unwrap()];
+        self.running[at].call_returned = true;
+        self.residency.issued(&self.running[at].begun);
+    }
+
+    fn fence(&mut self) {
+        let stream = self.random.below(STREAMS);
+        if let Some(number) = self.residency.fence(StreamId(stream)) {
+            let covered = |work: &Running| work.planned.stream == stream && work.begun.number <= number;
+            assert!(self.running.iter().filter(|w| covered(w)).all(|w| w.call_returned), "a fence before its work");
+            self.fences.push((stream, number));
+        }
+    }
+
+    /// The GPU works a stream off up to a fence.
+    fn complete(&mut self) {
+        if self.fences.is_empty() {
+            return;
+        }
+        let at = usize::try_from(self.random.below(self.fences.len() as u64)).unwrap();
+        let (stream, number) = self.fences.remove(at);
+        self.running.retain(|work| work.planned.stream != stream || work.begun.number > number);
+        self.residency.completed(StreamId(stream), number);
+    }
+
+    fn retry(&mut self) {
+        for (id, planned) in std::mem::take(&mut self.held) {
+            self.begin(planned, Some(id));
+        }
+    }
+
+    fn advance_mover(&mut self) {
+        let room = MoveRoom { vram_bytes: 4 * GRANULE, ram_bytes: 4 * GRANULE, vram_coming_bytes: 0 };
+        match self.residency.next_step(room) {
+            Step::Move { offset, .. } => {
+                for work in &self.running {
+                    assert!(!work.touches.contains(&extent_of(offset)), "a chunk moves under a work");
+                }
+                self.moves += 1;
+                self.beside += u64::from(!self.running.is_empty());
+                assert!(self.moving.insert(offset), "moved twice at once");
+            }
+            Step::Scan(ranges) => {
+                let ranges: BTreeSet<u64> = ranges.iter().map(|(offset, _)| extent_of(*offset)).collect();
+                let found: Vec<u64> = self
+                    .pointers
+                    .iter()
+                    .filter(|(at, _)| ranges.contains(at))
+                    .flat_map(|(_, to)| to.iter().map(|extent| extent_offset(*extent)))
+                    .collect();
+                self.residency.scanned(Some(&found));
+            }
+            Step::Learn(streams) => {
+                assert!(!streams.is_empty());
+                self.fence();
+            }
+            Step::Rest => {}
+        }
+    }
+
+    fn finish_move(&mut self) {
+        let Some(offset) = self.moving.pop_first() else { return };
+        let moved = !self.random.chance(5);
+        self.residency.finish(offset, moved);
+        if moved {
+            let tier = self.tiers.get_mut(&offset).unwrap();
+            *tier = if *tier == Tier::Vram { Tier::Ram } else { Tier::Vram };
+        }
+        assert_eq!(self.residency.tier(offset), Some(self.tiers[&offset]));
+    }
+
+    /// The program stops: everything that is held must get its turn.
+    fn drain(&mut self) {
+        for _ in 0..10_000 {
+            if self.held.is_empty() && self.running.is_empty() {
+                return;
+            }
+            self.return_a_call();
+            for _ in 0..STREAMS {
+                self.fence();
+            }
+            self.complete();
+            self.advance_mover();
+            while !self.moving.is_empty() {
+                self.finish_move();
+            }
+            self.retry();
+        }
+        panic!("{} works held for ever", self.held.len());
+    }
+}
+
+fn run(policy: impl Fn(u64) -> Policy) -> (u64, u64) {
+    let seed = std::env::var("EMUV_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        u64::try_from(now.as_nanos() % 1_000_000_007).unwrap()
+    });
+    println!("EMUV_SEED={seed}");
+    let (mut moves, mut beside) = (0, 0);
+    for case in 0..60 {
+        let mut world = World::new(seed + case, policy(seed + case));
+        for _ in 0..600 {
+            world.step();
+        }
+        world.drain();
+        moves += world.moves;
+        beside += world.beside;
+    }
+    (moves, beside)
+}
+
+#[test]
+fn nothing_moves_under_a_work_and_no_work_begins_on_what_moves() {
+    let (moves, beside) = run(|state| Policy::Torture { state, safe: false });
+    assert!(moves > 1000 && beside > 100, "the test tested little: {moves} moves, {beside} beside work");
+}
+
+#[test]
+fn in_safe_mode_nothing_moves_beside_work() {
+    let (moves, beside) = run(|state| Policy::Torture { state, safe: true });
+    assert!(moves > 100 && beside == 0, "{moves} moves, {beside} beside work");
+}
+
+#[test]
+fn held_works_get_their_turn_while_chunks_are_brought_for_them() {
+    let (moves, _) = run(|_| Policy::Dynamic { safe: false });
+    assert!(moves > 100, "{moves} moves");
+}
+
+#[test]
+fn nothing_moves_under_the_static_policy() {
+    assert_eq!(run(|_| Policy::Static), (0, 0));
+}
