@@ -319,6 +319,36 @@ impl DeviceMemory {
         self.give_back(chunks);
     }
 
+    /// The chunks of a dying allocation that go with it; none if it shares a slab.
+    pub fn dying_chunks(&self, id: AllocationId) -> Vec<Chunk> {
+        match self.dying.get(&id).map(|allocation| &allocation.place) {
+            Some(Place::Chunks(chunks)) => chunks.clone(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// A chunk of a live or dying allocation has been moved: its memory and a spare of the other tier have changed
+    /// places, so no budget changes.
+    pub fn moved(&mut self, offset: u64, to: Tier) {
+        let live = self.live.range_mut(..=offset).next_back().map(|(_, allocation)| allocation);
+        for allocation in live.into_iter().chain(self.dying.values_mut()) {
+            if let Place::Chunks(chunks) = &mut allocation.place
+                && let Some(chunk) = chunks.iter_mut().find(|chunk| chunk.offset == offset)
+            {
+                chunk.tier = to;
+                return;
+            }
+        }
+    }
+
+    /// Charges memory that is kept ready to move chunks into. Says whether the budget had room for it with
+    /// `leave_bytes` to spare; if not, nothing has changed.
+    #[must_use]
+    pub fn charge_spare(&mut self, tier: Tier, bytes: u64, leave_bytes: u64) -> bool {
+        let budget = self.budgets.of_mut(tier);
+        bytes.saturating_add(leave_bytes) <= budget.room_bytes() && budget.charge(bytes)
+    }
+
     /// The live allocation that `offset` lies in.
     pub fn find(&self, offset: u64) -> Option<&Allocation> {
         let (_, allocation) = self.live.range(..=offset).next_back()?;

@@ -4,11 +4,16 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
 };
 
 use emuv_cuda::{CuError, CuResult, Gpu, Handle, types::CUmemAllocationProp};
-use emuv_policy::{Allocation, AllocationId, Answer, Budgets, Chunk, DeviceMemory, Owner, Plan, Release, Room, Tier};
+use emuv_policy::{
+    Allocation, AllocationId, Answer, Budgets, Chunk, DeviceMemory, Owner, Plan, Policy, Release, Residency, Room,
+    SMALL_BYTES, Tier,
+};
+
+use crate::aliases::Aliases;
 
 /// Why an allocation was not made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +33,17 @@ pub(crate) struct Placed {
     pub spilled_bytes: u64,
 }
 
+/// How [`Arena::replace`] went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Replaced {
+    /// It is done; this handle was there before.
+    Done(Handle),
+    /// The driver refused; what was there is there.
+    Unchanged(CuError),
+    /// The driver refused, and refused to map again what was there: nothing is mapped.
+    Unmapped(CuError),
+}
+
 /// Adjacent chunks, each an allocation of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PlacedChunks {
@@ -45,6 +61,11 @@ pub(crate) struct Arena {
     memory: Mutex<DeviceMemory>,
     /// Chunk offset -> what is mapped there.
     handles: Mutex<HashMap<u64, Handle>>,
+    /// Second mappings of handles, through which data is moved.
+    pub aliases: Aliases,
+    residency: Mutex<Residency>,
+    /// A move has ended, or a held work need not wait any longer.
+    pub settled: Condvar,
 }
 
 /// Locks plain data: a panic elsewhere must not make the program's memory unreachable.
@@ -58,7 +79,7 @@ impl Arena {
     ///
     /// # Errors
     /// The driver's own.
-    pub fn reserve(gpu: Box<dyn Gpu>, most_bytes: u64, budgets: Budgets) -> CuResult<Self> {
+    pub fn reserve(gpu: Box<dyn Gpu>, most_bytes: u64, budgets: Budgets, policy: Policy) -> CuResult<Self> {
         let mut bytes = most_bytes;
         let base = loop {
             match gpu.reserve(bytes) {
@@ -68,7 +89,46 @@ impl Arena {
             }
         };
         let memory = Mutex::new(DeviceMemory::new(budgets, bytes));
-        Ok(Self { gpu, base, bytes, memory, handles: Mutex::new(HashMap::new()) })
+        Ok(Self {
+            gpu,
+            base,
+            bytes,
+            memory,
+            handles: Mutex::default(),
+            aliases: Aliases::default(),
+            residency: Mutex::new(Residency::new(policy)),
+            settled: Condvar::new(),
+        })
+    }
+
+    /// The driver, for what concerns this arena.
+    pub fn gpu(&self) -> &dyn Gpu {
+        &*self.gpu
+    }
+
+    /// Where the arena starts.
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// How much address space it has.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Which chunks may move, and which works are under way.
+    pub fn residency(&self) -> MutexGuard<'_, Residency> {
+        lock(&self.residency)
+    }
+
+    /// The program has got this block of a pool (`bytes` of whole chunks at `address`).
+    pub fn add_extent(&self, address: u64, bytes: u64) {
+        self.residency().add_extent(address - self.base, bytes);
+    }
+
+    /// The program has given a block of a pool back.
+    pub fn remove_extent(&self, address: u64) {
+        self.residency().remove_extent(address - self.base);
     }
 
     /// Whether `address` lies in this arena.
@@ -113,7 +173,12 @@ impl Arena {
             Answer::NoRoom => Err(Refusal::NoRoom),
             Answer::Place(plan) => {
                 let plan = self.carry_out(plan)?;
+                let small = bytes <= SMALL_BYTES;
+                self.tell_residency(&plan, small);
                 let offset = self.with_memory(|memory| memory.commit(plan.ticket)).ok_or(Refusal::NoRoom)?;
+                if !small {
+                    self.residency().add_extent(offset, plan.chunks.iter().map(|chunk| chunk.bytes).sum());
+                }
                 Ok(Placed { address: self.base + offset, spilled_bytes: plan.bytes_in(Tier::Ram) })
             }
         }
@@ -128,9 +193,17 @@ impl Arena {
             return Err(Refusal::NoRoom);
         };
         let plan = self.carry_out(plan)?;
+        self.tell_residency(&plan, false);
         let chunks = self.with_memory(|memory| memory.commit_chunks(plan.ticket));
         let chunks = chunks.into_iter().map(|(offset, bytes)| (self.base + offset, bytes)).collect();
         Ok(PlacedChunks { chunks, spilled_bytes: plan.bytes_in(Tier::Ram) })
+    }
+
+    fn tell_residency(&self, plan: &Plan, fixed: bool) {
+        let mut residency = self.residency();
+        for chunk in &plan.chunks {
+            residency.add_chunk(chunk.offset, chunk.bytes, chunk.tier, fixed);
+        }
     }
 
     /// Creates and maps a plan's chunks, all or none. Gives the plan as it was carried out.
@@ -183,12 +256,24 @@ impl Arena {
     /// # Errors
     /// `CUDA_ERROR_INVALID_VALUE` if none starts there.
     pub fn free(&self, address: u64) -> CuResult<Release> {
-        self.with_memory(|memory| memory.free(address - self.base)).map_err(|_| CuError::INVALID_VALUE)
+        let release =
+            self.with_memory(|memory| memory.free(address - self.base)).map_err(|_| CuError::INVALID_VALUE)?;
+        let chunks = self.with_memory(|memory| memory.dying_chunks(release.id));
+        if !chunks.is_empty() {
+            self.residency().remove_extent(address - self.base);
+        }
+        Ok(release)
     }
 
     /// Gives the memory of a freed allocation back; the GPU is done with it.
     pub fn retire(&self, id: AllocationId) {
+        // Its own chunks may be moving: only when they have settled is it known where they are.
+        let own = self.with_memory(|memory| memory.dying_chunks(id));
+        own.iter().for_each(|chunk| self.settle_for_good(chunk.offset));
         let chunks = self.with_memory(|memory| memory.retired(id));
+        if own.is_empty() {
+            chunks.iter().for_each(|chunk| self.settle_for_good(chunk.offset));
+        }
         for &chunk in &chunks {
             let handle = lock(&self.handles).remove(&chunk.offset);
             if let Some(handle) = handle {
@@ -198,10 +283,46 @@ impl Arena {
         self.with_memory(|memory| memory.released(&chunks));
     }
 
+    fn settle_for_good(&self, offset: u64) {
+        let mut residency = self.residency();
+        while !residency.remove_chunk(offset) {
+            residency = self.settled.wait(residency).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Puts another handle behind a chunk's address. What the chunk holds has been copied, and no work touches it.
+    pub fn replace(&self, offset: u64, bytes: u64, to: Tier, handle: Handle) -> Replaced {
+        let Some(before) = lock(&self.handles).get(&offset).copied() else {
+            return Replaced::Unchanged(CuError::INVALID_VALUE);
+        };
+        let address = self.base + offset;
+        if let Err(error) = self.gpu.unmap(address, bytes) {
+            return Replaced::Unchanged(error);
+        }
+        if let Err(error) = self.gpu.map(address, bytes, handle) {
+            return match self.gpu.map(address, bytes, before) {
+                Ok(()) => Replaced::Unchanged(error),
+                Err(_) => Replaced::Unmapped(error),
+            };
+        }
+        lock(&self.handles).insert(offset, handle);
+        self.with_memory(|memory| memory.moved(offset, to));
+        Replaced::Done(before)
+    }
+
+    /// Maps again what lies behind a chunk's address after [`Replaced::Unmapped`].
+    ///
+    /// # Errors
+    /// The driver's own.
+    pub fn map_again(&self, offset: u64, bytes: u64) -> CuResult {
+        let handle = lock(&self.handles).get(&offset).copied().ok_or(CuError::INVALID_VALUE)?;
+        self.gpu.map(self.base + offset, bytes, handle)
+    }
+
     fn drop_chunk(&self, chunk: Chunk, handle: Handle) {
         // After a fatal error of the context these fail; the process's end then gives the memory back.
         let unmapped = self.gpu.unmap(self.base + chunk.offset, chunk.bytes);
-        let released = self.gpu.release(handle);
+        let released = self.aliases.release(&*self.gpu, handle);
         if let Err(error) = unmapped.and(released) {
             crate::log::debug(format_args!("giving {} bytes of {} back: {error}", chunk.bytes, chunk.tier));
         }
@@ -292,7 +413,7 @@ mod tests {
     fn arena(vram_mib: u64, ram_mib: u64) -> (Shared, Arena) {
         let gpu = Shared::default();
         let budgets = Budgets::new(vram_mib * MIB, ram_mib * MIB);
-        let arena = Arena::reserve(Box::new(gpu.clone()), 1 << 40, budgets).unwrap();
+        let arena = Arena::reserve(Box::new(gpu.clone()), 1 << 40, budgets, Policy::Static).unwrap();
         (gpu, arena)
     }
 

@@ -221,3 +221,53 @@ pub(crate) fn drop_event(real: &Real, event: usize) {
     // SAFETY: made by `event_behind`, destroyed once.
     let _ = unsafe { real.driver.cuEventDestroy_v2(event as CUevent) };
 }
+
+/// Records `event` (a new one if there is none) behind what has been issued on a stream of the current context.
+pub(crate) fn record_event(real: &Real, event: Option<usize>, stream: CUstream) -> CuResult<usize> {
+    let event = match event {
+        Some(event) => event as CUevent,
+        None => {
+            let mut event = std::ptr::null_mut();
+            // SAFETY: see the module's head.
+            unsafe { real.driver.cuEventCreate(&raw mut event, CU_EVENT_DISABLE_TIMING) }.ok()?;
+            event
+        }
+    };
+    // SAFETY: the event is ours; the stream is alive (the caller's word).
+    unsafe { real.driver.cuEventRecord(event, stream) }.ok()?;
+    Ok(event as usize)
+}
+
+/// The state of an event: `SUCCESS`, `CUDA_ERROR_NOT_READY`, or what went wrong.
+pub(crate) fn query_event(real: &Real, event: usize) -> CUresult {
+    // SAFETY: an event of ours that has not been destroyed.
+    unsafe { real.driver.cuEventQuery(event as CUevent) }
+}
+
+/// A new event that takes the time, behind everything issued on a stream so far.
+pub(crate) fn timed_event(real: &Real, stream: CUstream, per_thread: bool) -> CuResult<usize> {
+    let mut event = std::ptr::null_mut();
+    // SAFETY: see the module's head.
+    unsafe { real.driver.cuEventCreate(&raw mut event, CU_EVENT_DEFAULT) }.ok()?;
+    // SAFETY: the event was just made; the stream is the program's own argument.
+    let recorded = unsafe {
+        if per_thread {
+            real.driver.cuEventRecord_ptsz(event, stream)
+        } else {
+            real.driver.cuEventRecord(event, stream)
+        }
+    };
+    if let Err(error) = recorded.ok() {
+        drop_event(real, event as usize);
+        return Err(error);
+    }
+    Ok(event as usize)
+}
+
+/// Microseconds between two events that have been reached.
+pub(crate) fn elapsed_micros(real: &Real, before: usize, after: usize) -> CuResult<f64> {
+    let mut milliseconds = 0.0_f32;
+    // SAFETY: see the module's head; both events are ours.
+    unsafe { real.driver.cuEventElapsedTime(&raw mut milliseconds, before as CUevent, after as CUevent) }.ok()?;
+    Ok(f64::from(milliseconds) * 1e3)
+}

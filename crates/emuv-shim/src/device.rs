@@ -13,6 +13,7 @@ use crate::{
     account::{Accounts, Kind},
     arena::{Arena, Placed, Refusal, lock},
     calls, log,
+    moves::Moves,
     pools::{On, POOL_OWNER, Pools},
     session::Session,
 };
@@ -36,6 +37,8 @@ pub(crate) struct Device {
     contexts: Mutex<HashMap<Owner, bool>>,
     /// Stream-ordered pools.
     pub pools: Pools,
+    /// What moves between the tiers.
+    pub moves: Moves,
     /// Freed, but not yet to be given back.
     deferred: Mutex<Vec<Deferred>>,
 }
@@ -61,7 +64,7 @@ impl Device {
         if ram == 0 && session.limits.ram > Bytes::ZERO {
             log::error(format_args!("GPU {ordinal} cannot use host memory for chunks; nothing spills there"));
         }
-        let arena = Arena::reserve(Box::new(gpu), ARENA_BYTES, Budgets::new(vram, ram))?;
+        let arena = Arena::reserve(Box::new(gpu), ARENA_BYTES, Budgets::new(vram, ram), session.policy)?;
         let device = Self {
             ordinal,
             arena,
@@ -69,6 +72,7 @@ impl Device {
             physical_bytes,
             contexts: Mutex::default(),
             pools: Pools::default(),
+            moves: Moves::default(),
             deferred: Mutex::default(),
         };
         if let Some(counters) = session.counters(ordinal) {
@@ -199,10 +203,12 @@ impl Device {
         attempt: impl Fn(Room) -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
         let attempt = || attempt(self.room(session, bytes));
-        let make_room: [&dyn Fn() -> bool; 3] =
-            [&|| self.refresh_accounts(session), &|| self.pools.make_room(session, &self.arena, bytes, false), &|| {
-                self.pools.make_room(session, &self.arena, bytes, true)
-            }];
+        let make_room: [&dyn Fn() -> bool; 4] = [
+            &|| self.refresh_accounts(session),
+            &|| self.pools.make_room(session, &self.arena, bytes, false),
+            &|| self.moves.give_spares_back(&self.arena),
+            &|| self.pools.make_room(session, &self.arena, bytes, true),
+        ];
         let mut result = attempt();
         for make in make_room {
             if matches!(result, Err(Refusal::NoRoom)) && make() {
@@ -275,6 +281,7 @@ impl Device {
         if allocation.owner == POOL_OWNER {
             // Whoever used it is not known, so all work of the calling thread's context is waited for.
             let context = calls::owner(calls::current_context(session.real)?);
+            self.arena.remove_extent(address);
             if session.captures.any() {
                 self.pools.free_with_context(address, context);
             } else {
@@ -300,6 +307,10 @@ impl Device {
     /// # Errors
     /// `CUDA_ERROR_INVALID_VALUE` if none starts there, else the driver's own.
     pub fn free_in_order(&self, session: &Session, address: u64, on: On) -> CuResult {
+        if self.pools.find(address).is_some_and(|(start, _)| start == address) {
+            // Before the memory can be somebody else's.
+            self.arena.remove_extent(address);
+        }
         if self.pools.free(session, address, on) {
             self.count_free(session);
             return Ok(());
@@ -376,6 +387,11 @@ impl Device {
         lock(&self.contexts).insert(owner, primary);
     }
 
+    /// The contexts seen so far that are alive.
+    pub fn contexts(&self) -> Vec<Owner> {
+        lock(&self.contexts).keys().copied().collect()
+    }
+
     /// What would die with a context: the given one, or the device's primary one.
     pub fn doomed(&self, context: Option<Owner>) -> Doomed {
         let owners: Vec<Owner> = match context {
@@ -383,12 +399,14 @@ impl Device {
             None => lock(&self.contexts).iter().filter(|(_, primary)| **primary).map(|(owner, _)| *owner).collect(),
         };
         let allocations = self.arena.with_memory(|memory| owners.iter().flat_map(|o| memory.owned_by(*o)).collect());
+        self.moves.contexts_going(&owners);
         Doomed { owners, allocations }
     }
 
     /// The contexts of `doomed` are gone, and their work with them.
     pub fn bury(&self, session: &Session, doomed: &Doomed) {
         session.context_gone();
+        self.moves.contexts_gone(self, &doomed.owners);
         for owner in &doomed.owners {
             let primary = lock(&self.contexts).remove(owner).unwrap_or(false);
             self.pools.context_gone(&self.arena, *owner, primary);
@@ -437,6 +455,7 @@ impl Device {
         counters.unspilled_bytes.store(unspilled, Relaxed);
         if budgets.ram.used_bytes() > 0 {
             session.say_that_it_spills(budgets.vram.used_bytes(), budgets.ram.limit_bytes());
+            self.moves.begin(session, self.ordinal);
         }
     }
 }

@@ -12,6 +12,7 @@
 #![cfg_attr(test, allow(dead_code))]
 
 mod account;
+mod aliases;
 mod arena;
 mod calls;
 mod capture;

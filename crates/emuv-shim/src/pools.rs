@@ -138,6 +138,22 @@ impl Pools {
         bytes: u64,
         on: On,
     ) -> Result<u64, Refusal> {
+        let address = self.find_or_make(session, device, pool, bytes, on)?;
+        if block_bytes(bytes) > SMALL_BYTES {
+            let block = self.find(address).map_or(0, |(_, block)| block.block_bytes);
+            device.arena.add_extent(address, block);
+        }
+        Ok(address)
+    }
+
+    fn find_or_make(
+        &self,
+        session: &Session,
+        device: &Device,
+        pool: PoolId,
+        bytes: u64,
+        on: On,
+    ) -> Result<u64, Refusal> {
         let stream = self.streams.id(on.name(), on.context);
         let take = |waste| self.with(|pools| pools.take(pool, stream, bytes, waste));
         if let Some(address) = take(Waste::Little) {

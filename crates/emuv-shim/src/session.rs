@@ -10,8 +10,8 @@ use std::{
 };
 
 use emuv_cuda::types::CUdevice;
-use emuv_policy::{Bytes, Owner};
-use emuv_state::{DeviceCounters, HostMemory, Ledger, Limits, MAX_DEVICES, env};
+use emuv_policy::{Bytes, Owner, Policy};
+use emuv_state::{DeviceCounters, HostMemory, Ledger, Limits, MAX_DEVICES, Movement, env};
 
 use crate::{
     account::{Kind, Mappings},
@@ -33,6 +33,8 @@ pub(crate) struct Session {
     pub real: &'static Real,
     /// What this process may hold.
     pub limits: Limits,
+    /// What moves between the tiers, and when.
+    pub policy: Policy,
     /// Streams in capture.
     pub captures: Captures,
     /// The program's own handles that emuV serves.
@@ -56,6 +58,11 @@ pub(crate) fn start(real: &'static Real) -> Option<&'static Session> {
         return None;
     }
     SESSION.get_or_init(|| Session::new(real)).as_ref()
+}
+
+/// The session, if there is one.
+pub(crate) fn current() -> Option<&'static Session> {
+    SESSION.get()?.as_ref()
 }
 
 /// In a forked child of a process with a session: nothing here works any more, and the parent's counters
@@ -84,6 +91,16 @@ impl Session {
                 return None;
             }
         };
+        let safe = on(env::SAFE);
+        let policy = match variable(env::POLICY).as_deref().map(str::parse::<Movement>) {
+            None | Some(Ok(Movement::Dynamic)) => Policy::Dynamic { safe },
+            Some(Ok(Movement::Static)) => Policy::Static,
+            Some(Ok(Movement::Torture(seed))) => Policy::Torture { state: seed, safe },
+            Some(Err(error)) => {
+                log::error(format_args!("{}: {error}; the program runs without emuV", env::POLICY));
+                return None;
+            }
+        };
         crate::entry::watch_forks();
         // This library has a Rust runtime of its own, so the program's hook (if any) is another one.
         std::panic::set_hook(Box::new(|info| log::debug(format_args!("{info}"))));
@@ -94,6 +111,7 @@ impl Session {
         Some(Self {
             real,
             limits,
+            policy,
             captures: Captures::default(),
             handles: Handles::default(),
             mappings: Mappings::default(),

@@ -16,6 +16,9 @@ pub(crate) struct Touch {
     pub may_store_pointers: bool,
     /// Names the work for the recognition of repetition: function, grid, and arguments. Zero: not worth one.
     pub signature: u64,
+    /// Names what the work does whatever the data: function and grid, without arguments. Works of a kind read their
+    /// data alike. Zero: not worth one.
+    pub kind: u64,
 }
 
 impl Touch {
@@ -28,6 +31,7 @@ impl Touch {
             everything: false,
             may_store_pointers: false,
             signature: 0,
+            kind: 0,
         }
     }
 

@@ -31,6 +31,10 @@ variables! {
     RAM = "EMUV_RAM", Some("--ram");
     /// RAM that emuV always leaves to the host (a size).
     RAM_FLOOR = "EMUV_RAM_FLOOR", None;
+    /// What moves between VRAM and RAM: dynamic (what is needed is brought; the default), static, or torture[:SEED].
+    POLICY = "EMUV_POLICY", Some("--policy");
+    /// 1: data moves only while the GPU has nothing to do.
+    SAFE = "EMUV_SAFE", Some("--safe");
     /// The GPU to use: its number as in nvidia-smi, or its UUID.
     GPU = "EMUV_GPU", Some("--gpu");
     /// 1: no notice when memory spills.

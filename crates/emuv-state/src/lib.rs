@@ -11,6 +11,7 @@ mod host;
 mod ledger;
 mod limits;
 mod log_setting;
+mod movement;
 mod process;
 #[cfg(feature = "cli")]
 pub mod report;
@@ -24,5 +25,6 @@ pub use ledger::{
 };
 pub use limits::{Limits, MAX_SIZE, Setting};
 pub use log_setting::{LogLevel, LogSetting};
+pub use movement::Movement;
 pub use run_dir::RunDir;
 pub use state_dir::state_dir;

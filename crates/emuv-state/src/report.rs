@@ -69,6 +69,10 @@ pub struct DeviceReport {
     pub refused: u64,
     pub spilled_bytes: u64,
     pub launches: u64,
+    /// Bytes moved from RAM to VRAM.
+    pub promoted_bytes: u64,
+    /// Bytes moved from VRAM to RAM.
+    pub evicted_bytes: u64,
 }
 
 /// One tier; the fields are those of [`crate::TierCounters`].
@@ -117,6 +121,8 @@ impl From<&DeviceRecord> for DeviceReport {
             refused: record.refused,
             spilled_bytes: record.spilled_bytes,
             launches: record.launches,
+            promoted_bytes: record.promoted_bytes,
+            evicted_bytes: record.evicted_bytes,
         }
     }
 }
@@ -215,6 +221,8 @@ mod tests {
             refused: 5,
             spilled_bytes: 6,
             launches: 7,
+            promoted_bytes: 8,
+            evicted_bytes: 9,
         };
         let process = ProcessRecord {
             pid: 42,
@@ -244,7 +252,7 @@ mod tests {
             "vram": {"budget_bytes": null, "used_bytes": 1, "peak_bytes": 2},
             "ram": {"budget_bytes": 0, "used_bytes": 1, "peak_bytes": 2},
             "vram_physical_bytes": null, "unspilled_bytes": 0, "allocations": 3, "frees": 4, "refused": 5,
-            "spilled_bytes": 6, "launches": 7,
+            "spilled_bytes": 6, "launches": 7, "promoted_bytes": 8, "evicted_bytes": 9,
         });
         let expected = json!({
             "schema": 1, "emuv": "0.1.0", "command": ["prog", "a b"], "exit_code": 7, "simulated": true,

@@ -274,11 +274,12 @@ impl Residency {
         });
     }
 
-    /// The program has given the extent at `offset` back. Work in flight may still touch its chunks; what they
+    /// The program has given the extent that starts at `offset` back. Work in flight may still touch its chunks; what they
     /// hold is then nobody's.
     pub fn remove_extent(&mut self, offset: u64) {
         let Some(id) = self.at(offset).and_then(|index| self.chunk(index)).map(|chunk| chunk.extent) else { return };
-        let Some(extent) = self.extents.get_mut(id as usize).and_then(Option::take) else { return };
+        let Some(slot) = self.extents.get_mut(id as usize) else { return };
+        let Some(extent) = slot.take_if(|extent| extent.offset == offset) else { return };
         self.free_extents.push(id);
         let dead = self.quiesced;
         self.each_in(extent.offset, extent.bytes, |chunk| {

@@ -129,6 +129,22 @@ impl Residency {
         self.held.iter().any(|held| held.hopeless)
     }
 
+    /// Whether some work is held.
+    pub fn is_waited_for(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Nothing moves any more, whatever was under way has not happened, and nothing waits for a move.
+    pub fn stop(&mut self) {
+        self.policy = Policy::Static;
+        self.moving = 0;
+        self.exclusive = false;
+        self.scanning = false;
+        for chunk in self.chunks.iter_mut().flatten() {
+            chunk.moving = None;
+        }
+    }
+
     fn bring(&mut self, room: Room, needs: &mut Needs) -> Option<Step> {
         let mut free = room.vram_bytes;
         // Room that is there or coming; wants take theirs from it in order.

@@ -57,10 +57,11 @@ fn destroy(session: &Session, context: CUcontext, call: impl FnOnce() -> CUresul
     let doomed: Vec<(&Device, Doomed)> = session.devices().map(|device| (device, device.doomed(Some(owner)))).collect();
     let result = call();
     if result == CUresult::SUCCESS {
-        for (device, doomed) in doomed {
-            device.bury(session, &doomed);
+        for (device, doomed) in &doomed {
+            device.bury(session, doomed);
         }
     }
+    doomed.iter().for_each(|(device, _)| device.moves.contexts_settled(session));
     result
 }
 
@@ -72,11 +73,11 @@ fn primary(session: &Session, ordinal: CUdevice) -> Option<(&Device, Doomed)> {
 fn release_primary(session: &Session, ordinal: CUdevice, call: impl FnOnce() -> CUresult) -> CUresult {
     let primary = primary(session, ordinal);
     let result = call();
-    if let Some((device, doomed)) = primary
-        && result == CUresult::SUCCESS
-        && !calls::primary_is_active(session.real, ordinal)
-    {
-        device.bury(session, &doomed);
+    if let Some((device, doomed)) = primary {
+        if result == CUresult::SUCCESS && !calls::primary_is_active(session.real, ordinal) {
+            device.bury(session, &doomed);
+        }
+        device.moves.contexts_settled(session);
     }
     result
 }
@@ -84,10 +85,11 @@ fn release_primary(session: &Session, ordinal: CUdevice, call: impl FnOnce() -> 
 fn reset_primary(session: &Session, ordinal: CUdevice, call: impl FnOnce() -> CUresult) -> CUresult {
     let primary = primary(session, ordinal);
     let result = call();
-    if let Some((device, doomed)) = primary
-        && result == CUresult::SUCCESS
-    {
-        device.bury(session, &doomed);
+    if let Some((device, doomed)) = primary {
+        if result == CUresult::SUCCESS {
+            device.bury(session, &doomed);
+        }
+        device.moves.contexts_settled(session);
     }
     result
 }

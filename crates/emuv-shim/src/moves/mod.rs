@@ -1,12 +1,118 @@
-//! Moving chunks between the tiers while the program runs.
+//! Moving chunks between the tiers while the program runs: the seam between the program's calls, the state
+//! machine that says what may move (`emuv_policy::Residency`) and the thread that moves it (`mover.rs`).
+//!
+//! Every call that gives the GPU work passes [`around`]: it is held while something that it may touch moves, and
+//! remembered until a fence behind it is reached. The threads of the program and the mover meet in two locks, the
+//! residency's and this module's; neither is held across a driver call, and none is taken inside the other.
+//!
+//! Nothing of this happens before the first chunk lies in RAM: until then a call costs one look at a flag.
 
-use emuv_cuda::{CUresult, types::CUstream};
+mod copies;
+mod lanes;
+mod mover;
+mod scan;
+mod spares;
+mod thread;
 
-use crate::{session::Session, touch::Touch};
+use std::{
+    sync::{
+        Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use emuv_cuda::{
+    CUresult,
+    types::{CUdevice, CUstream},
+};
+use emuv_policy::{Begin, Begun, HoldId, Owner, Policy, Work};
+
+use crate::{
+    arena::{Arena, lock},
+    calls,
+    device::Device,
+    session::{self, Session},
+    streams::{self, Name},
+    touch::Touch,
+};
+
+use lanes::{Lane, Lanes};
+use spares::Spares;
+
+/// A held work asks again after this long at the latest, whether or not it was told to.
+const ASK_AGAIN: Duration = Duration::from_millis(2);
+
+/// A work that waits for data to come to VRAM goes on without it when for so long nothing has moved: what the GPU
+/// is doing may itself be waiting for the thread that is held here.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// See the module's head. One per device.
+#[derive(Default)]
+pub(crate) struct Moves {
+    /// Calls are tracked and chunks may move.
+    active: AtomicBool,
+    state: Mutex<State>,
+    /// The mover has something to do, or has come to rest.
+    wake: Condvar,
+    lanes: Lanes,
+    spares: Spares,
+    /// Ranges outside the arena in which pointers may be kept: (address, bytes).
+    watched: Mutex<Vec<(u64, u64)>>,
+    /// Moves that have ended.
+    ended: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    started: bool,
+    stop: bool,
+    /// The mover waits to be woken.
+    asleep: bool,
+    woken: bool,
+    /// The context whose streams the mover uses.
+    context: Option<Owner>,
+    /// Who wants the mover to keep still, and whether it does.
+    pauses: u32,
+    still: bool,
+}
 
 /// Whether anything may move now. If not, work need not be looked at.
-pub(crate) fn active(_session: &Session) -> bool {
-    false
+pub(crate) fn active(session: &Session) -> bool {
+    session.policy != Policy::Static && session.devices().any(|device| device.moves.is_active())
+}
+
+/// Calls that were under way, untracked, when tracking began: they are counted while they last, spread over cells
+/// so that threads do not meet.
+static ENTERING: [Cell; 16] = [const { Cell(AtomicU64::new(0)) }; 16];
+
+/// A counter with a cache line of its own.
+#[repr(align(64))]
+struct Cell(AtomicU64);
+
+/// Makes a call that gives the GPU work. `touch` is only asked for, and the work only tracked, once something may
+/// move.
+pub(crate) fn launch(
+    session: &Session,
+    stream: CUstream,
+    per_thread: bool,
+    touch: impl FnOnce() -> Touch,
+    call: impl FnOnce() -> CUresult,
+) -> CUresult {
+    let cell = &ENTERING[usize::try_from(streams::thread_number() % 16).unwrap_or(0)].0;
+    cell.fetch_add(1, Ordering::SeqCst);
+    if !active(session) {
+        let result = call();
+        cell.fetch_sub(1, Ordering::Release);
+        return result;
+    }
+    cell.fetch_sub(1, Ordering::Release);
+    around(session, stream, per_thread, &touch(), call)
+}
+
+/// Whether no untracked call is under way. Once tracking is on, a moment at which this is so is behind all of them.
+fn nobody_entering() -> bool {
+    ENTERING.iter().all(|cell| cell.0.load(Ordering::SeqCst) == 0)
 }
 
 /// Makes a call that gives the GPU work: waits until what it touches is in place, calls, and remembers until
@@ -18,17 +124,230 @@ pub(crate) fn around(
     touch: &Touch,
     call: impl FnOnce() -> CUresult,
 ) -> CUresult {
-    let _ = (session, stream, per_thread, touch);
-    call()
+    let Some((context, _)) = session.here() else { return call() };
+    if session.captures.any() && calls::is_capturing(session.real, stream, per_thread) {
+        // It becomes part of a graph and gives the GPU no work now.
+        return call();
+    }
+    let name = Name::of(stream, per_thread, context);
+    let mut entered: Vec<(&Device, Lane, Begun)> = Vec::new();
+    for device in session.devices().filter(|device| device.moves.is_active()) {
+        let lane = device.moves.lanes.of(name, context);
+        let begun = device.moves.enter(&device.arena, lane, touch);
+        entered.push((device, lane, begun));
+    }
+    let timed = entered.iter().any(|(.., begun)| begun.measure);
+    let before = if timed { calls::timed_event(session.real, stream, per_thread).ok() } else { None };
+    let result = call();
+    let after = before.and_then(|_| calls::timed_event(session.real, stream, per_thread).ok());
+    for (device, lane, begun) in entered {
+        device.arena.residency().issued(&begun);
+        if begun.measure {
+            if let (Some(before), Some(after)) = (before, after) {
+                device.moves.lanes.sample(touch.kind, begun.ram_bytes, context, before, after);
+            }
+            device.moves.wake_mover();
+        }
+        device.moves.lanes.issued(session.real, &device.arena, lane, touch.everything);
+        device.moves.nudge();
+    }
+    result
 }
 
 /// Pointers into the allocation that `address` lies in are kept where emuV does not see them (a texture object,
 /// say): from now on it moves only when the device is idle.
-pub(crate) fn escaped(_session: &Session, _address: u64) {}
+pub(crate) fn escaped(session: &Session, address: u64) {
+    if let Some(device) = session.device_at(address) {
+        device.arena.residency().escape(address - device.arena.base());
+    }
+}
 
-/// The allocation that `address` lies in is known to others by its physical memory: it never moves.
-pub(crate) fn pinned(_session: &Session, _address: u64) {}
+/// The allocation that `address` lies in is known to others by its physical memory: it never moves. Returns when
+/// it lies still.
+pub(crate) fn pinned(session: &Session, address: u64) {
+    let Some(device) = session.device_at(address) else { return };
+    let offset = address - device.arena.base();
+    let mut residency = device.arena.residency();
+    while !residency.fix(offset) {
+        residency = device.arena.settled.wait(residency).unwrap_or_else(PoisonError::into_inner);
+    }
+}
 
 /// A range outside the arenas that kernels reach without an argument (a module's global): pointers may be kept
 /// there. `bytes` 0: it is gone.
-pub(crate) fn watch_range(_session: &Session, _address: u64, _bytes: u64) {}
+pub(crate) fn watch_range(session: &Session, address: u64, bytes: u64) {
+    for device in session.devices() {
+        let mut watched = lock(&device.moves.watched);
+        watched.retain(|(other, _)| *other != address);
+        if bytes > 0 {
+            watched.push((address, bytes));
+        }
+    }
+}
+
+/// The program is about to destroy a stream: works on it are remembered until they are done, its handle is not
+/// used any more.
+pub(crate) fn stream_going(session: &Session, stream: CUstream) {
+    let Some((context, _)) = session.here() else { return };
+    for device in session.devices().filter(|device| device.moves.is_active()) {
+        device.moves.lanes.going(session.real, &device.arena, Name::of(stream, false, context));
+    }
+}
+
+/// The program is about to begin a capture: until [`capture_begun`] has been told nothing is recorded on any of
+/// its streams from another thread.
+pub(crate) fn capture_beginning(session: &Session) {
+    session.devices().for_each(|device| device.moves.lanes.forbid());
+}
+
+/// The capture that was announced has begun, or has failed.
+pub(crate) fn capture_begun(session: &Session) {
+    session.devices().for_each(|device| device.moves.lanes.allow());
+}
+
+impl Moves {
+    /// Whether calls are tracked and chunks may move.
+    pub fn is_active(&self) -> bool {
+        self.active.load(Ordering::Acquire)
+    }
+
+    /// From now on calls are tracked; the mover is started for the device if it does not run yet.
+    pub fn begin(&self, session: &Session, ordinal: CUdevice) {
+        if session.policy == Policy::Static || self.is_active() {
+            return;
+        }
+        let Some(session) = session::current() else { return };
+        let Ok(context) = calls::current_context(session.real) else { return };
+        let mut state = lock(&self.state);
+        if std::mem::replace(&mut state.started, true) {
+            return;
+        }
+        state.context = Some(calls::owner(context));
+        drop(state);
+        self.active.store(true, Ordering::Release);
+        if let Err(error) = mover::start(session, ordinal) {
+            crate::log::error(format_args!("no thread to move data with ({error}); it stays where it is"));
+            self.active.store(false, Ordering::Release);
+        }
+    }
+
+    fn enter(&self, arena: &Arena, lane: Lane, touch: &Touch) -> Begun {
+        let mut offsets = [0; 32];
+        let mut count = 0;
+        let mut more = Vec::new();
+        for address in touch.addresses().filter(|address| arena.contains(*address)) {
+            let offset = address - arena.base();
+            match offsets.get_mut(count) {
+                Some(slot) => *slot = offset,
+                None => more.push(offset),
+            }
+            count += 1;
+        }
+        if !more.is_empty() {
+            more.extend_from_slice(&offsets);
+        }
+        let offsets = if more.is_empty() { &offsets[..count] } else { &more[..] };
+        let mut work = Work {
+            stream: lane.stream,
+            offsets,
+            everything: touch.everything,
+            may_store_pointers: touch.may_store_pointers,
+            signature: touch.signature,
+            kind: touch.kind,
+            patient: true,
+        };
+        let mut residency = arena.residency();
+        let mut hold: Option<HoldId> = None;
+        let mut since = None;
+        loop {
+            match residency.begin(&work, hold) {
+                Begin::Go(begun) => return begun,
+                Begin::Hold(id) => hold = Some(id),
+            }
+            drop(residency);
+            if since.is_none() {
+                // What the work waits for may itself wait for this thread's fence.
+                self.lanes.mark_now(arena, lane);
+            }
+            self.wake_mover();
+            let ended = self.ended.load(Ordering::Acquire);
+            match since {
+                Some((then, at)) if then == ended => {
+                    let waited: Duration = Instant::elapsed(&at);
+                    work.patient &= waited < PATIENCE;
+                }
+                _ => since = Some((ended, Instant::now())),
+            }
+            residency = arena.residency();
+            // Looked at again before sleeping: it may have settled in between.
+            match residency.begin(&work, hold) {
+                Begin::Go(begun) => return begun,
+                Begin::Hold(_) => {
+                    let waited = arena.settled.wait_timeout(residency, ASK_AGAIN);
+                    residency = waited.unwrap_or_else(PoisonError::into_inner).0;
+                }
+            }
+        }
+    }
+
+    /// The mover has something to do.
+    fn wake_mover(&self) {
+        let mut state = lock(&self.state);
+        state.woken = true;
+        let asleep = state.asleep;
+        drop(state);
+        if asleep {
+            self.wake.notify_all();
+        }
+    }
+
+    /// Wakes the mover now and then, so that it looks ahead.
+    fn nudge(&self) {
+        if self.lanes.nudges() {
+            self.wake_mover();
+        }
+    }
+
+    /// Gives memory that is kept to move chunks into back to the tiers' budgets. Says whether there was any.
+    pub fn give_spares_back(&self, arena: &Arena) -> bool {
+        self.is_active() && self.spares.give_back(arena, u64::MAX) > 0
+    }
+
+    /// Contexts are about to be destroyed: the mover keeps still and forgets them.
+    pub fn contexts_going(&self, owners: &[Owner]) {
+        if !self.is_active() {
+            return;
+        }
+        let mut state = lock(&self.state);
+        state.pauses += 1;
+        state.woken = true;
+        self.wake.notify_all();
+        while state.started && !state.still && !state.stop {
+            state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.context.is_some_and(|context| owners.contains(&context)) {
+            state.context = None;
+        }
+    }
+
+    /// They are gone, or the attempt is over; `owners` that are gone take their streams with them.
+    pub fn contexts_gone(&self, device: &Device, owners: &[Owner]) {
+        for stream in self.lanes.contexts_gone(owners) {
+            device.arena.residency().stream_gone(stream);
+        }
+    }
+
+    /// The attempt that [`Self::contexts_going`] was told of is over.
+    pub fn contexts_settled(&self, session: &Session) {
+        if !self.is_active() {
+            return;
+        }
+        let mut state = lock(&self.state);
+        state.pauses = state.pauses.saturating_sub(1);
+        if state.context.is_none() {
+            state.context = calls::current_context(session.real).ok().map(calls::owner);
+        }
+        state.woken = true;
+        self.wake.notify_all();
+    }
+}

@@ -128,7 +128,11 @@ pub struct DeviceCounters {
     pub spilled_bytes: AtomicU64,
     /// Kernels launched.
     pub launches: AtomicU64,
-    reserved: [AtomicU64; 8],
+    /// Bytes moved from RAM to VRAM, ever.
+    pub promoted_bytes: AtomicU64,
+    /// Bytes moved from VRAM to RAM, ever.
+    pub evicted_bytes: AtomicU64,
+    reserved: [AtomicU64; 6],
 }
 
 impl DeviceCounters {

@@ -51,6 +51,8 @@ pub struct DeviceRecord {
     pub refused: u64,
     pub spilled_bytes: u64,
     pub launches: u64,
+    pub promoted_bytes: u64,
+    pub evicted_bytes: u64,
 }
 
 /// How much of a tier was in use; the fields are those of [`TierCounters`].
@@ -194,6 +196,8 @@ fn device(words: Words<'_>, ordinal: usize) -> Option<DeviceRecord> {
         refused: at(offset_of!(DeviceCounters, refused)),
         spilled_bytes: at(offset_of!(DeviceCounters, spilled_bytes)),
         launches: at(offset_of!(DeviceCounters, launches)),
+        promoted_bytes: at(offset_of!(DeviceCounters, promoted_bytes)),
+        evicted_bytes: at(offset_of!(DeviceCounters, evicted_bytes)),
     })
 }
 

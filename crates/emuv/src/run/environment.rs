@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use emuv_state::{Limits, Setting, env};
+use emuv_state::{Limits, Movement, Setting, env};
 
 use super::hints;
 use crate::libs::RealLibraries;
@@ -36,6 +36,10 @@ pub struct Plan<'p> {
     pub gpu: Option<&'p str>,
     /// Whether frameworks are asked to allocate tensor by tensor.
     pub hints: bool,
+    /// What moves between the tiers.
+    pub policy: Movement,
+    /// Only while the GPU has nothing to do.
+    pub safe: bool,
 }
 
 /// One variable: set to a value, or removed.
@@ -56,6 +60,8 @@ pub fn changes(plan: &Plan<'_>, get: impl Fn(&str) -> Option<OsString>) -> Vec<C
         (env::RAM, set(&plan.limits.ram.0)),
         (env::RAM_FLOOR, set(&plan.limits.ram_floor.0)),
         (env::VRAM, plan.limits.vram.and_then(|bytes| set(&bytes.0))),
+        (env::POLICY, set(&plan.policy)),
+        (env::SAFE, plan.safe.then(|| "1".into())),
         (env::QUIET, plan.quiet.then(|| "1".into())),
         (env::SIM, plan.sim.map(OsString::from)),
         // Meant for this run, not for one that the program starts.
@@ -106,6 +112,8 @@ mod tests {
             sim: None,
             gpu: None,
             hints: false,
+            policy: Movement::Dynamic,
+            safe: false,
         }
     }
 

@@ -19,7 +19,7 @@ use std::{
 
 use clap::Args;
 use emuv_state::{
-    HostMemory, Limits, RunDir,
+    HostMemory, Limits, Movement, RunDir,
     config::{ConfigFile, Flags, Settings},
     env as variables, read_ledgers,
     report::{LimitsReport, ProcessReport, Report, SCHEMA, check_writable},
@@ -75,6 +75,15 @@ pub struct Options {
     /// by tensor, unless you have chosen something yourself)
     #[arg(long, env = variables::NO_HINTS, value_parser = clap::builder::FalseyValueParser::new())]
     no_framework_hints: bool,
+
+    /// What moves between VRAM and RAM: dynamic (what is needed is brought), static, or torture[:SEED], which moves
+    /// whatever may move to show that results stay right [default: dynamic]
+    #[arg(long, value_name = "POLICY", env = variables::POLICY)]
+    policy: Option<Movement>,
+
+    /// Move data only while the GPU has nothing to do
+    #[arg(long, env = variables::SAFE, value_parser = clap::builder::FalseyValueParser::new())]
+    safe: bool,
 
     /// The program and its arguments
     #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
@@ -138,6 +147,8 @@ pub fn run(options: &Options) -> Result<ExitCode, Failure> {
         sim: checked.sim.as_deref(),
         gpu: checked.gpu.as_deref(),
         hints: !options.no_framework_hints,
+        policy: options.policy.unwrap_or_default(),
+        safe: options.safe,
     };
     let program = signals.start(&mut command(options, &plan)).map_err(|error| not_started(options, &error))?;
     let ending = program.wait().map_err(|error| failed("wait for the program", &error))?;

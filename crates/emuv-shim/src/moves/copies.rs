@@ -1,0 +1,128 @@
+//! The mover's own streams: one for each direction, so that both copy engines work at once.
+//!
+//! # Safety
+//! Each block is one driver call. Streams and events were made here, in the context that the mover has made
+//! current, and are used only while it lives (`mover.rs` gives up [`Copies`] when that context goes). The
+//! addresses of a copy are mapped: one is a settled chunk that [`emuv_policy::Residency`] has let move, the other
+//! the alias of a handle that nobody else uses.
+#![allow(unsafe_code)]
+
+use std::collections::VecDeque;
+
+use emuv_cuda::{CUresult, CuResult, types::*};
+use emuv_policy::Tier;
+
+use crate::{calls, real::Real};
+
+/// See the module's head.
+pub(crate) struct Copies {
+    into_vram: CUstream,
+    into_ram: CUstream,
+    events: Vec<usize>,
+}
+
+impl Copies {
+    /// Makes the streams, in the current context, with the highest priority.
+    ///
+    /// # Errors
+    /// The driver's own.
+    pub fn new(real: &Real) -> CuResult<Self> {
+        let (mut least, mut greatest) = (0, 0);
+        // SAFETY: see the module's head; the out-pointers are live locals.
+        unsafe { real.driver.cuCtxGetStreamPriorityRange(&raw mut least, &raw mut greatest) }.ok()?;
+        let stream = || {
+            let mut stream = std::ptr::null_mut();
+            // SAFETY: see the module's head.
+            unsafe { real.driver.cuStreamCreateWithPriority(&raw mut stream, CU_STREAM_NON_BLOCKING, greatest) }
+                .ok()
+                .map(|()| stream)
+        };
+        Ok(Self { into_vram: stream()?, into_ram: stream()?, events: Vec::new() })
+    }
+
+    /// The stream for copies into a tier.
+    pub fn stream(&self, to: Tier) -> CUstream {
+        match to {
+            Tier::Vram => self.into_vram,
+            Tier::Ram => self.into_ram,
+        }
+    }
+
+    /// Starts a copy of `bytes`; gives the event behind it.
+    ///
+    /// # Errors
+    /// The driver's own.
+    #[allow(clippy::cast_possible_truncation)] // 64-bit only.
+    pub fn start(&mut self, real: &Real, to: Tier, target: u64, source: u64, bytes: u64) -> CuResult<usize> {
+        let stream = self.stream(to);
+        // SAFETY: see the module's head.
+        unsafe { real.driver.cuMemcpyAsync(target, source, bytes as usize, stream) }.ok()?;
+        calls::record_event(real, self.events.pop(), stream)
+    }
+
+    /// The event of a copy is not needed any more.
+    pub fn done(&mut self, event: usize) {
+        self.events.push(event);
+    }
+
+    /// Waits for a stream of these.
+    ///
+    /// # Errors
+    /// The driver's own.
+    pub fn wait(real: &Real, stream: CUstream) -> CuResult {
+        // SAFETY: see the module's head.
+        unsafe { real.driver.cuStreamSynchronize(stream) }.ok()
+    }
+}
+
+/// Makes a context current on the mover's thread (`None`: none), and lets its calls be made whatever other threads
+/// capture.
+pub(crate) fn settle_thread(real: &Real, context: Option<emuv_policy::Owner>) -> CuResult {
+    let context = context.map_or(std::ptr::null_mut(), |context| context.0 as CUcontext);
+    // SAFETY: see the module's head; the context is alive as long as the mover is not told otherwise.
+    unsafe { real.driver.cuCtxSetCurrent(context) }.ok()?;
+    let mut mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+    // SAFETY: a live local. Old drivers lack the call; then captures wait for nothing of ours either.
+    let _ = unsafe { real.driver.cuThreadExchangeStreamCaptureMode(&raw mut mode) };
+    Ok(())
+}
+
+/// Copies on their way, in the order in which they were started.
+#[derive(Debug, Default)]
+pub(crate) struct UnderWay<T>(VecDeque<(usize, T)>);
+
+impl<T> UnderWay<T> {
+    /// Nothing under way.
+    pub const fn new() -> Self {
+        Self(VecDeque::new())
+    }
+
+    /// A copy has been started.
+    pub fn push(&mut self, event: usize, what: T) {
+        self.0.push_back((event, what));
+    }
+
+    /// The oldest copy, if it is over: its event, how it went, what it was.
+    pub fn pop(&mut self, real: &Real) -> Option<(usize, CUresult, T)> {
+        let result = calls::query_event(real, self.0.front()?.0);
+        if result == CUresult::CUDA_ERROR_NOT_READY {
+            return None;
+        }
+        self.0.pop_front().map(|(event, what)| (event, result, what))
+    }
+
+    /// Everything that is under way.
+    pub fn drain(&mut self) -> impl Iterator<Item = T> {
+        self.0.drain(..).map(|(_, what)| what)
+    }
+
+    /// Everything that is under way, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().map(|(_, what)| what)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+}

@@ -1,0 +1,295 @@
+//! The program's streams as the mover knows them, and the fences that tell how far they are.
+//!
+//! Fences are events. A thread of the program records one behind every sixteenth work of a stream; what is left
+//! over (the last works before a pause) the mover fences itself when it needs to know. It may not do that on a
+//! thread's own default stream, which only that thread can name: there every work is fenced; nor while a capture
+//! begins, because the fence would become part of the graph.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Condvar, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use emuv_cuda::{CUresult, types::CUstream};
+use emuv_policy::{Owner, StreamId};
+
+use crate::{
+    arena::{Arena, lock},
+    calls,
+    real::Real,
+    session,
+    streams::Name,
+};
+
+/// Works between two fences of a stream.
+const WORKS_PER_FENCE: u32 = 16;
+
+/// `CU_STREAM_LEGACY` and `CU_STREAM_PER_THREAD` as handles, which mean the same in every form of a call.
+const LEGACY: usize = 1;
+const PER_THREAD: usize = 2;
+
+/// Samples that wait to be read at most.
+const MOST_SAMPLES: usize = 64;
+
+/// A stream in a call.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lane {
+    /// Its number.
+    pub stream: StreamId,
+    handle: usize,
+    context: Owner,
+    /// Only its own thread can name it.
+    private: bool,
+}
+
+struct Fence {
+    number: u64,
+    event: usize,
+}
+
+struct Stream {
+    lane: Lane,
+    /// The program has destroyed it.
+    gone: bool,
+    unfenced: u32,
+    fences: VecDeque<Fence>,
+}
+
+/// Two events around a work that reads from RAM in place.
+struct Sample {
+    kind: u64,
+    ram_bytes: u64,
+    context: Owner,
+    before: usize,
+    after: usize,
+}
+
+/// See the module's head.
+#[derive(Default)]
+pub(crate) struct Lanes {
+    state: Mutex<State>,
+    /// The mover has stopped recording.
+    recorded: Condvar,
+    works: AtomicU32,
+}
+
+#[derive(Default)]
+struct State {
+    names: HashMap<Name, StreamId>,
+    streams: HashMap<StreamId, Stream>,
+    next: u64,
+    /// Events that are free to be recorded again, by context.
+    events: HashMap<Owner, Vec<usize>>,
+    samples: Vec<Sample>,
+    /// Captures that are beginning now.
+    forbidden: u32,
+    /// The mover is recording.
+    recording: bool,
+}
+
+impl Lanes {
+    /// The stream of that name, called from `context`.
+    pub fn of(&self, name: Name, context: Owner) -> Lane {
+        let mut state = lock(&self.state);
+        if let Some(stream) = state.names.get(&name).and_then(|id| state.streams.get(id)) {
+            return stream.lane;
+        }
+        state.next += 1;
+        let id = StreamId(state.next);
+        let (handle, private) = match name {
+            Name::Created(handle) => (handle, false),
+            Name::PerThread(..) => (PER_THREAD, true),
+            Name::Legacy(_) | Name::AllOf(_) => (LEGACY, false),
+        };
+        let lane = Lane { stream: id, handle, context, private };
+        state.names.insert(name, id);
+        state.streams.insert(id, Stream { lane, gone: false, unfenced: 0, fences: VecDeque::new() });
+        lane
+    }
+
+    /// Whether this is one of the works at which the mover looks ahead.
+    pub fn nudges(&self) -> bool {
+        self.works.fetch_add(1, Ordering::Relaxed) % WORKS_PER_FENCE == 0
+    }
+
+    /// A call on the stream has returned: fences it if it is time to.
+    pub fn issued(&self, real: &Real, arena: &Arena, lane: Lane, now: bool) {
+        let due = {
+            let mut state = lock(&self.state);
+            let Some(stream) = state.streams.get_mut(&lane.stream) else { return };
+            stream.unfenced += 1;
+            now || lane.private || stream.unfenced >= WORKS_PER_FENCE
+        };
+        if due {
+            self.fence(real, arena, lane);
+        }
+    }
+
+    /// Fences the calling thread's stream.
+    pub fn mark_now(&self, arena: &Arena, lane: Lane) {
+        if let Some(session) = session::current() {
+            self.fence(session.real, arena, lane);
+        }
+    }
+
+    /// Records a fence behind what has been issued. In the stream's context.
+    fn fence(&self, real: &Real, arena: &Arena, lane: Lane) {
+        let Some(number) = arena.residency().fence(lane.stream) else { return };
+        let event = {
+            let mut state = lock(&self.state);
+            let Some(stream) = state.streams.get_mut(&lane.stream) else { return };
+            if stream.fences.back().is_some_and(|fence| fence.number >= number) {
+                return;
+            }
+            stream.unfenced = 0;
+            state.events.entry(lane.context).or_default().pop()
+        };
+        let Ok(event) = calls::record_event(real, event, lane.handle as CUstream) else { return };
+        let mut state = lock(&self.state);
+        match state.streams.get_mut(&lane.stream) {
+            Some(stream) => stream.fences.push_back(Fence { number, event }),
+            None => state.events.entry(lane.context).or_default().push(event),
+        }
+    }
+
+    /// Records fences behind the last works of these streams, as far as the mover may.
+    pub fn fence_all(&self, real: &Real, arena: &Arena, streams: &[StreamId]) {
+        for stream in streams {
+            let lane = {
+                let mut state = lock(&self.state);
+                let Some(lane) = state.streams.get(stream).filter(|s| !s.gone).map(|s| s.lane) else { continue };
+                if state.forbidden > 0 || lane.private {
+                    continue;
+                }
+                state.recording = true;
+                lane
+            };
+            let _ = calls::in_context(real, lane.context, || {
+                self.fence(real, arena, lane);
+                Ok(())
+            });
+            lock(&self.state).recording = false;
+            self.recorded.notify_all();
+        }
+    }
+
+    /// A capture is about to begin: nothing is recorded by the mover when this returns.
+    pub fn forbid(&self) {
+        let mut state = lock(&self.state);
+        state.forbidden += 1;
+        while state.recording {
+            state = self.recorded.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The capture has begun (and is known by now), or has failed.
+    pub fn allow(&self) {
+        let mut state = lock(&self.state);
+        state.forbidden = state.forbidden.saturating_sub(1);
+    }
+
+    /// The program is about to destroy the stream, in its own thread.
+    pub fn going(&self, real: &Real, arena: &Arena, name: Name) {
+        let lane = {
+            let state = lock(&self.state);
+            let Some(stream) = state.names.get(&name).and_then(|id| state.streams.get(id)) else { return };
+            stream.lane
+        };
+        let _ = calls::in_context(real, lane.context, || {
+            self.fence(real, arena, lane);
+            Ok(())
+        });
+        let mut state = lock(&self.state);
+        state.names.remove(&name);
+        if let Some(stream) = state.streams.get_mut(&lane.stream) {
+            stream.gone = true;
+        }
+        while state.recording {
+            state = self.recorded.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Contexts are gone with their streams and events; gives those streams.
+    pub fn contexts_gone(&self, owners: &[Owner]) -> Vec<StreamId> {
+        let mut state = lock(&self.state);
+        let gone = |stream: &Stream| owners.contains(&stream.lane.context);
+        let ids: Vec<StreamId> = state.streams.values().filter(|s| gone(s)).map(|s| s.lane.stream).collect();
+        state.streams.retain(|_, stream| !gone(stream));
+        state.names.retain(|_, id| !ids.contains(id));
+        state.events.retain(|owner, _| !owners.contains(owner));
+        state.samples.retain(|sample| !owners.contains(&sample.context));
+        ids
+    }
+
+    /// Remembers two events around a work, to be read when they are reached.
+    pub fn sample(&self, kind: u64, ram_bytes: u64, context: Owner, before: usize, after: usize) {
+        let mut state = lock(&self.state);
+        if state.samples.len() < MOST_SAMPLES {
+            state.samples.push(Sample { kind, ram_bytes, context, before, after });
+            return;
+        }
+        drop(state);
+        if let Some(session) = session::current() {
+            calls::drop_event(session.real, before);
+            calls::drop_event(session.real, after);
+        }
+    }
+
+    /// Reads what has been reached. Says whether anything has, and whether anything is still awaited.
+    pub fn poll(&self, real: &Real, arena: &Arena) -> (bool, bool) {
+        let (mut reached, mut awaited) = (false, false);
+        let fronts: Vec<(StreamId, usize)> = {
+            let state = lock(&self.state);
+            let front = |(id, stream): (&StreamId, &Stream)| Some((*id, stream.fences.front()?.event));
+            state.streams.iter().filter_map(front).collect()
+        };
+        for (id, event) in fronts {
+            let result = calls::query_event(real, event);
+            if result == CUresult::CUDA_ERROR_NOT_READY {
+                awaited = true;
+                continue;
+            }
+            // Any other failure is the context's end: nothing runs there any more.
+            reached = true;
+            let mut state = lock(&self.state);
+            let Some(stream) = state.streams.get_mut(&id) else { continue };
+            let Some(fence) = stream.fences.pop_front() else { continue };
+            let (context, more, gone) = (stream.lane.context, !stream.fences.is_empty(), stream.gone);
+            awaited |= more;
+            state.events.entry(context).or_default().push(fence.event);
+            if gone && !more {
+                state.streams.remove(&id);
+            }
+            drop(state);
+            let mut residency = arena.residency();
+            residency.completed(id, fence.number);
+            if gone && !more {
+                residency.stream_gone(id);
+            }
+        }
+        awaited |= self.read_samples(real, arena);
+        (reached, awaited)
+    }
+
+    fn read_samples(&self, real: &Real, arena: &Arena) -> bool {
+        let samples = std::mem::take(&mut lock(&self.state).samples);
+        let mut waiting = Vec::new();
+        for sample in samples {
+            if calls::query_event(real, sample.after) == CUresult::CUDA_ERROR_NOT_READY {
+                waiting.push(sample);
+                continue;
+            }
+            if let Ok(micros) = calls::elapsed_micros(real, sample.before, sample.after) {
+                arena.residency().measured(sample.kind, sample.ram_bytes, micros);
+            }
+            calls::drop_event(real, sample.before);
+            calls::drop_event(real, sample.after);
+        }
+        let any = !waiting.is_empty();
+        lock(&self.state).samples.extend(waiting);
+        any
+    }
+}

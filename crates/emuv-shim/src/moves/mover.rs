@@ -1,0 +1,392 @@
+//! The thread that moves chunks of one device. It asks the state machine what to do, copies on streams of its own,
+//! replaces mappings when a copy is over, and finds out how far the program's streams are. It waits for the GPU
+//! only to search memory for pointers, and is in nobody's way: when it dies or the driver fails, everything stays
+//! where it is and the program goes on.
+
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use emuv_cuda::{CUresult, CuError, Handle, types::CUdevice};
+use emuv_policy::{MoveRoom, Owner, Step, Tier};
+use emuv_state::HostMemory;
+
+use super::{
+    copies::{self, Copies, UnderWay},
+    scan::Scanner,
+    thread,
+};
+use crate::{
+    arena::{Replaced, lock},
+    calls,
+    device::Device,
+    log,
+    session::Session,
+};
+
+/// Between two looks at copies, and at fences that something waits for.
+const POLL: Duration = Duration::from_micros(20);
+
+/// Between two looks at fences when nothing waits for them.
+const POLL_IDLE: Duration = Duration::from_micros(500);
+
+/// How long to wait for an order when there is nothing to look at.
+const SLEEP: Duration = Duration::from_secs(1);
+
+/// How often to try to map again what the driver would not map.
+const REMAP_ATTEMPTS: u32 = 1000;
+
+/// A chunk on its way.
+#[derive(Debug, Clone, Copy)]
+struct Job {
+    offset: u64,
+    bytes: u64,
+    to: Tier,
+    /// What it is moving into.
+    handle: Handle,
+}
+
+struct Mover {
+    session: &'static Session,
+    device: &'static Device,
+    /// The context whose streams are used, and what was made in it.
+    context: Option<Owner>,
+    copies: Option<Copies>,
+    scanner: Option<Scanner>,
+    scanner_failed: bool,
+    quiesced: bool,
+    into_vram: UnderWay<Job>,
+    into_ram: UnderWay<Job>,
+}
+
+/// Starts the thread.
+pub(super) fn start(session: &'static Session, ordinal: CUdevice) -> io::Result<()> {
+    thread::spawn("emuv-mover", move || {
+        let Some(device) = session.device(ordinal) else { return };
+        thread::at_exit(move || device.moves.stop());
+        let mut mover = Mover {
+            session,
+            device,
+            context: None,
+            copies: None,
+            scanner: None,
+            scanner_failed: false,
+            quiesced: false,
+            into_vram: UnderWay::new(),
+            into_ram: UnderWay::new(),
+        };
+        if catch_unwind(AssertUnwindSafe(|| mover.run())).is_err() {
+            session.degrade("moving data");
+        }
+        mover.give_up();
+    })
+}
+
+impl super::Moves {
+    /// The process ends: the mover stops at the next opportunity; returns when it has.
+    fn stop(&self) {
+        let mut state = lock(&self.state);
+        state.stop = true;
+        state.woken = true;
+        self.wake.notify_all();
+        // Bounded: a driver call that never returns must not keep the process from ending.
+        for _ in 0..100 {
+            if state.still {
+                return;
+            }
+            let waited = self.wake.wait_timeout(state, Duration::from_millis(10));
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Mover {
+    fn run(&mut self) {
+        let mut wait = Some(POLL);
+        while self.orders(wait) {
+            let mut busy = self.finish_copies();
+            let (reached, awaited) = self.device.moves.lanes.poll(self.session.real, &self.device.arena);
+            busy |= reached;
+            if self.ready() {
+                busy |= self.take_steps();
+            }
+            let copying = self.into_vram.len() + self.into_ram.len() > 0;
+            wait = match () {
+                () if busy => None,
+                () if copying || !self.quiesced || self.device.arena.residency().is_waited_for() => Some(POLL),
+                () if awaited => Some(POLL_IDLE),
+                () => Some(SLEEP),
+            };
+        }
+    }
+
+    /// Waits for at most `wait`, keeps still as long as somebody wants that. False: it is over.
+    fn orders(&mut self, wait: Option<Duration>) -> bool {
+        let moves = &self.device.moves;
+        if let Some(wait) = wait.filter(|wait| *wait < SLEEP) {
+            std::thread::sleep(wait);
+        }
+        let mut state = lock(&moves.state);
+        if wait == Some(SLEEP) && !state.woken {
+            state.asleep = true;
+            state = moves.wake.wait_timeout(state, SLEEP).unwrap_or_else(PoisonError::into_inner).0;
+            state.asleep = false;
+        }
+        state.woken = false;
+        if state.pauses > 0 && !state.stop {
+            drop(state);
+            self.come_to_rest();
+            state = lock(&moves.state);
+            state.still = true;
+            moves.wake.notify_all();
+            while state.pauses > 0 && !state.stop {
+                state = moves.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            state.still = false;
+        }
+        let (context, stop) = (state.context, state.stop);
+        drop(state);
+        if stop {
+            return false;
+        }
+        if context != self.context {
+            // What was made in the old context went with it.
+            self.copies = None;
+            self.scanner = None;
+            self.scanner_failed = false;
+            self.context = context;
+            if copies::settle_thread(self.session.real, context).is_err() {
+                self.context = None;
+            }
+        }
+        true
+    }
+
+    /// Waits for every copy, so that nothing is moving.
+    fn come_to_rest(&mut self) {
+        while self.into_vram.len() + self.into_ram.len() > 0 {
+            if !self.finish_copies() {
+                std::thread::sleep(POLL);
+            }
+        }
+        // Nothing of this thread's may keep a context that is about to go current.
+        let _ = copies::settle_thread(self.session.real, None);
+        self.context = None;
+    }
+
+    /// Whether moves can be made: there is a context, and nothing is left from before works were tracked.
+    fn ready(&mut self) -> bool {
+        let real = self.session.real;
+        if self.context.is_none() {
+            return false;
+        }
+        if self.copies.is_none() {
+            match Copies::new(real) {
+                Ok(copies) => self.copies = Some(copies),
+                Err(error) => {
+                    log::debug(format_args!("no streams to move data with: {error}"));
+                    return false;
+                }
+            }
+        }
+        if !self.quiesced && !self.session.captures.any() && super::nobody_entering() {
+            self.quiesced = self.device.contexts().into_iter().all(|context| calls::synchronize(real, context).is_ok());
+            if self.quiesced {
+                self.device.arena.residency().quiesced();
+            }
+        }
+        self.quiesced
+    }
+
+    /// Does what the state machine says, as far as it goes now. Says whether it did anything.
+    fn take_steps(&mut self) -> bool {
+        let arena = &self.device.arena;
+        let mut any = false;
+        loop {
+            let spares = &self.device.moves.spares;
+            let room = MoveRoom {
+                vram_bytes: spares.room_bytes(arena, Tier::Vram),
+                ram_bytes: spares.room_bytes(arena, Tier::Ram),
+                vram_coming_bytes: self.into_ram.iter().map(|job| job.bytes).sum(),
+            };
+            let step = arena.residency().next_step(room);
+            match step {
+                Step::Move { offset, bytes, to, copy } => {
+                    if !self.begin_move(offset, bytes, to, copy) {
+                        self.settle(offset, false);
+                        break;
+                    }
+                }
+                Step::Scan(ranges) => self.search(&ranges),
+                Step::Learn(streams) => {
+                    self.device.moves.lanes.fence_all(self.session.real, arena, &streams);
+                    break;
+                }
+                Step::Rest => break,
+            }
+            any = true;
+        }
+        if arena.residency().is_hopeless() {
+            arena.settled.notify_all();
+        }
+        any
+    }
+
+    /// Starts a move. False: it cannot be made now; the chunk is as it was.
+    fn begin_move(&mut self, offset: u64, bytes: u64, to: Tier, copy: bool) -> bool {
+        let (arena, spares) = (&self.device.arena, &self.device.moves.spares);
+        let session = self.session;
+        let may_make = || to == Tier::Vram || host_has(session, bytes);
+        let handle = match spares.take(arena, to, bytes, may_make) {
+            Ok(Some(handle)) => handle,
+            Ok(None) => return false,
+            Err(error) => {
+                self.fail("memory to move data into", error);
+                return false;
+            }
+        };
+        let job = Job { offset, bytes, to, handle };
+        if !copy {
+            self.swap(job);
+            return true;
+        }
+        let Some(copies) = &mut self.copies else { return false };
+        let started = arena
+            .aliases
+            .of(arena.gpu(), handle, bytes)
+            .and_then(|alias| copies.start(session.real, to, alias, arena.base() + offset, bytes));
+        match started {
+            Ok(event) => {
+                let under_way = if to == Tier::Vram { &mut self.into_vram } else { &mut self.into_ram };
+                under_way.push(event, job);
+                true
+            }
+            Err(error) => {
+                spares.put(to, bytes, handle);
+                self.fail("a copy", error);
+                false
+            }
+        }
+    }
+
+    /// Ends the moves whose copies are over. Says whether there were any.
+    fn finish_copies(&mut self) -> bool {
+        let mut any = false;
+        for to in [Tier::Vram, Tier::Ram] {
+            loop {
+                let under_way = if to == Tier::Vram { &mut self.into_vram } else { &mut self.into_ram };
+                let Some((event, result, job)) = under_way.pop(self.session.real) else { break };
+                any = true;
+                if let Some(copies) = &mut self.copies {
+                    copies.done(event);
+                }
+                if result == CUresult::SUCCESS {
+                    self.swap(job);
+                } else {
+                    // The chunk is as it was: the copy only wrote where nobody reads.
+                    self.settle(job.offset, false);
+                    if let Err(error) = result.ok() {
+                        self.fail("a copy", error);
+                    }
+                }
+            }
+        }
+        any
+    }
+
+    /// The chunk's bytes are where they are to be: puts that memory behind its address.
+    fn swap(&mut self, job: Job) {
+        let (arena, spares) = (&self.device.arena, &self.device.moves.spares);
+        match arena.replace(job.offset, job.bytes, job.to, job.handle) {
+            Replaced::Done(before) => {
+                let from = if job.to == Tier::Vram { Tier::Ram } else { Tier::Vram };
+                spares.put(from, job.bytes, before);
+                if let Some(counters) = self.session.counters(self.device.ordinal) {
+                    let moved = if job.to == Tier::Vram { &counters.promoted_bytes } else { &counters.evicted_bytes };
+                    moved.fetch_add(job.bytes, Ordering::Relaxed);
+                }
+                self.settle(job.offset, true);
+            }
+            Replaced::Unchanged(error) => {
+                spares.put(job.to, job.bytes, job.handle);
+                self.settle(job.offset, false);
+                self.fail("a mapping", error);
+            }
+            Replaced::Unmapped(error) => {
+                spares.put(job.to, job.bytes, job.handle);
+                self.fail("a mapping", error);
+                // Works that touch it are held until it is there again.
+                for attempt in 0..REMAP_ATTEMPTS {
+                    spares.give_back(arena, job.bytes);
+                    match arena.map_again(job.offset, job.bytes) {
+                        Ok(()) => break,
+                        Err(error) if attempt + 1 == REMAP_ATTEMPTS => {
+                            log::error(format_args!("memory could not be mapped again: {error}"));
+                        }
+                        Err(_) => std::thread::sleep(POLL_IDLE),
+                    }
+                }
+                self.settle(job.offset, false);
+            }
+        }
+    }
+
+    fn settle(&self, offset: u64, moved: bool) {
+        self.device.arena.residency().finish(offset, moved);
+        self.device.moves.ended.fetch_add(1, Ordering::AcqRel);
+        self.device.arena.settled.notify_all();
+    }
+
+    /// Searches for pointers where something may have stored them, and where they may always be.
+    fn search(&mut self, ranges: &[(u64, u64)]) {
+        let (real, arena) = (self.session.real, &self.device.arena);
+        if self.scanner.is_none() && !self.scanner_failed {
+            match Scanner::new(real, arena.bytes()) {
+                Ok(scanner) => self.scanner = Some(scanner),
+                Err(error) => {
+                    self.scanner_failed = true;
+                    log::debug(format_args!("no search for pointers ({error}): data moves only when nothing runs"));
+                }
+            }
+        }
+        let mut all: Vec<(u64, u64)> = ranges.iter().map(|(offset, bytes)| (arena.base() + offset, *bytes)).collect();
+        all.extend_from_slice(&lock(&self.device.moves.watched));
+        let found = match (&mut self.scanner, &self.copies) {
+            (Some(scanner), Some(copies)) => {
+                scanner.scan(real, copies.stream(Tier::Vram), &all, (arena.base(), arena.bytes())).ok()
+            }
+            _ => None,
+        };
+        arena.residency().scanned(found.as_deref());
+    }
+
+    /// Something went wrong. Want of memory passes; anything else ends all moving.
+    fn fail(&mut self, what: &str, error: CuError) {
+        log::debug(format_args!("{what}: {error}"));
+        if !error.is_out_of_memory() {
+            log::error(format_args!("{what} failed ({error}); from now on data stays where it is"));
+            self.give_up();
+        }
+    }
+
+    /// Nothing moves any more, and nothing waits for a move.
+    fn give_up(&mut self) {
+        let arena = &self.device.arena;
+        for job in self.into_vram.drain().chain(self.into_ram.drain()) {
+            self.device.moves.spares.put(job.to, job.bytes, job.handle);
+        }
+        arena.residency().stop();
+        arena.settled.notify_all();
+        let mut state = lock(&self.device.moves.state);
+        state.still = true;
+        self.device.moves.wake.notify_all();
+    }
+}
+
+/// Whether the host can spare `bytes` more.
+fn host_has(session: &Session, bytes: u64) -> bool {
+    HostMemory::read().is_none_or(|host| host.available.0.saturating_sub(session.limits.ram_floor.0) >= bytes)
+}

@@ -1,0 +1,125 @@
+//! Memory that is kept ready to move chunks into. A move exchanges a chunk's handle for a spare of the other
+//! tier, so in steady state none are made: making one in RAM (allocating, clearing, pinning) takes ten times as
+//! long as the copy into it.
+
+use std::{collections::BTreeMap, sync::Mutex};
+
+use emuv_cuda::{CuResult, Handle};
+use emuv_policy::{Budget, Tier};
+
+use crate::arena::{Arena, lock};
+
+/// The part of the VRAM budget that spares leave to small allocations.
+const LEFT_TO_SMALL: u64 = 64;
+
+/// See the module's head. One per device.
+#[derive(Default)]
+pub(crate) struct Spares(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    vram: BTreeMap<u64, Vec<Handle>>,
+    ram: BTreeMap<u64, Vec<Handle>>,
+    /// The driver has refused to make more (until something is given back).
+    vram_refused: bool,
+    ram_refused: bool,
+}
+
+impl State {
+    fn of(&mut self, tier: Tier) -> (&mut BTreeMap<u64, Vec<Handle>>, &mut bool) {
+        match tier {
+            Tier::Vram => (&mut self.vram, &mut self.vram_refused),
+            Tier::Ram => (&mut self.ram, &mut self.ram_refused),
+        }
+    }
+}
+
+fn bytes_of(spares: &BTreeMap<u64, Vec<Handle>>) -> u64 {
+    spares.iter().map(|(bytes, handles)| bytes * handles.len() as u64).sum()
+}
+
+impl Spares {
+    /// Bytes that can be had in a tier: spares, and what its budget still allows to be made.
+    pub fn room_bytes(&self, arena: &Arena, tier: Tier) -> u64 {
+        let budget: Budget = arena.with_memory(|memory| *memory.budgets().of(tier));
+        let mut state = lock(&self.0);
+        let (spares, refused) = state.of(tier);
+        let more = if *refused { 0 } else { budget.room_bytes().saturating_sub(left(&budget, tier)) };
+        bytes_of(spares) + more
+    }
+
+    /// A handle of exactly `bytes`: a spare, or a new one, for which spares of other sizes are given up if the
+    /// budget demands it; that only if `may_make` says so.
+    ///
+    /// # Errors
+    /// The driver's own; `None` where the budget has no room.
+    pub fn take(
+        &self,
+        arena: &Arena,
+        tier: Tier,
+        bytes: u64,
+        may_make: impl FnOnce() -> bool,
+    ) -> CuResult<Option<Handle>> {
+        let spare = lock(&self.0).of(tier).0.get_mut(&bytes).and_then(Vec::pop);
+        if spare.is_some() {
+            return Ok(spare);
+        }
+        if !may_make() {
+            return Ok(None);
+        }
+        let leave = arena.with_memory(|memory| left(memory.budgets().of(tier), tier));
+        let charge = || arena.with_memory(|memory| memory.charge_spare(tier, bytes, leave));
+        if !charge() {
+            self.give_back_of(arena, tier, bytes);
+            if !charge() {
+                return Ok(None);
+            }
+        }
+        let made = arena.gpu().create(tier, bytes);
+        if let Err(error) = &made {
+            arena.with_memory(|memory| memory.credit_whole(bytes, tier));
+            if error.is_out_of_memory() {
+                *lock(&self.0).of(tier).1 = true;
+                return Ok(None);
+            }
+        }
+        made.map(Some)
+    }
+
+    /// A handle that nothing is mapped to any more but its alias.
+    pub fn put(&self, tier: Tier, bytes: u64, handle: Handle) {
+        lock(&self.0).of(tier).0.entry(bytes).or_default().push(handle);
+    }
+
+    /// Gives spares of both tiers back, at least `bytes` of each if there are so many. Gives how much it was.
+    pub fn give_back(&self, arena: &Arena, bytes: u64) -> u64 {
+        self.give_back_of(arena, Tier::Vram, bytes) + self.give_back_of(arena, Tier::Ram, bytes)
+    }
+
+    fn give_back_of(&self, arena: &Arena, tier: Tier, bytes: u64) -> u64 {
+        let mut given = 0;
+        while given < bytes {
+            let next = {
+                let mut state = lock(&self.0);
+                let (spares, refused) = state.of(tier);
+                *refused = false;
+                spares.retain(|_, handles| !handles.is_empty());
+                spares.last_entry().and_then(|mut entry| Some((*entry.key(), entry.get_mut().pop()?)))
+            };
+            let Some((size, handle)) = next else { break };
+            if let Err(error) = arena.aliases.release(arena.gpu(), handle) {
+                crate::log::debug(format_args!("giving a spare of {tier} back: {error}"));
+            }
+            arena.with_memory(|memory| memory.credit_whole(size, tier));
+            given += size;
+        }
+        given
+    }
+}
+
+fn left(budget: &Budget, tier: Tier) -> u64 {
+    match tier {
+        Tier::Vram => budget.limit_bytes() / LEFT_TO_SMALL,
+        Tier::Ram => 0,
+    }
+}
