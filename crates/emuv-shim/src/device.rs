@@ -407,6 +407,7 @@ impl Device {
     pub fn bury(&self, session: &Session, doomed: &Doomed) {
         session.context_gone();
         self.moves.contexts_gone(self, &doomed.owners);
+        session.globals.forget_contexts(&doomed.owners);
         for owner in &doomed.owners {
             let primary = lock(&self.contexts).remove(owner).unwrap_or(false);
             self.pools.context_gone(&self.arena, *owner, primary);

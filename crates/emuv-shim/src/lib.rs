@@ -18,8 +18,12 @@ mod calls;
 mod capture;
 mod device;
 mod entry;
+mod functions;
+mod globals;
+mod graphs;
 mod handles;
 mod hints;
+mod host_ranges;
 mod log;
 mod moves;
 // A test executable must not define the driver's symbols itself.

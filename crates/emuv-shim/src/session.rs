@@ -18,8 +18,13 @@ use crate::{
     calls,
     capture::Captures,
     device::Device,
+    functions::Functions,
+    globals::Globals,
+    graphs::Graphs,
     handles::Handles,
-    hints, log,
+    hints,
+    host_ranges::HostRanges,
+    log,
     real::Real,
 };
 
@@ -39,6 +44,14 @@ pub(crate) struct Session {
     pub captures: Captures,
     /// The program's own handles that emuV serves.
     pub handles: Handles,
+    /// Parameters of the functions that it launches.
+    pub functions: Functions,
+    /// Globals that the program has asked for.
+    pub globals: Globals,
+    /// What executable graphs touch.
+    pub graphs: Graphs,
+    /// Memory of the host that kernels can reach.
+    pub host_ranges: HostRanges,
     /// Where the program mapped handles of its own that the driver serves.
     pub mappings: Mappings,
     ledger: Ledger,
@@ -115,6 +128,10 @@ impl Session {
             captures: Captures::default(),
             handles: Handles::default(),
             mappings: Mappings::default(),
+            functions: Functions::default(),
+            globals: Globals::default(),
+            graphs: Graphs::default(),
+            host_ranges: HostRanges::default(),
             sole_device: OnceLock::new(),
             generation: AtomicU64::new(1),
             ledger: {

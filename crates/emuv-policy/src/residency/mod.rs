@@ -175,6 +175,9 @@ pub struct Residency {
     moving: usize,
     exclusive: bool,
     unscanned: Vec<u32>,
+    /// Works that may have stored pointers outside the arena, as far as that is watched.
+    outside: Vec<Use>,
+    watching: bool,
     scanning: bool,
     held: Vec<Held>,
     next_hold: u64,
@@ -200,6 +203,8 @@ impl Residency {
             moving: 0,
             exclusive: false,
             unscanned: Vec::new(),
+            outside: Vec::new(),
+            watching: false,
             scanning: false,
             held: Vec::new(),
             next_hold: 0,
@@ -422,8 +427,13 @@ impl Residency {
         if work.everything {
             note_use(&mut self.everything, lane, number);
         }
-        if work.may_store_pointers {
+        // What a work reads from memory that was not searched yet it may carry along.
+        let carries = !self.unscanned.is_empty() && touched.iter().any(|i| self.chunk(*i).is_some_and(|c| c.unscanned));
+        if work.may_store_pointers || carries {
             self.stored(touched, work.everything);
+            if self.watching {
+                note_use(&mut self.outside, lane, number);
+            }
         }
         self.foresight.note(work.signature, work.kind, if work.everything { &[] } else { touched });
         let measure = ram_bytes >= GRANULE && work.kind != 0 && manner.is_none() && !work.everything;
@@ -557,11 +567,25 @@ impl Residency {
         }
     }
 
-    /// Memory to be searched for pointers, as far as no work may be writing there: (offset, bytes) of each.
-    /// Until [`Self::scanned`] nothing moves beside other work. `None`: nothing to do now.
+    /// Whether there is memory outside the arena that has to be searched as well.
+    pub fn set_watching(&mut self, watching: bool) {
+        self.watching = watching;
+    }
+
+    fn is_unscanned(&self) -> bool {
+        self.scanning || !self.unscanned.is_empty() || !self.outside.is_empty()
+    }
+
+    /// Memory to be searched for pointers, as far as no work may be writing there: (offset, bytes) of each, and with
+    /// it what is watched outside the arena. Until [`Self::scanned`] nothing moves beside other work. `None`: nothing
+    /// to do now.
     pub fn scan(&mut self) -> Option<Vec<(u64, u64)>> {
-        if self.scanning || self.unscanned.is_empty() {
+        if !self.is_unscanned() || self.scanning {
             return None;
+        }
+        let outside = !self.outside.is_empty() && self.outside.iter().all(|last| self.is_done(*last));
+        if outside {
+            self.outside.clear();
         }
         let ready: Vec<u32> = self.unscanned.iter().copied().filter(|index| self.is_idle(*index)).collect();
         let ranges = ready.iter().filter_map(|index| {
@@ -571,7 +595,7 @@ impl Residency {
         });
         let ranges: Vec<(u64, u64)> = ranges.collect();
         self.unscanned.retain(|index| !ready.contains(index));
-        self.scanning = !ranges.is_empty();
+        self.scanning = outside || !ranges.is_empty();
         self.scanning.then_some(ranges)
     }
 
@@ -618,7 +642,7 @@ impl Residency {
         if chunk.fixed || chunk.moving.is_some() || held_in_place || self.held.iter().any(|h| h.everything) {
             return Err(Obstacle::Fixed);
         }
-        let unscanned = self.scanning || !self.unscanned.is_empty();
+        let unscanned = self.is_unscanned();
         if !self.policy.only_when_idle() && !chunk.escaped && !unscanned && !self.exclusive && self.is_idle(index) {
             return Ok(Mode::Beside);
         }

@@ -6,31 +6,31 @@
 
 use emuv_cuda::{CUresult, types::*};
 
-use crate::{entry::entries, pools, session::Session, streams};
+use crate::{entry::entries, moves, pools, session::Session, streams};
 
 entries! {
     /// The first form of the call.
     fn cuStreamBeginCapture(hStream: CUstream) |session, driver| {
-        // SAFETY: the program's own argument.
-        begin(session, key(hStream, false), unsafe { driver.cuStreamBeginCapture(hStream) })
+        // SAFETY: the program's own arguments.
+        begin(session, key(hStream, false), || unsafe { driver.cuStreamBeginCapture(hStream) })
     }
 
     /// The first form, for the per-thread default stream.
     fn cuStreamBeginCapture_ptsz(hStream: CUstream) |session, driver| {
-        // SAFETY: the program's own argument.
-        begin(session, key(hStream, true), unsafe { driver.cuStreamBeginCapture_ptsz(hStream) })
+        // SAFETY: the program's own arguments.
+        begin(session, key(hStream, true), || unsafe { driver.cuStreamBeginCapture_ptsz(hStream) })
     }
 
     /// A capture begins.
     fn cuStreamBeginCapture_v2(hStream: CUstream, mode: CUstreamCaptureMode) |session, driver| {
         // SAFETY: the program's own arguments.
-        begin(session, key(hStream, false), unsafe { driver.cuStreamBeginCapture_v2(hStream, mode) })
+        begin(session, key(hStream, false), || unsafe { driver.cuStreamBeginCapture_v2(hStream, mode) })
     }
 
     /// A capture begins.
     fn cuStreamBeginCapture_v2_ptsz(hStream: CUstream, mode: CUstreamCaptureMode) |session, driver| {
         // SAFETY: the program's own arguments.
-        begin(session, key(hStream, true), unsafe { driver.cuStreamBeginCapture_v2_ptsz(hStream, mode) })
+        begin(session, key(hStream, true), || unsafe { driver.cuStreamBeginCapture_v2_ptsz(hStream, mode) })
     }
 
     /// A capture into an existing graph begins.
@@ -39,10 +39,9 @@ entries! {
         dependencyData: *const CUgraphEdgeData, numDependencies: usize, mode: CUstreamCaptureMode,
     ) |session, driver| {
         // SAFETY: the program's own arguments.
-        let result = unsafe {
+        begin(session, key(hStream, false), || unsafe {
             driver.cuStreamBeginCaptureToGraph(hStream, hGraph, dependencies, dependencyData, numDependencies, mode)
-        };
-        begin(session, key(hStream, false), result)
+        })
     }
 
     /// A capture into an existing graph begins.
@@ -51,10 +50,9 @@ entries! {
         dependencyData: *const CUgraphEdgeData, numDependencies: usize, mode: CUstreamCaptureMode,
     ) |session, driver| {
         // SAFETY: the program's own arguments.
-        let result = unsafe {
+        begin(session, key(hStream, true), || unsafe {
             driver.cuStreamBeginCaptureToGraph_ptsz(hStream, hGraph, dependencies, dependencyData, numDependencies, mode)
-        };
-        begin(session, key(hStream, true), result)
+        })
     }
 
     /// A capture ends, also when it was broken.
@@ -83,6 +81,7 @@ entries! {
 /// Before a stream is destroyed: it takes its capture along, and what it freed gets a last fence.
 fn gone(session: &Session, stream: CUstream) -> Option<CUresult> {
     session.captures.ended(key(stream, false));
+    moves::stream_going(session, stream);
     if let Some(on) = pools::on(session, stream, false) {
         for device in session.devices() {
             device.pools.stream_gone(session, on);
@@ -91,10 +90,13 @@ fn gone(session: &Session, stream: CUstream) -> Option<CUresult> {
     None
 }
 
-fn begin(session: &Session, stream: u64, result: CUresult) -> Option<CUresult> {
+fn begin(session: &Session, stream: u64, call: impl FnOnce() -> CUresult) -> Option<CUresult> {
+    moves::capture_beginning(session);
+    let result = call();
     if result == CUresult::SUCCESS {
         session.captures.began(stream);
     }
+    moves::capture_begun(session);
     Some(result)
 }
 

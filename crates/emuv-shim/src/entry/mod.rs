@@ -19,13 +19,17 @@ pub(crate) mod array;
 pub(crate) mod capture;
 pub(crate) mod context;
 pub(crate) mod graph;
+pub(crate) mod host;
 pub(crate) mod init;
 pub(crate) mod launch;
 pub(crate) mod managed;
 pub(crate) mod memory;
+pub(crate) mod memset;
+pub(crate) mod module;
 pub(crate) mod nvml;
 pub(crate) mod pool;
 pub(crate) mod query;
+pub(crate) mod transfer;
 pub(crate) mod vmm;
 pub(crate) mod wait;
 

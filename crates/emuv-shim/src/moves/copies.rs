@@ -64,15 +64,6 @@ impl Copies {
     pub fn done(&mut self, event: usize) {
         self.events.push(event);
     }
-
-    /// Waits for a stream of these.
-    ///
-    /// # Errors
-    /// The driver's own.
-    pub fn wait(real: &Real, stream: CUstream) -> CuResult {
-        // SAFETY: see the module's head.
-        unsafe { real.driver.cuStreamSynchronize(stream) }.ok()
-    }
 }
 
 /// Makes a context current on the mover's thread (`None`: none), and lets its calls be made whatever other threads

@@ -57,8 +57,6 @@ pub(crate) struct Moves {
     wake: Condvar,
     lanes: Lanes,
     spares: Spares,
-    /// Ranges outside the arena in which pointers may be kept: (address, bytes).
-    watched: Mutex<Vec<(u64, u64)>>,
     /// Moves that have ended.
     ended: AtomicU64,
 }
@@ -173,16 +171,14 @@ pub(crate) fn pinned(session: &Session, address: u64) {
     }
 }
 
-/// A range outside the arenas that kernels reach without an argument (a module's global): pointers may be kept
-/// there. `bytes` 0: it is gone.
-pub(crate) fn watch_range(session: &Session, address: u64, bytes: u64) {
-    for device in session.devices() {
-        let mut watched = lock(&device.moves.watched);
-        watched.retain(|(other, _)| *other != address);
-        if bytes > 0 {
-            watched.push((address, bytes));
-        }
-    }
+/// Takes code away: the globals of `module` are not searched any more, and nothing is while `call` runs.
+pub(crate) fn code_going(session: &Session, module: usize, call: impl FnOnce() -> CUresult) -> CUresult {
+    let devices: Vec<&Device> = session.devices().filter(|device| device.moves.is_active()).collect();
+    devices.iter().for_each(|device| device.moves.contexts_going(&[]));
+    session.globals.forget_module(module);
+    let result = call();
+    devices.iter().for_each(|device| device.moves.contexts_settled(session));
+    result
 }
 
 /// The program is about to destroy a stream: works on it are remembered until they are done, its handle is not

@@ -179,7 +179,7 @@ impl Mover {
 
     /// Whether moves can be made: there is a context, and nothing is left from before works were tracked.
     fn ready(&mut self) -> bool {
-        let real = self.session.real;
+        let (real, arena) = (self.session.real, &self.device.arena);
         if self.context.is_none() {
             return false;
         }
@@ -195,9 +195,10 @@ impl Mover {
         if !self.quiesced && !self.session.captures.any() && super::nobody_entering() {
             self.quiesced = self.device.contexts().into_iter().all(|context| calls::synchronize(real, context).is_ok());
             if self.quiesced {
-                self.device.arena.residency().quiesced();
+                arena.residency().quiesced();
             }
         }
+        arena.residency().set_watching(self.session.globals.any());
         self.quiesced
     }
 
@@ -353,7 +354,7 @@ impl Mover {
             }
         }
         let mut all: Vec<(u64, u64)> = ranges.iter().map(|(offset, bytes)| (arena.base() + offset, *bytes)).collect();
-        all.extend_from_slice(&lock(&self.device.moves.watched));
+        all.extend(self.session.globals.of(self.context));
         let found = match (&mut self.scanner, &self.copies) {
             (Some(scanner), Some(copies)) => {
                 scanner.scan(real, copies.stream(Tier::Vram), &all, (arena.base(), arena.bytes())).ok()

@@ -1,6 +1,6 @@
 //! The table of built-in kernels: names and parameters.
 
-use super::run;
+use super::{pointers, run};
 use crate::memory::view::{Stop, View};
 
 /// A kernel that every module may contain.
@@ -24,6 +24,12 @@ pub static BUILTINS: &[Builtin] = &[
     Builtin { name: "emuv_chase", parameters: &[8, 8, 8], run: run::chase },
     Builtin { name: "emuv_reduce", parameters: &[8, 8, 8], run: run::reduce },
     Builtin { name: "emuv_touch", parameters: &[8, 4, 4], run: run::touch },
+    Builtin { name: "emuv_batched_mix", parameters: &[8, 8, 8, 4], run: pointers::batched_mix },
+    Builtin { name: "emuv_store_pointers", parameters: &[8, 8, 8, 8], run: pointers::store_pointers },
+    Builtin { name: "emuv_link", parameters: &[8, 8, 8], run: pointers::link },
+    Builtin { name: "emuv_walk", parameters: &[8, 8, 8], run: pointers::walk },
+    // The search for pointers that libemuv_shim.so brings along.
+    Builtin { name: "emuv_scan", parameters: &[8, 8, 8, 8, 8], run: pointers::scan },
 ];
 
 impl Builtin {

@@ -2,4 +2,5 @@
 
 pub mod builtin;
 pub mod image;
+pub mod pointers;
 pub mod run;

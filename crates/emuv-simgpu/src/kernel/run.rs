@@ -8,10 +8,10 @@ use crate::{
 };
 
 /// Words that one block holds.
-const BLOCK_WORDS: u64 = 32 << 10;
+pub(super) const BLOCK_WORDS: u64 = 32 << 10;
 
 /// Steps between two looks at whether the context still lives.
-const STEPS_PER_CHECK: u64 = 256;
+pub(super) const STEPS_PER_CHECK: u64 = 256;
 
 /// The bit mixer that `emuv_fill` uses.
 pub fn mix(mut x: u32) -> u32 {
@@ -28,13 +28,13 @@ fn low(x: u64) -> u32 {
 }
 
 /// Blocks of `n` words: index of the first word, and how many bytes.
-fn blocks(n: u64) -> impl Iterator<Item = (u64, usize)> {
+pub(super) fn blocks(n: u64) -> impl Iterator<Item = (u64, usize)> {
     let starts = (0..n.div_ceil(BLOCK_WORDS)).map(|block| block * BLOCK_WORDS);
     starts.map(move |first| (first, crate::memory::length((n - first).min(BLOCK_WORDS) * 4)))
 }
 
 /// The address of element `index`, where elements have `size` bytes.
-fn element(base: u64, index: u64, size: u64) -> Result<u64, Stop> {
+pub(super) fn element(base: u64, index: u64, size: u64) -> Result<u64, Stop> {
     index.checked_mul(size).and_then(|offset| base.checked_add(offset)).ok_or(Stop::IllegalAddress(base))
 }
 
@@ -42,7 +42,7 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = u32> {
     bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word))
 }
 
-fn update(bytes: &mut [u8], mut change: impl FnMut(usize, u32) -> u32) {
+pub(super) fn update(bytes: &mut [u8], mut change: impl FnMut(usize, u32) -> u32) {
     for (index, word) in bytes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
         *word = change(index, u32::from_le_bytes(*word)).to_le_bytes();
     }
@@ -67,7 +67,11 @@ pub fn fill(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
 
 /// `buf[i] = buf[i] * 1664525 + 1013904223 + round`
 pub fn mix_buffer(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
-    let (buffer, n, round) = (arguments.word(0), arguments.word(1), arguments.half(2));
+    mix_words(view, arguments.word(0), arguments.word(1), arguments.half(2))
+}
+
+/// The same for any buffer.
+pub(super) fn mix_words(view: &mut View<'_>, buffer: u64, n: u64, round: u32) -> Result<(), Stop> {
     let mut block = vec![0; 4 * crate::memory::length(BLOCK_WORDS)];
     for (first, bytes) in blocks(n) {
         view.check()?;

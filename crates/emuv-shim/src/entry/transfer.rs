@@ -1,0 +1,140 @@
+//! Copies: what they touch is told exactly. One from the host may bring pointers along.
+//!
+//! # Safety
+//! As in `entry/mod.rs`: the program calls under the driver function's own contract. Descriptions of copies are null
+//! or valid by it, arrays have as many elements as the call says.
+#![allow(unsafe_code)]
+
+use core::ffi::{c_ulonglong, c_void};
+
+use emuv_cuda::types::*;
+
+use crate::{
+    entry::{entries, memset::transfers},
+    session,
+    touch::Touch,
+};
+
+/// A copy within the device: pointers that it copies were found where they were before, or are found by the search
+/// of what was stored there.
+fn within(addresses: &[CUdeviceptr]) -> Touch {
+    let mut touch = Touch::nothing();
+    addresses.iter().for_each(|address| touch.add(*address));
+    // Where a pointer is copied to another place, the next search must find it there too.
+    touch.may_store_pointers = false;
+    touch
+}
+
+/// A copy from memory that is not searched.
+fn from_elsewhere(addresses: &[CUdeviceptr]) -> Touch {
+    let mut touch = within(addresses);
+    touch.may_store_pointers = true;
+    touch
+}
+
+/// A copy between any two kinds of memory.
+fn unified(to: CUdeviceptr, from: CUdeviceptr) -> Touch {
+    let Some(session) = session::current() else { return Touch::everything() };
+    if session.device_at(to).is_some() && session.device_at(from).is_none() {
+        return from_elsewhere(&[to]);
+    }
+    within(&[to, from])
+}
+
+/// # Safety
+/// Null or a valid description.
+unsafe fn flat(copy: *const CUDA_MEMCPY2D) -> Touch {
+    // SAFETY: the caller's word.
+    let Some(copy) = (unsafe { copy.as_ref() }) else { return Touch::nothing() };
+    described(copy.srcMemoryType, &[copy.srcDevice, copy.dstDevice, copy.srcHost as u64, copy.dstHost as u64])
+}
+
+/// # Safety
+/// Null or a valid description.
+unsafe fn boxed(copy: *const CUDA_MEMCPY3D) -> Touch {
+    // SAFETY: the caller's word.
+    let Some(copy) = (unsafe { copy.as_ref() }) else { return Touch::nothing() };
+    described(copy.srcMemoryType, &[copy.srcDevice, copy.dstDevice, copy.srcHost as u64, copy.dstHost as u64])
+}
+
+/// # Safety
+/// Null or a valid description.
+unsafe fn peer_box(copy: *const CUDA_MEMCPY3D_PEER) -> Touch {
+    // SAFETY: the caller's word.
+    let Some(copy) = (unsafe { copy.as_ref() }) else { return Touch::nothing() };
+    described(copy.srcMemoryType, &[copy.srcDevice, copy.dstDevice, copy.srcHost as u64, copy.dstHost as u64])
+}
+
+/// Addresses that do not apply are none of ours, or harmless.
+fn described(source: CUmemorytype, addresses: &[u64]) -> Touch {
+    if source == CU_MEMORYTYPE_DEVICE { within(addresses) } else { from_elsewhere(addresses) }
+}
+
+/// # Safety
+/// Both arrays have `count` elements.
+unsafe fn batch(to: *mut CUdeviceptr, from: *mut CUdeviceptr, count: usize) -> Touch {
+    let mut touch = from_elsewhere(&[]);
+    if !to.is_null() && !from.is_null() {
+        for index in 0..count {
+            // SAFETY: the caller's word.
+            unsafe {
+                touch.add(*to.add(index));
+                touch.add(*from.add(index));
+            }
+        }
+    }
+    touch
+}
+
+transfers! {
+    fn cuMemcpy(dst: CUdeviceptr, src: CUdeviceptr, ByteCount: usize) on std::ptr::null_mut(), false touches unified(dst, src);
+    fn cuMemcpy2DAsync_v2(pCopy: *const CUDA_MEMCPY2D_v2, hStream: CUstream) on hStream, false touches flat(pCopy);
+    fn cuMemcpy2DAsync_v2_ptsz(pCopy: *const CUDA_MEMCPY2D_v2, hStream: CUstream) on hStream, true touches flat(pCopy);
+    fn cuMemcpy2DUnaligned_v2(pCopy: *const CUDA_MEMCPY2D_v2) on std::ptr::null_mut(), false touches flat(pCopy);
+    fn cuMemcpy2DUnaligned_v2_ptds(pCopy: *const CUDA_MEMCPY2D_v2) on std::ptr::null_mut(), true touches flat(pCopy);
+    fn cuMemcpy2D_v2(pCopy: *const CUDA_MEMCPY2D_v2) on std::ptr::null_mut(), false touches flat(pCopy);
+    fn cuMemcpy2D_v2_ptds(pCopy: *const CUDA_MEMCPY2D_v2) on std::ptr::null_mut(), true touches flat(pCopy);
+    fn cuMemcpy3DAsync_v2(pCopy: *const CUDA_MEMCPY3D_v2, hStream: CUstream) on hStream, false touches boxed(pCopy);
+    fn cuMemcpy3DAsync_v2_ptsz(pCopy: *const CUDA_MEMCPY3D_v2, hStream: CUstream) on hStream, true touches boxed(pCopy);
+    fn cuMemcpy3DBatchAsync(numParams: usize, opList: *mut CUDA_MEMCPY3D_BATCH_OP_v1, failIdx: *mut usize, flags: c_ulonglong, hStream: CUstream) on hStream, false touches Touch::everything();
+    fn cuMemcpy3DBatchAsync_ptsz(numParams: usize, opList: *mut CUDA_MEMCPY3D_BATCH_OP_v1, failIdx: *mut usize, flags: c_ulonglong, hStream: CUstream) on hStream, true touches Touch::everything();
+    fn cuMemcpy3DBatchAsync_v2(numParams: usize, opList: *mut CUDA_MEMCPY3D_BATCH_OP_v1, flags: c_ulonglong, hStream: CUstream) on hStream, false touches Touch::everything();
+    fn cuMemcpy3DBatchAsync_v2_ptsz(numParams: usize, opList: *mut CUDA_MEMCPY3D_BATCH_OP_v1, flags: c_ulonglong, hStream: CUstream) on hStream, true touches Touch::everything();
+    fn cuMemcpy3DPeer(pCopy: *const CUDA_MEMCPY3D_PEER_v1) on std::ptr::null_mut(), false touches peer_box(pCopy);
+    fn cuMemcpy3DPeerAsync(pCopy: *const CUDA_MEMCPY3D_PEER_v1, hStream: CUstream) on hStream, false touches peer_box(pCopy);
+    fn cuMemcpy3DPeerAsync_ptsz(pCopy: *const CUDA_MEMCPY3D_PEER_v1, hStream: CUstream) on hStream, true touches peer_box(pCopy);
+    fn cuMemcpy3DPeer_ptds(pCopy: *const CUDA_MEMCPY3D_PEER_v1) on std::ptr::null_mut(), true touches peer_box(pCopy);
+    fn cuMemcpy3DWithAttributesAsync(op: *mut CUDA_MEMCPY3D_BATCH_OP_v1, flags: c_ulonglong, hStream: CUstream) on hStream, false touches Touch::everything();
+    fn cuMemcpy3DWithAttributesAsync_ptsz(op: *mut CUDA_MEMCPY3D_BATCH_OP_v1, flags: c_ulonglong, hStream: CUstream) on hStream, true touches Touch::everything();
+    fn cuMemcpy3D_v2(pCopy: *const CUDA_MEMCPY3D_v2) on std::ptr::null_mut(), false touches boxed(pCopy);
+    fn cuMemcpy3D_v2_ptds(pCopy: *const CUDA_MEMCPY3D_v2) on std::ptr::null_mut(), true touches boxed(pCopy);
+    fn cuMemcpyAsync(dst: CUdeviceptr, src: CUdeviceptr, ByteCount: usize, hStream: CUstream) on hStream, false touches unified(dst, src);
+    fn cuMemcpyAsync_ptsz(dst: CUdeviceptr, src: CUdeviceptr, ByteCount: usize, hStream: CUstream) on hStream, true touches unified(dst, src);
+    fn cuMemcpyAtoD_v2(dstDevice: CUdeviceptr, srcArray: CUarray, srcOffset: usize, ByteCount: usize) on std::ptr::null_mut(), false touches from_elsewhere(&[dstDevice]);
+    fn cuMemcpyAtoD_v2_ptds(dstDevice: CUdeviceptr, srcArray: CUarray, srcOffset: usize, ByteCount: usize) on std::ptr::null_mut(), true touches from_elsewhere(&[dstDevice]);
+    fn cuMemcpyBatchAsync(dsts: *mut CUdeviceptr, srcs: *mut CUdeviceptr, sizes: *mut usize, count: usize, attrs: *mut CUmemcpyAttributes_v1, attrIdxs: *mut usize, numAttrs: usize, failIdx: *mut usize, hStream: CUstream) on hStream, false touches batch(dsts, srcs, count);
+    fn cuMemcpyBatchAsync_ptsz(dsts: *mut CUdeviceptr, srcs: *mut CUdeviceptr, sizes: *mut usize, count: usize, attrs: *mut CUmemcpyAttributes_v1, attrIdxs: *mut usize, numAttrs: usize, failIdx: *mut usize, hStream: CUstream) on hStream, true touches batch(dsts, srcs, count);
+    fn cuMemcpyBatchAsync_v2(dsts: *mut CUdeviceptr, srcs: *mut CUdeviceptr, sizes: *mut usize, count: usize, attrs: *mut CUmemcpyAttributes_v1, attrIdxs: *mut usize, numAttrs: usize, hStream: CUstream) on hStream, false touches batch(dsts, srcs, count);
+    fn cuMemcpyBatchAsync_v2_ptsz(dsts: *mut CUdeviceptr, srcs: *mut CUdeviceptr, sizes: *mut usize, count: usize, attrs: *mut CUmemcpyAttributes_v1, attrIdxs: *mut usize, numAttrs: usize, hStream: CUstream) on hStream, true touches batch(dsts, srcs, count);
+    fn cuMemcpyDtoA_v2(dstArray: CUarray, dstOffset: usize, srcDevice: CUdeviceptr, ByteCount: usize) on std::ptr::null_mut(), false touches within(&[srcDevice]);
+    fn cuMemcpyDtoA_v2_ptds(dstArray: CUarray, dstOffset: usize, srcDevice: CUdeviceptr, ByteCount: usize) on std::ptr::null_mut(), true touches within(&[srcDevice]);
+    fn cuMemcpyDtoDAsync_v2(dstDevice: CUdeviceptr, srcDevice: CUdeviceptr, ByteCount: usize, hStream: CUstream) on hStream, false touches within(&[dstDevice, srcDevice]);
+    fn cuMemcpyDtoDAsync_v2_ptsz(dstDevice: CUdeviceptr, srcDevice: CUdeviceptr, ByteCount: usize, hStream: CUstream) on hStream, true touches within(&[dstDevice, srcDevice]);
+    fn cuMemcpyDtoD_v2(dstDevice: CUdeviceptr, srcDevice: CUdeviceptr, ByteCount: usize) on std::ptr::null_mut(), false touches within(&[dstDevice, srcDevice]);
+    fn cuMemcpyDtoD_v2_ptds(dstDevice: CUdeviceptr, srcDevice: CUdeviceptr, ByteCount: usize) on std::ptr::null_mut(), true touches within(&[dstDevice, srcDevice]);
+    fn cuMemcpyDtoHAsync_v2(dstHost: *mut c_void, srcDevice: CUdeviceptr, ByteCount: usize, hStream: CUstream) on hStream, false touches within(&[srcDevice]);
+    fn cuMemcpyDtoHAsync_v2_ptsz(dstHost: *mut c_void, srcDevice: CUdeviceptr, ByteCount: usize, hStream: CUstream) on hStream, true touches within(&[srcDevice]);
+    fn cuMemcpyDtoH_v2(dstHost: *mut c_void, srcDevice: CUdeviceptr, ByteCount: usize) on std::ptr::null_mut(), false touches within(&[srcDevice]);
+    fn cuMemcpyDtoH_v2_ptds(dstHost: *mut c_void, srcDevice: CUdeviceptr, ByteCount: usize) on std::ptr::null_mut(), true touches within(&[srcDevice]);
+    fn cuMemcpyHtoDAsync_v2(dstDevice: CUdeviceptr, srcHost: *const c_void, ByteCount: usize, hStream: CUstream) on hStream, false touches from_elsewhere(&[dstDevice]);
+    fn cuMemcpyHtoDAsync_v2_ptsz(dstDevice: CUdeviceptr, srcHost: *const c_void, ByteCount: usize, hStream: CUstream) on hStream, true touches from_elsewhere(&[dstDevice]);
+    fn cuMemcpyHtoD_v2(dstDevice: CUdeviceptr, srcHost: *const c_void, ByteCount: usize) on std::ptr::null_mut(), false touches from_elsewhere(&[dstDevice]);
+    fn cuMemcpyHtoD_v2_ptds(dstDevice: CUdeviceptr, srcHost: *const c_void, ByteCount: usize) on std::ptr::null_mut(), true touches from_elsewhere(&[dstDevice]);
+    fn cuMemcpyPeer(dstDevice: CUdeviceptr, dstContext: CUcontext, srcDevice: CUdeviceptr, srcContext: CUcontext, ByteCount: usize) on std::ptr::null_mut(), false touches within(&[dstDevice, srcDevice]);
+    fn cuMemcpyPeerAsync(dstDevice: CUdeviceptr, dstContext: CUcontext, srcDevice: CUdeviceptr, srcContext: CUcontext, ByteCount: usize, hStream: CUstream) on hStream, false touches within(&[dstDevice, srcDevice]);
+    fn cuMemcpyPeerAsync_ptsz(dstDevice: CUdeviceptr, dstContext: CUcontext, srcDevice: CUdeviceptr, srcContext: CUcontext, ByteCount: usize, hStream: CUstream) on hStream, true touches within(&[dstDevice, srcDevice]);
+    fn cuMemcpyPeer_ptds(dstDevice: CUdeviceptr, dstContext: CUcontext, srcDevice: CUdeviceptr, srcContext: CUcontext, ByteCount: usize) on std::ptr::null_mut(), true touches within(&[dstDevice, srcDevice]);
+    fn cuMemcpyWithAttributesAsync(dst: CUdeviceptr, src: CUdeviceptr, size: usize, attr: *mut CUmemcpyAttributes_v1, hStream: CUstream) on hStream, false touches unified(dst, src);
+    fn cuMemcpyWithAttributesAsync_ptsz(dst: CUdeviceptr, src: CUdeviceptr, size: usize, attr: *mut CUmemcpyAttributes_v1, hStream: CUstream) on hStream, true touches unified(dst, src);
+    fn cuMemcpy_ptds(dst: CUdeviceptr, src: CUdeviceptr, ByteCount: usize) on std::ptr::null_mut(), true touches unified(dst, src);
+}

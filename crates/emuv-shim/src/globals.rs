@@ -1,0 +1,56 @@
+//! Globals of modules, as far as the program has asked where they are: kernels reach them without an argument, so
+//! pointers may be kept there. One that the program never asks for is known to its kernels only; a pointer that a
+//! kernel leaves there is not seen (`emuv verify` would find it).
+
+use std::sync::Mutex;
+
+use emuv_policy::Owner;
+
+use crate::arena::lock;
+
+/// A global.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Global {
+    /// The module or library that it goes with.
+    pub module: usize,
+    /// The context that it goes with.
+    pub context: Option<Owner>,
+    /// Where it lies.
+    pub address: u64,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// See the module's head. One per process.
+#[derive(Debug, Default)]
+pub(crate) struct Globals(Mutex<Vec<Global>>);
+
+impl Globals {
+    /// The program has asked for this one.
+    pub fn add(&self, global: Global) {
+        let mut globals = lock(&self.0);
+        if !globals.contains(&global) {
+            globals.push(global);
+        }
+    }
+
+    /// A module goes.
+    pub fn forget_module(&self, module: usize) {
+        lock(&self.0).retain(|global| global.module != module);
+    }
+
+    /// Contexts have gone.
+    pub fn forget_contexts(&self, contexts: &[Owner]) {
+        lock(&self.0).retain(|global| !global.context.is_some_and(|context| contexts.contains(&context)));
+    }
+
+    /// Whether there are any.
+    pub fn any(&self) -> bool {
+        !lock(&self.0).is_empty()
+    }
+
+    /// Those of a context: (address, bytes).
+    pub fn of(&self, context: Option<Owner>) -> Vec<(u64, u64)> {
+        lock(&self.0).iter().filter(|g| g.context == context).map(|g| (g.address, g.bytes)).collect()
+    }
+}

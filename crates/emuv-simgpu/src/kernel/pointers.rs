@@ -1,0 +1,90 @@
+//! Kernels that store pointers in memory, follow them, and search for them.
+
+use std::collections::BTreeMap;
+
+use super::{
+    builtin::Arguments,
+    run::{self, BLOCK_WORDS, STEPS_PER_CHECK, blocks, element},
+};
+use crate::{
+    memory::view::{Stop, View},
+    sync::lock,
+};
+
+/// For each of `count` addresses in `table`, a buffer of `n` words: `buf[i] = buf[i] * 1664525 + 1013904223 + round`
+pub fn batched_mix(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
+    let (table, count, n, round) = (arguments.word(0), arguments.word(1), arguments.word(2), arguments.half(3));
+    for index in 0..count {
+        let buffer = view.load_u64(element(table, index, 8)?)?;
+        run::mix_words(view, buffer, n, round)?;
+    }
+    Ok(())
+}
+
+/// `table[i] = base + i * stride`
+pub fn store_pointers(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
+    let [table, base, stride, count] = [0, 1, 2, 3].map(|i| arguments.word(i));
+    for index in 0..count {
+        if index % STEPS_PER_CHECK == 0 {
+            view.check()?;
+        }
+        let pointer = base.wrapping_add(index.wrapping_mul(stride));
+        view.store(element(table, index, 8)?, &pointer.to_le_bytes())?;
+    }
+    Ok(())
+}
+
+/// Makes a ring of `count` nodes, `stride` bytes apart: each holds the address of the next one, then its number.
+pub fn link(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
+    let [head, stride, count] = [0, 1, 2].map(|i| arguments.word(i));
+    for index in 0..count {
+        if index % STEPS_PER_CHECK == 0 {
+            view.check()?;
+        }
+        let node = |index: u64| head.wrapping_add((index % count).wrapping_mul(stride));
+        view.store(node(index), &node(index + 1).to_le_bytes())?;
+        view.store(node(index).wrapping_add(8), &index.to_le_bytes())?;
+    }
+    Ok(())
+}
+
+/// `*out` = sum of the numbers of `steps` nodes from `head` on, wrapping.
+pub fn walk(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
+    let [out, mut node, steps] = [0, 1, 2].map(|i| arguments.word(i));
+    let mut sum = 0_u64;
+    for step in 0..steps {
+        if step % STEPS_PER_CHECK == 0 {
+            view.check()?;
+        }
+        sum = sum.wrapping_add(view.load_u64(node.wrapping_add(8))?);
+        node = view.load_u64(node)?;
+    }
+    view.store(out, &sum.to_le_bytes())
+}
+
+/// For each of `words` words w from `start` on with `w - base < size`: sets bit `(w - base) >> 21` of the bitmap.
+pub fn scan(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
+    let [start, words, base, size, bitmap] = [0, 1, 2, 3, 4].map(|i| arguments.word(i));
+    let mut block = vec![0; 4 * crate::memory::length(BLOCK_WORDS)];
+    let mut found: BTreeMap<u64, u32> = BTreeMap::new();
+    for (first, bytes) in blocks(words.saturating_mul(2)) {
+        view.check()?;
+        view.load(element(start, first, 4)?, &mut block[..bytes])?;
+        for word in block[..bytes].as_chunks::<8>().0 {
+            let offset = u64::from_le_bytes(*word).wrapping_sub(base);
+            if offset < size {
+                let granule = offset >> 21;
+                *found.entry(granule >> 5).or_default() |= 1 << (granule & 31);
+            }
+        }
+    }
+    let engine = std::sync::Arc::clone(view.engine());
+    let _guard = lock(&engine.machine.atomics);
+    for (index, bits) in found {
+        let at = element(bitmap, index, 4)?;
+        let mut word = [0; 4];
+        view.load(at, &mut word)?;
+        view.store(at, &(u32::from_le_bytes(word) | bits).to_le_bytes())?;
+    }
+    Ok(())
+}
