@@ -95,7 +95,7 @@ impl Device {
     pub fn free_bytes(&self, session: &Session, driver_free_bytes: u64) -> u64 {
         let budgets = self.arena.with_memory(|memory| *memory.budgets());
         let ram = budgets.ram.room_bytes().min(session.ram_left_bytes());
-        budgets.vram.room_bytes().min(driver_free_bytes) + ram
+        budgets.vram.room_bytes().min(driver_free_bytes) + ram + self.moves.spare_bytes()
     }
 
     /// Makes an allocation for the current context, `owner`.
@@ -203,17 +203,20 @@ impl Device {
         attempt: impl Fn(Room) -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
         let attempt = || attempt(self.room(session, bytes));
-        let make_room: [&dyn Fn() -> bool; 4] = [
-            &|| self.refresh_accounts(session),
-            &|| self.pools.make_room(session, &self.arena, bytes, false),
-            &|| self.moves.give_spares_back(&self.arena),
-            &|| self.pools.make_room(session, &self.arena, bytes, true),
-        ];
+        let make_room: [&dyn Fn() -> bool; 3] =
+            [&|| self.refresh_accounts(session), &|| self.pools.make_room(session, &self.arena, bytes, false), &|| {
+                self.pools.make_room(session, &self.arena, bytes, true)
+            }];
         let mut result = attempt();
         for make in make_room {
             if matches!(result, Err(Refusal::NoRoom)) && make() {
                 result = attempt();
             }
+        }
+        if matches!(result, Err(Refusal::NoRoom))
+            && let Some(again) = self.moves.without_spares(session, &self.arena, attempt)
+        {
+            result = again;
         }
         result
     }

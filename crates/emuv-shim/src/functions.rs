@@ -128,6 +128,7 @@ impl Functions {
         shape.dimensions.iter().for_each(|part| sum.add(u64::from(*part)));
         touch.kind = sum.end();
         touch.may_store_pointers = layout.launches.fetch_add(1, Ordering::Relaxed).wrapping_add(1).is_power_of_two();
+        // Repetition is seen by what is touched: other arguments may count rounds.
         let mut reader = Reader { session, touch: &mut touch, sum };
         if !extra.is_null() {
             // SAFETY: the caller's word.
@@ -170,23 +171,17 @@ impl Reader<'_> {
     /// # Safety
     /// `start` is valid for `bytes`.
     unsafe fn read(&mut self, start: *const u8, offset: usize, bytes: usize) {
-        let first = offset.next_multiple_of(8) - offset;
-        let mut at = first;
+        let mut at = offset.next_multiple_of(8) - offset;
         while at + 8 <= bytes {
             // SAFETY: within the parameter.
             let word = unsafe { start.add(at).cast::<u64>().read_unaligned() };
-            self.sum.add(word);
             if self.session.device_at(word).is_some() {
+                self.sum.add(word);
                 self.touch.add(word);
             } else if self.session.host_ranges.contains(word) {
                 self.touch.everything = true;
             }
             at += 8;
-        }
-        // What is too short for a pointer still makes a difference.
-        for at in (0..first.min(bytes)).chain(at.max(first).min(bytes)..bytes) {
-            // SAFETY: within the parameter.
-            self.sum.add(u64::from(unsafe { *start.add(at) }));
         }
     }
 }

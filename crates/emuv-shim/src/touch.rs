@@ -14,7 +14,8 @@ pub(crate) struct Touch {
     pub everything: bool,
     /// It may leave pointers into the arenas in memory that it writes, which no later argument shows.
     pub may_store_pointers: bool,
-    /// Names the work for the recognition of repetition: function, grid, and arguments. Zero: not worth one.
+    /// Names the work for the recognition of repetition: function, grid, and addresses. Zero: what it touches says
+    /// enough.
     pub signature: u64,
     /// Names what the work does whatever the data: function and grid, without arguments. Works of a kind read their
     /// data alike. Zero: not worth one.

@@ -182,6 +182,8 @@ pub struct Residency {
     held: Vec<Held>,
     next_hold: u64,
     foresight: Foresight,
+    /// Kinds of work that are being timed.
+    measuring: Vec<u64>,
     visit: u32,
     scratch: Vec<u32>,
 }
@@ -209,6 +211,7 @@ impl Residency {
             held: Vec::new(),
             next_hold: 0,
             foresight: Foresight::default(),
+            measuring: Vec::new(),
             visit: 0,
             scratch: Vec::new(),
         }
@@ -405,7 +408,10 @@ impl Residency {
         let hopeless = hold.is_some_and(|id| self.held.iter().any(|held| held.id == id && held.hopeless));
         let promote =
             work.patient && !hopeless && ram_bytes > 0 && manner == Some(Manner::Move) && self.policy.promotes();
-        if blocked || promote {
+        // How this kind does with data in RAM is about to be known: better to wait than to do it all the slow way.
+        let wait_to_know =
+            work.patient && manner.is_none() && ram_bytes >= GRANULE && self.measuring.contains(&work.kind);
+        if blocked || promote || wait_to_know {
             return Begin::Hold(self.hold(hold, touched, work.everything, promote));
         }
         if let Some(id) = hold {
@@ -436,7 +442,11 @@ impl Residency {
             }
         }
         self.foresight.note(work.signature, work.kind, if work.everything { &[] } else { touched });
-        let measure = ram_bytes >= GRANULE && work.kind != 0 && manner.is_none() && !work.everything;
+        let measure =
+            ram_bytes >= GRANULE && work.kind != 0 && manner.is_none() && !work.everything && self.policy.promotes();
+        if measure {
+            self.measuring.push(work.kind);
+        }
         Begin::Go(Begun { lane, number, ram_bytes, measure })
     }
 
@@ -485,8 +495,14 @@ impl Residency {
         self.names.iter().filter(|(_, index)| busy(index)).map(|(stream, _)| *stream).collect()
     }
 
+    /// A work that was to be measured could not be.
+    pub fn unmeasured(&mut self, kind: u64) {
+        self.measuring.retain(|other| *other != kind);
+    }
+
     /// How a kind of work that reads from RAM in place went: it took `micros` for `ram_bytes` there.
     pub fn measured(&mut self, kind: u64, ram_bytes: u64, micros: f64) {
+        self.measuring.retain(|other| *other != kind);
         self.foresight.measured(kind, ram_bytes, micros);
     }
 

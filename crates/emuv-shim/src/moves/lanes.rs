@@ -224,18 +224,19 @@ impl Lanes {
         ids
     }
 
-    /// Remembers two events around a work, to be read when they are reached.
-    pub fn sample(&self, kind: u64, ram_bytes: u64, context: Owner, before: usize, after: usize) {
+    /// Remembers two events around a work, to be read when they are reached. False: there are too many already.
+    pub fn sample(&self, kind: u64, ram_bytes: u64, context: Owner, before: usize, after: usize) -> bool {
         let mut state = lock(&self.state);
         if state.samples.len() < MOST_SAMPLES {
             state.samples.push(Sample { kind, ram_bytes, context, before, after });
-            return;
+            return true;
         }
         drop(state);
         if let Some(session) = session::current() {
             calls::drop_event(session.real, before);
             calls::drop_event(session.real, after);
         }
+        false
     }
 
     /// Reads what has been reached. Says whether anything has, and whether anything is still awaited.
@@ -282,9 +283,11 @@ impl Lanes {
                 waiting.push(sample);
                 continue;
             }
-            if let Ok(micros) = calls::elapsed_micros(real, sample.before, sample.after) {
-                arena.residency().measured(sample.kind, sample.ram_bytes, micros);
+            match calls::elapsed_micros(real, sample.before, sample.after) {
+                Ok(micros) => arena.residency().measured(sample.kind, sample.ram_bytes, micros),
+                Err(_) => arena.residency().unmeasured(sample.kind),
             }
+            arena.settled.notify_all();
             calls::drop_event(real, sample.before);
             calls::drop_event(real, sample.after);
         }

@@ -141,8 +141,14 @@ pub(crate) fn around(
     for (device, lane, begun) in entered {
         device.arena.residency().issued(&begun);
         if begun.measure {
-            if let (Some(before), Some(after)) = (before, after) {
-                device.moves.lanes.sample(touch.kind, begun.ram_bytes, context, before, after);
+            let sampled = match (before, after) {
+                (Some(before), Some(after)) => {
+                    device.moves.lanes.sample(touch.kind, begun.ram_bytes, context, before, after)
+                }
+                _ => false,
+            };
+            if !sampled {
+                device.arena.residency().unmeasured(touch.kind);
             }
             device.moves.wake_mover();
         }
@@ -304,9 +310,22 @@ impl Moves {
         }
     }
 
-    /// Gives memory that is kept to move chunks into back to the tiers' budgets. Says whether there was any.
-    pub fn give_spares_back(&self, arena: &Arena) -> bool {
-        self.is_active() && self.spares.give_back(arena, u64::MAX) > 0
+    /// Bytes that are charged to the budgets but would be given back if the program asked for them.
+    pub fn spare_bytes(&self) -> u64 {
+        if self.is_active() { self.spares.bytes() } else { 0 }
+    }
+
+    /// Gives memory that is kept to move chunks into back to the budgets, and keeps the mover from taking it again
+    /// while `attempt` runs. `None`: there was none.
+    pub fn without_spares<T>(&self, session: &Session, arena: &Arena, attempt: impl FnOnce() -> T) -> Option<T> {
+        if self.spare_bytes() == 0 {
+            return None;
+        }
+        self.contexts_going(&[]);
+        self.spares.give_back(arena, u64::MAX);
+        let result = attempt();
+        self.contexts_settled(session);
+        Some(result)
     }
 
     /// Contexts are about to be destroyed: the mover keeps still and forgets them.

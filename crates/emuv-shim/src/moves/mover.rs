@@ -36,6 +36,9 @@ const POLL_IDLE: Duration = Duration::from_micros(500);
 /// How long to wait for an order when there is nothing to look at.
 const SLEEP: Duration = Duration::from_secs(1);
 
+/// Steps between two looks at copies and fences.
+const STEPS: u32 = 16;
+
 /// How often to try to map again what the driver would not map.
 const REMAP_ATTEMPTS: u32 = 1000;
 
@@ -206,7 +209,8 @@ impl Mover {
     fn take_steps(&mut self) -> bool {
         let arena = &self.device.arena;
         let mut any = false;
-        loop {
+        // Bounded, so that copies that end meanwhile are not kept waiting.
+        for _ in 0..STEPS {
             let spares = &self.device.moves.spares;
             let room = MoveRoom {
                 vram_bytes: spares.room_bytes(arena, Tier::Vram),
@@ -303,8 +307,7 @@ impl Mover {
         let (arena, spares) = (&self.device.arena, &self.device.moves.spares);
         match arena.replace(job.offset, job.bytes, job.to, job.handle) {
             Replaced::Done(before) => {
-                let from = if job.to == Tier::Vram { Tier::Ram } else { Tier::Vram };
-                spares.put(from, job.bytes, before);
+                spares.exchanged(job.to, job.bytes, before);
                 if let Some(counters) = self.session.counters(self.device.ordinal) {
                     let moved = if job.to == Tier::Vram { &counters.promoted_bytes } else { &counters.evicted_bytes };
                     moved.fetch_add(job.bytes, Ordering::Relaxed);

@@ -20,6 +20,9 @@ pub(crate) struct Spares(Mutex<State>);
 struct State {
     vram: BTreeMap<u64, Vec<Handle>>,
     ram: BTreeMap<u64, Vec<Handle>>,
+    /// Bytes of spares, also of those that a move is under way into.
+    vram_bytes: u64,
+    ram_bytes: u64,
     /// The driver has refused to make more (until something is given back).
     vram_refused: bool,
     ram_refused: bool,
@@ -31,6 +34,13 @@ impl State {
             Tier::Vram => (&mut self.vram, &mut self.vram_refused),
             Tier::Ram => (&mut self.ram, &mut self.ram_refused),
         }
+    }
+}
+
+impl State {
+    fn count(&mut self, tier: Tier, change: impl FnOnce(u64) -> u64) {
+        let bytes = if tier == Tier::Vram { &mut self.vram_bytes } else { &mut self.ram_bytes };
+        *bytes = change(*bytes);
     }
 }
 
@@ -83,7 +93,25 @@ impl Spares {
                 return Ok(None);
             }
         }
+        if made.is_ok() {
+            lock(&self.0).count(tier, |before| before + bytes);
+        }
         made.map(Some)
+    }
+
+    /// A chunk has taken a spare's place in `to`, and left its own memory as a spare of the other tier.
+    pub fn exchanged(&self, to: Tier, bytes: u64, left: Handle) {
+        let from = if to == Tier::Vram { Tier::Ram } else { Tier::Vram };
+        let mut state = lock(&self.0);
+        state.count(to, |before| before.saturating_sub(bytes));
+        state.count(from, |before| before + bytes);
+        state.of(from).0.entry(bytes).or_default().push(left);
+    }
+
+    /// Bytes of both tiers that are charged for spares and could be given back.
+    pub fn bytes(&self) -> u64 {
+        let state = lock(&self.0);
+        state.vram_bytes + state.ram_bytes
     }
 
     /// A handle that nothing is mapped to any more but its alias.
@@ -110,6 +138,7 @@ impl Spares {
             if let Err(error) = arena.aliases.release(arena.gpu(), handle) {
                 crate::log::debug(format_args!("giving a spare of {tier} back: {error}"));
             }
+            lock(&self.0).count(tier, |before| before.saturating_sub(size));
             arena.with_memory(|memory| memory.credit_whole(size, tier));
             given += size;
         }
