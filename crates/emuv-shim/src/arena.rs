@@ -174,8 +174,8 @@ impl Arena {
             Answer::Place(plan) => {
                 let plan = self.carry_out(plan)?;
                 let small = bytes <= SMALL_BYTES;
-                self.tell_residency(&plan, small);
                 let offset = self.with_memory(|memory| memory.commit(plan.ticket)).ok_or(Refusal::NoRoom)?;
+                self.tell_residency(&plan, small);
                 if !small {
                     self.residency().add_extent(offset, plan.chunks.iter().map(|chunk| chunk.bytes).sum());
                 }
@@ -193,8 +193,8 @@ impl Arena {
             return Err(Refusal::NoRoom);
         };
         let plan = self.carry_out(plan)?;
-        self.tell_residency(&plan, false);
         let chunks = self.with_memory(|memory| memory.commit_chunks(plan.ticket));
+        self.tell_residency(&plan, false);
         let chunks = chunks.into_iter().map(|(offset, bytes)| (self.base + offset, bytes)).collect();
         Ok(PlacedChunks { chunks, spilled_bytes: plan.bytes_in(Tier::Ram) })
     }

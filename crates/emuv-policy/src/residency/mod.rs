@@ -179,6 +179,8 @@ pub struct Residency {
     outside: Vec<Use>,
     watching: bool,
     scanning: bool,
+    /// What is being searched: it stays mapped until that is over.
+    searched: Vec<u32>,
     held: Vec<Held>,
     next_hold: u64,
     foresight: Foresight,
@@ -208,6 +210,7 @@ impl Residency {
             outside: Vec::new(),
             watching: false,
             scanning: false,
+            searched: Vec::new(),
             held: Vec::new(),
             next_hold: 0,
             foresight: Foresight::default(),
@@ -246,13 +249,13 @@ impl Residency {
         });
     }
 
-    /// The chunk at `offset` is about to be unmapped for good. False: it is moving; try again when it has
-    /// settled.
+    /// The chunk at `offset` is about to be unmapped for good. False: it is moving or being searched; try again
+    /// when it has settled.
     #[must_use]
     pub fn remove_chunk(&mut self, offset: u64) -> bool {
         let Some(index) = self.at(offset) else { return true };
         let Some(chunk) = self.chunk(index) else { return true };
-        if chunk.moving.is_some() {
+        if chunk.moving.is_some() || self.searched.contains(&index) {
             return false;
         }
         let range = granules(chunk.offset, chunk.bytes);
@@ -612,12 +615,14 @@ impl Residency {
         let ranges: Vec<(u64, u64)> = ranges.collect();
         self.unscanned.retain(|index| !ready.contains(index));
         self.scanning = outside || !ranges.is_empty();
+        self.searched = ready;
         self.scanning.then_some(ranges)
     }
 
     /// The search is over: these offsets are pointed to. `None`: it failed, so anything may be.
     pub fn scanned(&mut self, found: Option<&[u64]>) {
         self.scanning = false;
+        self.searched.clear();
         match found {
             Some(offsets) => offsets.iter().for_each(|offset| self.escape(*offset)),
             None => self.chunks.iter_mut().flatten().for_each(|chunk| chunk.escaped = true),

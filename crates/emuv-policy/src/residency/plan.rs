@@ -140,6 +140,7 @@ impl Residency {
         self.moving = 0;
         self.exclusive = false;
         self.scanning = false;
+        self.searched.clear();
         for chunk in self.chunks.iter_mut().flatten() {
             chunk.moving = None;
         }

@@ -365,6 +365,7 @@ impl Mover {
             _ => None,
         };
         arena.residency().scanned(found.as_deref());
+        arena.settled.notify_all();
     }
 
     /// Something went wrong. Want of memory passes; anything else ends all moving.
