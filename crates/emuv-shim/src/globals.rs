@@ -34,19 +34,17 @@ impl Globals {
         }
     }
 
-    /// A module goes.
-    pub fn forget_module(&self, module: usize) {
-        lock(&self.0).retain(|global| global.module != module);
+    /// A module goes. Says whether any of these was its.
+    pub fn forget_module(&self, module: usize) -> bool {
+        let mut globals = lock(&self.0);
+        let before = globals.len();
+        globals.retain(|global| global.module != module);
+        globals.len() < before
     }
 
     /// Contexts have gone.
     pub fn forget_contexts(&self, contexts: &[Owner]) {
         lock(&self.0).retain(|global| !global.context.is_some_and(|context| contexts.contains(&context)));
-    }
-
-    /// Whether there are any.
-    pub fn any(&self) -> bool {
-        !lock(&self.0).is_empty()
     }
 
     /// Those of a context: (address, bytes).

@@ -21,9 +21,11 @@ const WINDOW: u32 = 16;
 /// Works that are remembered.
 const LOG_WORKS: usize = 1 << 16;
 
-/// Bytes per microsecond from RAM below which a work is slower than one that reads each byte once: half of the
-/// slowest link in use for it (PCIe 4 x16, some 25 GB/s).
-const READ_ONCE_BYTES_PER_US: f64 = 12_500.0;
+/// The link's speed until it has been measured: PCIe 4 x16, in bytes per microsecond.
+const USUAL_LINK: f64 = 25_000.0;
+
+/// The part of the link's speed from which on a work is taken to read each byte about once.
+const READ_ONCE: f64 = 0.6;
 
 /// How a kind of work does with data in RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +62,9 @@ pub struct Foresight {
     follow: Option<u64>,
     slips: u32,
     since: u32,
-    manners: HashMap<u64, Manner, BuildHasherDefault<AsIs>>,
+    /// By kind of work: bytes per microsecond that it read from RAM.
+    rates: HashMap<u64, f64, BuildHasherDefault<AsIs>>,
+    link: Option<f64>,
 }
 
 /// For keys that are hashes already.
@@ -191,17 +195,22 @@ impl Foresight {
         }
     }
 
+    /// The link's speed into VRAM, in bytes per microsecond.
+    pub fn set_link(&mut self, bytes_per_micro: f64) {
+        self.link = Some(bytes_per_micro);
+    }
+
     /// How a kind of work does with data in RAM; `None`: not known yet.
     pub fn manner(&self, kind: u64) -> Option<Manner> {
-        self.manners.get(&kind).copied()
+        let read_once = READ_ONCE * self.link.unwrap_or(USUAL_LINK);
+        self.rates.get(&kind).map(|rate| if *rate >= read_once { Manner::InPlace } else { Manner::Move })
     }
 
     /// A work of that kind took `micros` with `ram_bytes` of what it touches in RAM.
     pub fn measured(&mut self, kind: u64, ram_bytes: u64, micros: f64) {
         #[allow(clippy::cast_precision_loss)] // A rate: the first digits count.
         let rate = ram_bytes as f64 / micros.max(1.0);
-        let manner = if rate >= READ_ONCE_BYTES_PER_US { Manner::InPlace } else { Manner::Move };
-        self.manners.insert(kind, manner);
+        self.rates.insert(kind, rate);
     }
 }
 
@@ -273,5 +282,8 @@ mod tests {
         assert_eq!(foresight.manner(1), Some(Manner::InPlace));
         assert_eq!(foresight.manner(2), Some(Manner::Move));
         assert_eq!(foresight.manner(3), None);
+        // Nothing reads each byte once at half the link's speed.
+        foresight.set_link(100_000.0);
+        assert_eq!(foresight.manner(1), Some(Manner::Move));
     }
 }

@@ -19,9 +19,9 @@
 //!    the extents that its arguments name, every *escaped* chunk (one that a pointer in GPU-visible memory
 //!    leads to), and, if it cannot be read (`everything`), every chunk.
 //! 2. **A work begins only when nothing that it may touch is moving.** Otherwise it is held.
-//! 3. **Nothing moves beside other work while memory is unscanned**: memory that something may have stored
-//!    pointers into is searched first, and what is found there has escaped. With nothing in flight anything may
-//!    move ([`Mode::Exclusive`]); works that come meanwhile are held until those moves are done.
+//! 3. **Nothing moves beside other work while it is not known what points where**: what may have stored pointers is
+//!    searched (`pointers.rs`), and what is found there has escaped. With nothing in flight anything may move
+//!    ([`Mode::Exclusive`]); works that come meanwhile are held until those moves are done.
 //! 4. **A held work gets its turn**: what it waits for is settled and not moved away again before it begins.
 //!
 //! A work takes effect between [`Residency::begin`] and [`Residency::completed`] of its number on its stream.
@@ -30,12 +30,14 @@
 
 mod foresight;
 mod plan;
+mod pointers;
 
 use std::collections::HashMap;
 
 use foresight::Foresight;
 pub use foresight::Manner;
 pub use plan::{Policy, Room as MoveRoom, Step};
+use pointers::Pointers;
 
 use crate::{GRANULE, StreamId, Tier};
 
@@ -71,6 +73,9 @@ pub struct Begun {
     pub ram_bytes: u64,
     /// Whether its time is worth measuring: it reads from RAM and nobody knows yet how well.
     pub measure: bool,
+    /// Whether a search for pointers in what it touches is to be issued right behind it, on its stream
+    /// ([`Residency::ranges`]).
+    pub search: bool,
 }
 
 /// Names a work that is held.
@@ -102,8 +107,6 @@ enum Obstacle {
     Fixed,
     /// Work that may touch it is not known to be done.
     Busy,
-    /// Memory has to be scanned first.
-    Unscanned,
 }
 
 /// Where a work last touched a chunk.
@@ -122,7 +125,6 @@ struct ChunkState {
     /// Never moves: shared with others, or many small allocations.
     fixed: bool,
     escaped: bool,
-    unscanned: bool,
     /// Holds nothing that anybody may read.
     dead: bool,
     /// Held works that touch it.
@@ -174,13 +176,7 @@ pub struct Residency {
     quiesced: bool,
     moving: usize,
     exclusive: bool,
-    unscanned: Vec<u32>,
-    /// Works that may have stored pointers outside the arena, as far as that is watched.
-    outside: Vec<Use>,
-    watching: bool,
-    scanning: bool,
-    /// What is being searched: it stays mapped until that is over.
-    searched: Vec<u32>,
+    pointers: Pointers,
     held: Vec<Held>,
     next_hold: u64,
     foresight: Foresight,
@@ -206,11 +202,7 @@ impl Residency {
             quiesced: false,
             moving: 0,
             exclusive: false,
-            unscanned: Vec::new(),
-            outside: Vec::new(),
-            watching: false,
-            scanning: false,
-            searched: Vec::new(),
+            pointers: Pointers::default(),
             held: Vec::new(),
             next_hold: 0,
             foresight: Foresight::default(),
@@ -242,7 +234,6 @@ impl Residency {
             extent: NONE,
             fixed,
             escaped: false,
-            unscanned: false,
             dead: self.quiesced && !fixed,
             claims: 0,
             visit: 0,
@@ -255,14 +246,13 @@ impl Residency {
     pub fn remove_chunk(&mut self, offset: u64) -> bool {
         let Some(index) = self.at(offset) else { return true };
         let Some(chunk) = self.chunk(index) else { return true };
-        if chunk.moving.is_some() || self.searched.contains(&index) {
+        if chunk.moving.is_some() || self.pointers.searching {
             return false;
         }
         let range = granules(chunk.offset, chunk.bytes);
         self.granules[range].fill(NONE);
         self.chunks[index as usize] = None;
         self.free_chunks.push(index);
-        self.unscanned.retain(|other| *other != index);
         for held in &mut self.held {
             held.chunks.retain(|other| *other != index);
         }
@@ -387,9 +377,7 @@ impl Residency {
     pub fn quiesced(&mut self) {
         self.quiesced = true;
         // What is there may hold pointers that nobody saw being stored.
-        for index in 0..index_of(self.chunks.len()) {
-            self.mark_unscanned(index);
-        }
+        self.pointers.search_all_now();
     }
 
     /// The program is about to give the GPU this work. `hold`: the name under which it was held before.
@@ -404,6 +392,7 @@ impl Residency {
 
     fn begin_with(&mut self, work: &Work<'_>, hold: Option<HoldId>, touched: &[u32]) -> Begin {
         let blocked = self.exclusive
+            || self.pointers.stops_works()
             || (work.everything && self.moving > 0)
             || (self.moving > 0 && touched.iter().any(|i| self.chunk(*i).is_some_and(|c| c.moving.is_some())));
         let ram_bytes = self.movable_ram_bytes(touched);
@@ -436,21 +425,14 @@ impl Residency {
         if work.everything {
             note_use(&mut self.everything, lane, number);
         }
-        // What a work reads from memory that was not searched yet it may carry along.
-        let carries = !self.unscanned.is_empty() && touched.iter().any(|i| self.chunk(*i).is_some_and(|c| c.unscanned));
-        if work.may_store_pointers || carries {
-            self.stored(touched, work.everything);
-            if self.watching {
-                note_use(&mut self.outside, lane, number);
-            }
-        }
+        let search = work.may_store_pointers && self.stores(work.everything, (lane, number));
         self.foresight.note(work.signature, work.kind, if work.everything { &[] } else { touched });
         let measure =
             ram_bytes >= GRANULE && work.kind != 0 && manner.is_none() && !work.everything && self.policy.promotes();
         if measure {
             self.measuring.push(work.kind);
         }
-        Begin::Go(Begun { lane, number, ram_bytes, measure })
+        Begin::Go(Begun { lane, number, ram_bytes, measure, search })
     }
 
     fn movable_ram_bytes(&self, touched: &[u32]) -> u64 {
@@ -496,6 +478,11 @@ impl Residency {
     pub fn busy_streams(&self) -> Vec<StreamId> {
         let busy = |index: &u32| self.lanes.get(*index as usize).is_some_and(|lane| lane.done < lane.begun);
         self.names.iter().filter(|(_, index)| busy(index)).map(|(stream, _)| *stream).collect()
+    }
+
+    /// The link's speed into VRAM, in bytes per microsecond.
+    pub fn set_link(&mut self, bytes_per_micro: f64) {
+        self.foresight.set_link(bytes_per_micro);
     }
 
     /// A work that was to be measured could not be.
@@ -561,85 +548,6 @@ impl Residency {
         }
     }
 
-    // --- pointers in memory -------------------------------------------------------------------------------
-
-    fn stored(&mut self, touched: &[u32], everything: bool) {
-        for &index in touched {
-            self.mark_unscanned(index);
-        }
-        if !everything {
-            // It may have come to these without an argument.
-            for index in 0..index_of(self.chunks.len()) {
-                if self.chunk(index).is_some_and(|chunk| chunk.escaped) {
-                    self.mark_unscanned(index);
-                }
-            }
-        }
-    }
-
-    fn mark_unscanned(&mut self, index: u32) {
-        if let Some(chunk) = self.chunk_mut(index)
-            && !chunk.unscanned
-        {
-            chunk.unscanned = true;
-            self.unscanned.push(index);
-        }
-    }
-
-    /// Whether there is memory outside the arena that has to be searched as well.
-    pub fn set_watching(&mut self, watching: bool) {
-        self.watching = watching;
-    }
-
-    fn is_unscanned(&self) -> bool {
-        self.scanning || !self.unscanned.is_empty() || !self.outside.is_empty()
-    }
-
-    /// Memory to be searched for pointers, as far as no work may be writing there: (offset, bytes) of each, and with
-    /// it what is watched outside the arena. Until [`Self::scanned`] nothing moves beside other work. `None`: nothing
-    /// to do now.
-    pub fn scan(&mut self) -> Option<Vec<(u64, u64)>> {
-        if !self.is_unscanned() || self.scanning {
-            return None;
-        }
-        let outside = !self.outside.is_empty() && self.outside.iter().all(|last| self.is_done(*last));
-        if outside {
-            self.outside.clear();
-        }
-        let ready: Vec<u32> = self.unscanned.iter().copied().filter(|index| self.is_idle(*index)).collect();
-        let ranges = ready.iter().filter_map(|index| {
-            let chunk = self.chunks[*index as usize].as_mut()?;
-            chunk.unscanned = false;
-            (!chunk.dead).then_some((chunk.offset, chunk.bytes))
-        });
-        let ranges: Vec<(u64, u64)> = ranges.collect();
-        self.unscanned.retain(|index| !ready.contains(index));
-        self.scanning = outside || !ranges.is_empty();
-        self.searched = ready;
-        self.scanning.then_some(ranges)
-    }
-
-    /// The search is over: these offsets are pointed to. `None`: it failed, so anything may be.
-    pub fn scanned(&mut self, found: Option<&[u64]>) {
-        self.scanning = false;
-        self.searched.clear();
-        match found {
-            Some(offsets) => offsets.iter().for_each(|offset| self.escape(*offset)),
-            None => self.chunks.iter_mut().flatten().for_each(|chunk| chunk.escaped = true),
-        }
-    }
-
-    /// A pointer into the extent that `offset` lies in is kept where the GPU may find it.
-    pub fn escape(&mut self, offset: u64) {
-        let mut touched = Vec::new();
-        self.resolve(&[offset], false, &mut touched);
-        for index in touched {
-            if let Some(chunk) = self.chunk_mut(index) {
-                chunk.escaped = true;
-            }
-        }
-    }
-
     // --- moves --------------------------------------------------------------------------------------------
 
     /// Whether chunks may move at all.
@@ -663,15 +571,15 @@ impl Residency {
         if chunk.fixed || chunk.moving.is_some() || held_in_place || self.held.iter().any(|h| h.everything) {
             return Err(Obstacle::Fixed);
         }
-        let unscanned = self.is_unscanned();
-        if !self.policy.only_when_idle() && !chunk.escaped && !unscanned && !self.exclusive && self.is_idle(index) {
+        let known = self.pointers.are_known();
+        if !self.policy.only_when_idle() && !chunk.escaped && known && !self.exclusive && self.is_idle(index) {
             return Ok(Mode::Beside);
         }
         // Works that wait for moves to end are not to be kept waiting for ever.
-        if self.all_idle() && !self.held.iter().any(|held| !held.promote) {
+        if self.all_idle() && !self.pointers.searching && !self.held.iter().any(|held| !held.promote) {
             return Ok(Mode::Exclusive);
         }
-        Err(if unscanned && self.is_idle(index) { Obstacle::Unscanned } else { Obstacle::Busy })
+        Err(Obstacle::Busy)
     }
 
     fn start(&mut self, index: u32, to: Tier, mode: Mode) -> Option<Step> {
@@ -692,7 +600,7 @@ impl Residency {
             chunk.tier = to;
         }
         self.moving -= 1;
-        if self.moving == 0 {
+        if self.moving == 0 && !self.pointers.searching {
             self.exclusive = false;
         }
     }

@@ -74,19 +74,14 @@ pub enum Step {
         /// Its bytes are somebody's; otherwise only the mapping has to change.
         copy: bool,
     },
-    /// Search these ranges (offset, bytes) for pointers, then [`Residency::scanned`].
-    Scan(Vec<(u64, u64)>),
+    /// Search these ranges (offset, bytes) for pointers, then [`Residency::searched_all`].
+    Search(Vec<(u64, u64)>),
+    /// Read what the searches that are done have found ([`Residency::collecting`], [`Residency::collected`]).
+    Collect,
     /// Find out how far these streams are, then ask again.
     Learn(Vec<StreamId>),
     /// Nothing, until something happens.
     Rest,
-}
-
-/// What stands between a wanted chunk and its move.
-#[derive(Debug, Default)]
-struct Needs {
-    scan: bool,
-    progress: bool,
 }
 
 impl Residency {
@@ -95,27 +90,28 @@ impl Residency {
         if !self.quiesced || self.moving >= DEPTH {
             return Step::Rest;
         }
-        let mut needs = Needs::default();
+        if let Some(ranges) = self.search_all() {
+            return Step::Search(ranges);
+        }
+        if self.has_findings() {
+            return Step::Collect;
+        }
+        let mut needs_progress = self.pointers.stops_works();
         let step = match self.policy {
             Policy::Static => None,
-            Policy::Torture { state, safe } => self.torture(state, safe, room, &mut needs),
-            Policy::Dynamic { .. } => self.bring(room, &mut needs),
+            Policy::Torture { state, safe } => self.torture(state, safe, room, &mut needs_progress),
+            Policy::Dynamic { .. } => self.bring(room, &mut needs_progress),
         };
         if let Some(step) = step {
             return step;
         }
-        if needs.scan
-            && let Some(ranges) = self.scan()
-        {
-            return Step::Scan(ranges);
-        }
-        if needs.scan || needs.progress {
+        if needs_progress {
             let busy = self.busy_streams();
             if !busy.is_empty() {
                 return Step::Learn(busy);
             }
         }
-        if self.moving == 0 && !self.scanning {
+        if self.moving == 0 {
             // Nothing is under way that could still help.
             for held in self.held.iter_mut().filter(|held| held.promote) {
                 held.hopeless = true;
@@ -139,14 +135,13 @@ impl Residency {
         self.policy = Policy::Static;
         self.moving = 0;
         self.exclusive = false;
-        self.scanning = false;
-        self.searched.clear();
+        self.pointers.give_up();
         for chunk in self.chunks.iter_mut().flatten() {
             chunk.moving = None;
         }
     }
 
-    fn bring(&mut self, room: Room, needs: &mut Needs) -> Option<Step> {
+    fn bring(&mut self, room: Room, needs_progress: &mut bool) -> Option<Step> {
         let mut free = room.vram_bytes;
         // Room that is there or coming; wants take theirs from it in order.
         let mut promised = room.vram_bytes + room.vram_coming_bytes;
@@ -158,7 +153,7 @@ impl Residency {
             let mode = match self.may_move(want) {
                 Ok(mode) => mode,
                 Err(obstacle) => {
-                    needs.note(obstacle);
+                    *needs_progress |= obstacle == Obstacle::Busy;
                     if self.chunk(want).is_some_and(|chunk| chunk.moving.is_none()) && ahead == 0 {
                         // First things first: what a held work waits for is not overtaken.
                         if obstacle != Obstacle::Fixed {
@@ -176,7 +171,7 @@ impl Residency {
                 free = free.saturating_sub(bytes);
                 continue;
             }
-            return self.send_away(ahead, room, needs);
+            return self.send_away(ahead, room, needs_progress);
         }
         None
     }
@@ -201,7 +196,7 @@ impl Residency {
     }
 
     /// Sends away what will be needed last, if that is after `ahead` works.
-    fn send_away(&mut self, ahead: u64, room: Room, needs: &mut Needs) -> Option<Step> {
+    fn send_away(&mut self, ahead: u64, room: Room, needs_progress: &mut bool) -> Option<Step> {
         let mut best: Option<(u64, u32, Mode)> = None;
         for (index, chunk) in self.live() {
             if chunk.tier != Tier::Vram || chunk.fixed || chunk.claims > 0 || chunk.moving.is_some() {
@@ -220,14 +215,14 @@ impl Residency {
             }
             match self.may_move(index) {
                 Ok(mode) => best = Some((score, index, mode)),
-                Err(obstacle) => needs.note(obstacle),
+                Err(obstacle) => *needs_progress |= obstacle == Obstacle::Busy,
             }
         }
         let (_, index, mode) = best?;
         self.start(index, Tier::Ram, mode)
     }
 
-    fn torture(&mut self, state: u64, safe: bool, room: Room, needs: &mut Needs) -> Option<Step> {
+    fn torture(&mut self, state: u64, safe: bool, room: Room, needs_progress: &mut bool) -> Option<Step> {
         let mut random = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         self.policy = Policy::Torture { state: random, safe };
         random = (random ^ (random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -248,19 +243,9 @@ impl Residency {
             }
             match self.may_move(index) {
                 Ok(mode) => return self.start(index, to, mode),
-                Err(obstacle) => needs.note(obstacle),
+                Err(obstacle) => *needs_progress |= obstacle == Obstacle::Busy,
             }
         }
         None
-    }
-}
-
-impl Needs {
-    fn note(&mut self, obstacle: Obstacle) {
-        match obstacle {
-            Obstacle::Unscanned => self.scan = true,
-            Obstacle::Busy => self.progress = true,
-            Obstacle::Fixed => {}
-        }
     }
 }

@@ -60,6 +60,28 @@ impl Copies {
         calls::record_event(real, self.events.pop(), stream)
     }
 
+    /// Times a copy of `bytes` into VRAM, waiting for it: bytes per microsecond, the best of three.
+    ///
+    /// # Errors
+    /// The driver's own.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)] // 64-bit only; a rate.
+    pub fn rate(&self, real: &Real, target: u64, source: u64, bytes: u64) -> CuResult<f64> {
+        let stream = self.into_vram;
+        let mut best = 0.0_f64;
+        for _ in 0..3 {
+            let before = calls::timed_event(real, stream, false)?;
+            // SAFETY: see the module's head.
+            unsafe { real.driver.cuMemcpyAsync(target, source, bytes as usize, stream) }.ok()?;
+            let after = calls::timed_event(real, stream, false)?;
+            // SAFETY: see the module's head.
+            unsafe { real.driver.cuStreamSynchronize(stream) }.ok()?;
+            best = best.max(bytes as f64 / calls::elapsed_micros(real, before, after)?.max(1.0));
+            calls::drop_event(real, before);
+            calls::drop_event(real, after);
+        }
+        Ok(best)
+    }
+
     /// The event of a copy is not needed any more.
     pub fn done(&mut self, event: usize) {
         self.events.push(event);

@@ -45,6 +45,13 @@ pub(crate) struct Lane {
     private: bool,
 }
 
+impl Lane {
+    /// Its handle, for calls of the plain form in its context.
+    pub fn handle(self) -> CUstream {
+        self.handle as CUstream
+    }
+}
+
 struct Fence {
     number: u64,
     event: usize,

@@ -10,7 +10,7 @@
 mod copies;
 mod lanes;
 mod mover;
-mod scan;
+mod search;
 mod spares;
 mod thread;
 
@@ -38,6 +38,7 @@ use crate::{
 };
 
 use lanes::{Lane, Lanes};
+use search::Searcher;
 use spares::Spares;
 
 /// A held work asks again after this long at the latest, whether or not it was told to.
@@ -57,6 +58,7 @@ pub(crate) struct Moves {
     wake: Condvar,
     lanes: Lanes,
     spares: Spares,
+    searcher: Searcher,
     /// Moves that have ended.
     ended: AtomicU64,
 }
@@ -139,6 +141,9 @@ pub(crate) fn around(
     let result = call();
     let after = before.and_then(|_| calls::timed_event(session.real, stream, per_thread).ok());
     for (device, lane, begun) in entered {
+        if begun.search {
+            device.moves.search_behind(session, &device.arena, context, lane, touch);
+        }
         device.arena.residency().issued(&begun);
         if begun.measure {
             let sampled = match (before, after) {
@@ -181,7 +186,14 @@ pub(crate) fn pinned(session: &Session, address: u64) {
 pub(crate) fn code_going(session: &Session, module: usize, call: impl FnOnce() -> CUresult) -> CUresult {
     let devices: Vec<&Device> = session.devices().filter(|device| device.moves.is_active()).collect();
     devices.iter().for_each(|device| device.moves.contexts_going(&[]));
-    session.globals.forget_module(module);
+    if session.globals.forget_module(module) {
+        // A search through them may still be on its way behind some work.
+        for device in &devices {
+            for context in device.contexts() {
+                let _ = calls::synchronize(session.real, context);
+            }
+        }
+    }
     let result = call();
     devices.iter().for_each(|device| device.moves.contexts_settled(session));
     result
@@ -230,6 +242,23 @@ impl Moves {
         if let Err(error) = mover::start(session, ordinal) {
             crate::log::error(format_args!("no thread to move data with ({error}); it stays where it is"));
             self.active.store(false, Ordering::Release);
+        }
+    }
+
+    /// Issues a search for pointers in what a work may have written, right behind it.
+    fn search_behind(&self, session: &Session, arena: &Arena, context: Owner, lane: Lane, touch: &Touch) {
+        let offsets: Vec<u64> = touch.addresses().filter(|a| arena.contains(*a)).map(|a| a - arena.base()).collect();
+        let ranges = arena.residency().ranges(&offsets);
+        let mut ranges: Vec<(u64, u64)> =
+            ranges.iter().map(|(offset, bytes)| (arena.base() + offset, *bytes)).collect();
+        ranges.extend(session.globals.of(Some(context)));
+        let window = (arena.base(), arena.bytes());
+        if !self.searcher.is_ready(context) && !session.captures.any() {
+            // Loading code is not allowed while something is captured.
+            let _ = self.searcher.prepare(session.real, context, window);
+        }
+        if self.searcher.issue(session.real, context, lane.handle(), &ranges, window).is_err() {
+            arena.residency().search_failed();
         }
     }
 
@@ -347,6 +376,7 @@ impl Moves {
 
     /// They are gone, or the attempt is over; `owners` that are gone take their streams with them.
     pub fn contexts_gone(&self, device: &Device, owners: &[Owner]) {
+        self.searcher.forget(owners);
         for stream in self.lanes.contexts_gone(owners) {
             device.arena.residency().stream_gone(stream);
         }

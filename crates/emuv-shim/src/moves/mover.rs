@@ -10,13 +10,12 @@ use std::{
     time::Duration,
 };
 
-use emuv_cuda::{CUresult, CuError, Handle, types::CUdevice};
+use emuv_cuda::{CUresult, CuError, CuResult, Handle, types::CUdevice};
 use emuv_policy::{MoveRoom, Owner, Step, Tier};
 use emuv_state::HostMemory;
 
 use super::{
     copies::{self, Copies, UnderWay},
-    scan::Scanner,
     thread,
 };
 use crate::{
@@ -58,8 +57,7 @@ struct Mover {
     /// The context whose streams are used, and what was made in it.
     context: Option<Owner>,
     copies: Option<Copies>,
-    scanner: Option<Scanner>,
-    scanner_failed: bool,
+    prepared: bool,
     quiesced: bool,
     into_vram: UnderWay<Job>,
     into_ram: UnderWay<Job>,
@@ -75,8 +73,7 @@ pub(super) fn start(session: &'static Session, ordinal: CUdevice) -> io::Result<
             device,
             context: None,
             copies: None,
-            scanner: None,
-            scanner_failed: false,
+            prepared: false,
             quiesced: false,
             into_vram: UnderWay::new(),
             into_ram: UnderWay::new(),
@@ -158,8 +155,6 @@ impl Mover {
         if context != self.context {
             // What was made in the old context went with it.
             self.copies = None;
-            self.scanner = None;
-            self.scanner_failed = false;
             self.context = context;
             if copies::settle_thread(self.session.real, context).is_err() {
                 self.context = None;
@@ -195,14 +190,47 @@ impl Mover {
                 }
             }
         }
+        if !self.quiesced {
+            self.prepare();
+        }
         if !self.quiesced && !self.session.captures.any() && super::nobody_entering() {
             self.quiesced = self.device.contexts().into_iter().all(|context| calls::synchronize(real, context).is_ok());
             if self.quiesced {
                 arena.residency().quiesced();
             }
         }
-        arena.residency().set_watching(self.session.globals.any());
         self.quiesced
+    }
+
+    /// Loads what will be needed, and measures the link once. What fails here fails again where it matters.
+    fn prepare(&mut self) {
+        let (real, arena) = (self.session.real, &self.device.arena);
+        if std::mem::replace(&mut self.prepared, true) {
+            return;
+        }
+        if let Some(context) = self.context {
+            let _ = self.device.moves.searcher.prepare(real, context, (arena.base(), arena.bytes()));
+        }
+        if let Some(rate) = self.measure_link() {
+            log::debug(format_args!("link to VRAM: {:.1} GB/s", rate / 1e3));
+            arena.residency().set_link(rate);
+        }
+    }
+
+    /// Bytes per microsecond from RAM to VRAM.
+    fn measure_link(&self) -> Option<f64> {
+        const BYTES: u64 = 32 << 20;
+        let (real, arena, spares) = (self.session.real, &self.device.arena, &self.device.moves.spares);
+        let copies = self.copies.as_ref()?;
+        let from = spares.take(arena, Tier::Ram, BYTES, || host_has(self.session, BYTES)).ok()??;
+        let measured = spares.take(arena, Tier::Vram, BYTES, || true).ok().flatten().and_then(|to| {
+            let alias = |handle| arena.aliases.of(arena.gpu(), handle, BYTES).ok();
+            let rate = alias(from).zip(alias(to)).and_then(|(from, to)| copies.rate(real, to, from, BYTES).ok());
+            spares.put(Tier::Vram, BYTES, to);
+            rate
+        });
+        spares.put(Tier::Ram, BYTES, from);
+        measured
     }
 
     /// Does what the state machine says, as far as it goes now. Says whether it did anything.
@@ -225,7 +253,8 @@ impl Mover {
                         break;
                     }
                 }
-                Step::Scan(ranges) => self.search(&ranges),
+                Step::Search(ranges) => self.search_all(&ranges),
+                Step::Collect => self.collect(),
                 Step::Learn(streams) => {
                     self.device.moves.lanes.fence_all(self.session.real, arena, &streams);
                     break;
@@ -344,28 +373,39 @@ impl Mover {
         self.device.arena.settled.notify_all();
     }
 
-    /// Searches for pointers where something may have stored them, and where they may always be.
-    fn search(&mut self, ranges: &[(u64, u64)]) {
-        let (real, arena) = (self.session.real, &self.device.arena);
-        if self.scanner.is_none() && !self.scanner_failed {
-            match Scanner::new(real, arena.bytes()) {
-                Ok(scanner) => self.scanner = Some(scanner),
-                Err(error) => {
-                    self.scanner_failed = true;
-                    log::debug(format_args!("no search for pointers ({error}): data moves only when nothing runs"));
-                }
-            }
-        }
+    /// Searches all memory for pointers, and the globals; nothing runs meanwhile.
+    fn search_all(&mut self, ranges: &[(u64, u64)]) {
+        let arena = &self.device.arena;
         let mut all: Vec<(u64, u64)> = ranges.iter().map(|(offset, bytes)| (arena.base() + offset, *bytes)).collect();
         all.extend(self.session.globals.of(self.context));
-        let found = match (&mut self.scanner, &self.copies) {
-            (Some(scanner), Some(copies)) => {
-                scanner.scan(real, copies.stream(Tier::Vram), &all, (arena.base(), arena.bytes())).ok()
-            }
-            _ => None,
-        };
-        arena.residency().scanned(found.as_deref());
+        let found = self.search_and_read(&all);
+        if let Err(error) = &found {
+            log::debug(format_args!("no search for pointers ({error}): data moves only when nothing runs"));
+        }
+        arena.residency().searched_all(found.as_deref().ok());
         arena.settled.notify_all();
+    }
+
+    fn search_and_read(&self, ranges: &[(u64, u64)]) -> CuResult<Vec<u64>> {
+        let (real, arena, searcher) = (self.session.real, &self.device.arena, &self.device.moves.searcher);
+        let window = (arena.base(), arena.bytes());
+        let (Some(context), Some(copies)) = (self.context, &self.copies) else { return Err(CuError::INVALID_VALUE) };
+        let stream = copies.stream(Tier::Vram);
+        searcher.prepare(real, context, window)?;
+        searcher.issue(real, context, stream, ranges, window)?;
+        searcher.findings(real, self.context, stream, window)
+    }
+
+    /// Reads what the searches behind works have found.
+    fn collect(&self) {
+        let arena = &self.device.arena;
+        let searches = arena.residency().collecting();
+        let Some(copies) = &self.copies else { return };
+        let (stream, window) = (copies.stream(Tier::Vram), (arena.base(), arena.bytes()));
+        match self.device.moves.searcher.findings(self.session.real, self.context, stream, window) {
+            Ok(found) => arena.residency().collected(&searches, &found),
+            Err(_) => arena.residency().searched_all(None),
+        }
     }
 
     /// Something went wrong. Want of memory passes; anything else ends all moving.

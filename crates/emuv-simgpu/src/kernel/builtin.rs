@@ -29,7 +29,7 @@ pub static BUILTINS: &[Builtin] = &[
     Builtin { name: "emuv_link", parameters: &[8, 8, 8], run: pointers::link },
     Builtin { name: "emuv_walk", parameters: &[8, 8, 8], run: pointers::walk },
     // The search for pointers that libemuv_shim.so brings along.
-    Builtin { name: "emuv_scan", parameters: &[8, 8, 8, 8, 8], run: pointers::scan },
+    Builtin { name: "emuv_search", parameters: &[8, 8, 8, 8, 8], run: pointers::search },
 ];
 
 impl Builtin {

@@ -63,7 +63,7 @@ pub fn walk(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
 }
 
 /// For each of `words` words w from `start` on with `w - base < size`: sets bit `(w - base) >> 21` of the bitmap.
-pub fn scan(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
+pub fn search(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
     let [start, words, base, size, bitmap] = [0, 1, 2, 3, 4].map(|i| arguments.word(i));
     let mut block = vec![0; 4 * crate::memory::length(BLOCK_WORDS)];
     let mut found: BTreeMap<u64, u32> = BTreeMap::new();
