@@ -180,6 +180,11 @@ impl Foresight {
         })
     }
 
+    /// How many works the loop that is foreseen has.
+    pub fn period(&self) -> Option<u64> {
+        self.follow.map(|follow| self.base + self.log.len() as u64 - 1 - follow)
+    }
+
     /// In how many works the chunk will be touched next; `None`: not within what is foreseen.
     pub fn next_use(&self, chunk: u32) -> Option<u64> {
         let follow = self.follow?;

@@ -2,14 +2,24 @@
 //!
 //! Held works come first, then what the forecast says, in its order. For each chunk that is wanted in VRAM, room
 //! is made by sending away the chunk that will be needed last, and only if that is later than the wanted one
-//! (Belady's rule, which is optimal where the future is known). Without a forecast only held works make chunks
-//! move.
+//! (Belady's rule, which is optimal where the future is known); for what is brought ahead of need, a good part of the
+//! loop later, or chunks that have just been used would change places for ever. Without a forecast only held works make
+//! chunks move.
 
 use super::{Manner, Mode, Obstacle, Residency};
 use crate::{StreamId, Tier};
 
 /// How far ahead of the program chunks are brought, in works.
-const AHEAD_WORKS: usize = 768;
+const AHEAD_WORKS: usize = 2048;
+
+/// What is sent away for something that is brought ahead of need must be needed at least this part of the loop later.
+const MARGIN: u64 = 4;
+
+/// The next use of what is never used again, as far as is known.
+const NEVER: u64 = u32::MAX as u64;
+
+/// What can be sent away at once is, if its next use is at least this part of the latest one's away.
+const SOON_ENOUGH: (u64, u64) = (7, 8);
 
 /// Moves in flight at most.
 const DEPTH: usize = 16;
@@ -195,9 +205,12 @@ impl Residency {
         wants
     }
 
-    /// Sends away what will be needed last, if that is after `ahead` works.
+    /// Sends away what will be needed last, if that is after `ahead` works. What is still being used is waited for if
+    /// it will be needed much later than what is not: sending away what is needed soon only makes it come back.
     fn send_away(&mut self, ahead: u64, room: Room, needs_progress: &mut bool) -> Option<Step> {
-        let mut best: Option<(u64, u32, Mode)> = None;
+        let margin = if ahead == 0 { 1 } else { self.foresight.period().unwrap_or(0) / MARGIN };
+        let mut best: Option<(u64, u64, u32, Mode)> = None;
+        let mut latest = 0;
         for (index, chunk) in self.live() {
             if chunk.tier != Tier::Vram || chunk.fixed || chunk.claims > 0 || chunk.moving.is_some() {
                 continue;
@@ -205,8 +218,8 @@ impl Residency {
             if chunk.bytes > room.ram_bytes && !chunk.dead {
                 continue;
             }
-            let next = self.foresight.next_use(index).unwrap_or(u64::from(u32::MAX));
-            if next <= ahead.saturating_add(1) {
+            let next = self.foresight.next_use(index).unwrap_or(NEVER);
+            if next <= ahead.saturating_add(margin) {
                 continue;
             }
             let score = next.saturating_mul(chunk.bytes) / (chunk.bytes + OVERHEAD_BYTES);
@@ -214,11 +227,16 @@ impl Residency {
                 continue;
             }
             match self.may_move(index) {
-                Ok(mode) => best = Some((score, index, mode)),
-                Err(obstacle) => *needs_progress |= obstacle == Obstacle::Busy,
+                Ok(mode) => best = Some((score, next, index, mode)),
+                Err(Obstacle::Busy) if !chunk.escaped => latest = latest.max(next),
+                Err(_) => {}
             }
         }
-        let (_, index, mode) = best?;
+        *needs_progress |= latest > 0;
+        let (_, next, index, mode) = best?;
+        if latest != NEVER && next.saturating_mul(SOON_ENOUGH.1) < latest.saturating_mul(SOON_ENOUGH.0) {
+            return None;
+        }
         self.start(index, Tier::Ram, mode)
     }
 
