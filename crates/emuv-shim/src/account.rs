@@ -21,6 +21,10 @@ pub(crate) enum Kind {
     Graph,
     /// A handle of `cuMemCreate`.
     Handle,
+    /// The image of a module or library.
+    Image,
+    /// What a limit of a context takes (stacks, heap, print buffer).
+    Limit,
 }
 
 #[derive(Debug, Default)]

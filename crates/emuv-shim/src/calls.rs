@@ -117,6 +117,12 @@ pub(crate) fn synchronize(real: &Real, context: Owner) -> CuResult {
     in_context(real, context, || unsafe { real.driver.cuCtxSynchronize() }.ok())
 }
 
+/// Waits for everything on a stream of the current context.
+pub(crate) fn synchronize_stream(real: &Real, stream: CUstream) -> CuResult {
+    // SAFETY: see the module's head.
+    unsafe { real.driver.cuStreamSynchronize(stream) }.ok()
+}
+
 /// Whether the device's primary context exists now.
 pub(crate) fn primary_is_active(real: &Real, device: CUdevice) -> bool {
     let (mut flags, mut active) = (0, 0);
@@ -270,4 +276,13 @@ pub(crate) fn elapsed_micros(real: &Real, before: usize, after: usize) -> CuResu
     // SAFETY: see the module's head; both events are ours.
     unsafe { real.driver.cuEventElapsedTime(&raw mut milliseconds, before as CUevent, after as CUevent) }.ok()?;
     Ok(f64::from(milliseconds) * 1e3)
+}
+
+/// Whether an address lies in managed memory.
+pub(crate) fn is_managed(real: &Real, address: CUdeviceptr) -> bool {
+    let mut managed: core::ffi::c_uint = 0;
+    let which = CU_POINTER_ATTRIBUTE_IS_MANAGED;
+    // SAFETY: see the module's head; the attribute is a flag of at most 32 bits.
+    let result = unsafe { real.driver.cuPointerGetAttribute((&raw mut managed).cast(), which, address) };
+    result.ok().is_ok() && managed != 0
 }

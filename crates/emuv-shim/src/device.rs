@@ -408,7 +408,7 @@ impl Device {
 
     /// The contexts of `doomed` are gone, and their work with them.
     pub fn bury(&self, session: &Session, doomed: &Doomed) {
-        session.context_gone();
+        session.contexts_gone(&doomed.owners);
         self.moves.contexts_gone(self, &doomed.owners);
         session.globals.forget_contexts(&doomed.owners);
         for owner in &doomed.owners {

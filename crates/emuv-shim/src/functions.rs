@@ -27,11 +27,13 @@ const NEAR: usize = 64;
 /// No kernel has more parameter bytes (the hardware's limit since Volta is 32,764).
 const MOST_PARAMETER_BYTES: usize = 32 << 10;
 
+/// Offset in the argument buffer and size in bytes, of each parameter. `None`: the driver does not say.
+type Parameters = Option<Box<[(usize, usize)]>>;
+
 /// A kernel's parameters.
 #[derive(Debug)]
 struct Layout {
-    /// Offset in the argument buffer and size in bytes, of each. `None`: the driver does not say.
-    parameters: Option<Box<[(usize, usize)]>>,
+    parameters: Parameters,
     launches: AtomicU32,
 }
 
@@ -89,23 +91,25 @@ impl Functions {
     fn layout(&self, real: &Real, function: CUfunction) -> Arc<Layout> {
         let key = function as usize;
         let generation = self.generation.load(Ordering::Acquire);
-        NEARBY.with_borrow_mut(|near| {
+        let near = NEARBY.try_with(|near| {
+            let mut near = near.borrow_mut();
             let slot = &mut near[(key >> 4) % NEAR];
             if let (true, Some(layout)) = (slot.0 == key && slot.1 == generation, &slot.2) {
                 return Arc::clone(layout);
             }
-            let layout = self.find(real, function);
+            let layout = self.find(key, || parameters(real, function));
             *slot = (key, generation, Some(Arc::clone(&layout)));
             layout
-        })
+        });
+        // A thread that ends may still launch.
+        near.unwrap_or_else(|_| self.find(key, || parameters(real, function)))
     }
 
-    fn find(&self, real: &Real, function: CUfunction) -> Arc<Layout> {
-        let key = function as usize;
+    fn find(&self, key: usize, parameters: impl FnOnce() -> Parameters) -> Arc<Layout> {
         if let Some(layout) = self.known.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(&key) {
             return Arc::clone(layout);
         }
-        let layout = Arc::new(Layout { parameters: parameters(real, function), launches: AtomicU32::new(0) });
+        let layout = Arc::new(Layout { parameters: parameters(), launches: AtomicU32::new(0) });
         let mut known = self.known.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         Arc::clone(known.entry(key).or_insert(layout))
     }
@@ -129,60 +133,79 @@ impl Functions {
         touch.kind = sum.end();
         touch.may_store_pointers = layout.launches.fetch_add(1, Ordering::Relaxed).wrapping_add(1).is_power_of_two();
         // Repetition is seen by what is touched: other arguments may count rounds.
-        let mut reader = Reader { session, touch: &mut touch, sum };
-        if !extra.is_null() {
-            // SAFETY: the caller's word.
-            match unsafe { buffer(extra) } {
-                // SAFETY: as above: a buffer of that size.
-                Some((start, bytes)) => unsafe { reader.read(start, 0, bytes) },
-                None => reader.touch.everything = true,
-            }
-        } else if let Some(parameters) = &layout.parameters {
-            for (index, &(offset, bytes)) in parameters.iter().enumerate() {
-                if kernel_params.is_null() {
-                    break;
+        // SAFETY: the caller's word.
+        let readable = unsafe {
+            layout.words(kernel_params, extra, |word| {
+                if touch.look_at(session, word) {
+                    sum.add(word);
                 }
-                // SAFETY: the caller's word: one pointer for each parameter.
-                let parameter = unsafe { *kernel_params.add(index) };
-                if !parameter.is_null() {
-                    // SAFETY: as above: the parameter has that size.
-                    unsafe { reader.read(parameter.cast(), offset, bytes) };
-                }
-            }
-        } else {
-            reader.touch.everything = true;
-        }
-        let sum = reader.sum;
+            })
+        };
+        touch.everything |= !readable;
         touch.signature = sum.end();
         touch.may_store_pointers |= touch.everything;
         touch
     }
-}
 
-struct Reader<'a> {
-    session: &'a Session,
-    touch: &'a mut Touch,
-    sum: Sum,
-}
-
-impl Reader<'_> {
-    /// Takes in `bytes` of arguments that lie at `offset` in the argument buffer.
+    /// Gives every word of a launch's arguments that may be a pointer. False: they cannot all be read.
     ///
     /// # Safety
-    /// `start` is valid for `bytes`.
-    unsafe fn read(&mut self, start: *const u8, offset: usize, bytes: usize) {
-        let mut at = offset.next_multiple_of(8) - offset;
-        while at + 8 <= bytes {
-            // SAFETY: within the parameter.
-            let word = unsafe { start.add(at).cast::<u64>().read_unaligned() };
-            if self.session.device_at(word).is_some() {
-                self.sum.add(word);
-                self.touch.add(word);
-            } else if self.session.host_ranges.contains(word) {
-                self.touch.everything = true;
-            }
-            at += 8;
+    /// `kernel_params` and `extra` are as for `cuLaunchKernel` of this function.
+    pub unsafe fn words(
+        &self,
+        real: &Real,
+        function: CUfunction,
+        kernel_params: *const *mut c_void,
+        extra: *const *mut c_void,
+        each: impl FnMut(u64),
+    ) -> bool {
+        // SAFETY: the caller's word.
+        unsafe { self.layout(real, function).words(kernel_params, extra, each) }
+    }
+}
+
+impl Layout {
+    /// # Safety
+    /// `kernel_params` and `extra` are as for `cuLaunchKernel` of a function with these parameters.
+    unsafe fn words(
+        &self,
+        kernel_params: *const *mut c_void,
+        extra: *const *mut c_void,
+        mut each: impl FnMut(u64),
+    ) -> bool {
+        if !extra.is_null() {
+            // SAFETY: the caller's word.
+            let Some((start, bytes)) = (unsafe { buffer(extra) }) else { return false };
+            // SAFETY: as above: a buffer of that size.
+            unsafe { read(start, 0, bytes, &mut each) };
+            return true;
         }
+        let Some(parameters) = &self.parameters else { return false };
+        if kernel_params.is_null() {
+            return parameters.is_empty();
+        }
+        for (index, &(offset, bytes)) in parameters.iter().enumerate() {
+            // SAFETY: the caller's word: one pointer for each parameter.
+            let parameter = unsafe { *kernel_params.add(index) };
+            if !parameter.is_null() {
+                // SAFETY: as above: the parameter has that size.
+                unsafe { read(parameter.cast(), offset, bytes, &mut each) };
+            }
+        }
+        true
+    }
+}
+
+/// Gives the aligned words of `bytes` of arguments that lie at `offset` in the argument buffer.
+///
+/// # Safety
+/// `start` is valid for `bytes`.
+unsafe fn read(start: *const u8, offset: usize, bytes: usize, each: &mut impl FnMut(u64)) {
+    let mut at = offset.next_multiple_of(8) - offset;
+    while at + 8 <= bytes {
+        // SAFETY: within the parameter.
+        each(unsafe { start.add(at).cast::<u64>().read_unaligned() });
+        at += 8;
     }
 }
 
@@ -214,8 +237,9 @@ unsafe fn buffer(extra: *const *mut c_void) -> Option<(*const u8, usize)> {
     Some((start?, bytes))
 }
 
-/// Asks the driver. The runtime library launches by `CUkernel`, in a `CUfunction`'s place.
-fn parameters(real: &Real, function: CUfunction) -> Option<Box<[(usize, usize)]>> {
+/// Asks the driver. The runtime library launches by `CUkernel`, in a `CUfunction`'s place, and a handle does not show
+/// which it is: the call of the wrong kind finds no parameters, or fails.
+fn parameters(real: &Real, function: CUfunction) -> Parameters {
     let driver = &real.driver;
     // SAFETY: see the module's head.
     let of_kernel = |index, offset: &mut usize, bytes: &mut usize| unsafe {
@@ -225,10 +249,18 @@ fn parameters(real: &Real, function: CUfunction) -> Option<Box<[(usize, usize)]>
     let of_function = |index, offset: &mut usize, bytes: &mut usize| unsafe {
         driver.cuFuncGetParamInfo(function, index, offset, bytes)
     };
-    collect(of_kernel).or_else(|| collect(of_function))
+    either(collect(of_kernel), || collect(of_function))
 }
 
-fn collect(ask: impl Fn(usize, &mut usize, &mut usize) -> CUresult) -> Option<Box<[(usize, usize)]>> {
+/// The answer that knows more.
+fn either(first: Parameters, second: impl FnOnce() -> Parameters) -> Parameters {
+    match first {
+        Some(found) if !found.is_empty() => Some(found),
+        first => second().or(first),
+    }
+}
+
+fn collect(ask: impl Fn(usize, &mut usize, &mut usize) -> CUresult) -> Parameters {
     let mut found = Vec::new();
     loop {
         let (mut offset, mut bytes) = (0, 0);
@@ -262,6 +294,100 @@ mod tests {
     fn a_driver_that_does_not_know_the_call_leaves_everything_open() {
         assert_eq!(collect(|_, _, _| CUresult::NOT_FOUND), None);
         assert_eq!(collect(|_, _, _| CUresult::CUDA_ERROR_INVALID_HANDLE), None);
+    }
+
+    #[test]
+    fn whichever_call_knows_the_handle_is_believed() {
+        let some = |bytes: usize| -> Parameters { Some(vec![(0, bytes)].into()) };
+        let none = || -> Parameters { Some(Box::default()) };
+        assert_eq!(either(some(8), || unreachable!("the first answer is complete")), some(8));
+        assert_eq!(either(none(), || some(4)), some(4));
+        assert_eq!(either(None, || some(4)), some(4));
+        assert_eq!(either(none(), || None), none());
+        assert_eq!(either(None, || None), None);
+    }
+
+    fn layout(parameters: Parameters) -> Layout {
+        Layout { parameters, launches: AtomicU32::new(0) }
+    }
+
+    /// The words of parameters at these offsets, in one argument buffer.
+    fn words_of(parameters: &[(usize, usize)], bytes: &[u8]) -> Vec<u64> {
+        let mut pointers: Vec<*mut c_void> =
+            parameters.iter().map(|(offset, _)| bytes[*offset..].as_ptr().cast_mut().cast()).collect();
+        let mut words = Vec::new();
+        let layout = layout(Some(parameters.into()));
+        // SAFETY: one pointer for each parameter, each into `bytes`.
+        assert!(unsafe { layout.words(pointers.as_mut_ptr(), std::ptr::null(), |word| words.push(word)) });
+        words
+    }
+
+    #[test]
+    fn every_aligned_word_of_every_parameter_is_seen_and_nothing_else() {
+        let buffer: Vec<u8> = (0..48_u64).flat_map(u64::to_le_bytes).collect();
+        // Two plain pointers.
+        assert_eq!(words_of(&[(0, 8), (8, 8)], &buffer), [0, 1]);
+        // A number of 4 bytes, then a structure of three words.
+        assert_eq!(words_of(&[(0, 4), (8, 24)], &buffer), [1, 2, 3]);
+        // A structure of floats that begins off a word's boundary holds one whole word: bytes 8 to 16.
+        assert_eq!(words_of(&[(4, 13)], &buffer), [1]);
+        // Bytes that are too few for a word, at either end of one.
+        assert_eq!(words_of(&[(0, 7), (9, 7), (17, 3)], &buffer), [0_u64; 0]);
+        // A descriptor of 128 bytes.
+        assert_eq!(words_of(&[(64, 128)], &buffer), (8..24).collect::<Vec<u64>>());
+    }
+
+    #[test]
+    fn a_buffer_is_read_to_its_last_whole_word() {
+        let mut words = [7_u64, 8, 9];
+        let mut bytes = 20_usize;
+        let list: [*mut c_void; 5] = [
+            std::ptr::without_provenance_mut(1),
+            words.as_mut_ptr().cast(),
+            std::ptr::without_provenance_mut(2),
+            (&raw mut bytes).cast(),
+            std::ptr::null_mut(),
+        ];
+        let mut seen = Vec::new();
+        // SAFETY: a list as the driver wants it.
+        assert!(unsafe { layout(None).words(std::ptr::null(), list.as_ptr(), |word| seen.push(word)) });
+        assert_eq!(seen, [7, 8]);
+    }
+
+    #[test]
+    fn arguments_that_cannot_be_read_are_said_to_be_so() {
+        let null = std::ptr::null();
+        // SAFETY: no parameters are given, so none are read.
+        unsafe {
+            assert!(!layout(None).words(null, null, |_| {}), "the driver does not know the parameters");
+            assert!(!layout(Some([(0, 8)].into())).words(null, null, |_| {}), "they are given in an unknown way");
+            assert!(layout(Some(Box::default())).words(null, null, |_| {}), "there are none");
+        }
+    }
+
+    #[test]
+    fn what_is_known_of_functions_is_asked_again_once_a_module_has_gone() {
+        let functions = Functions::default();
+        let size = |functions: &Functions, now: usize| -> usize {
+            let layout = functions.find(0x70, || Some([(0, now)].into()));
+            layout.parameters.as_ref().map_or(0, |parameters| parameters[0].1)
+        };
+        assert_eq!(size(&functions, 8), 8);
+        assert_eq!(size(&functions, 16), 8, "asked once");
+        let before = functions.generation.load(Ordering::Relaxed);
+        functions.forget();
+        assert_ne!(functions.generation.load(Ordering::Relaxed), before, "threads ask again too");
+        assert_eq!(size(&functions, 16), 16, "another function under the old handle");
+    }
+
+    #[test]
+    fn the_sum_is_the_same_for_the_same_words() {
+        let sum = || {
+            let mut sum = Sum::new();
+            [0x7f00_0000_1000, 128, 1, 1].iter().for_each(|word| sum.add(*word));
+            sum.end()
+        };
+        assert_eq!(sum(), sum());
     }
 
     #[test]

@@ -12,11 +12,18 @@ use std::{
 /// See the module's head. One per process.
 #[derive(Debug)]
 pub(crate) struct HostRanges {
-    /// Start -> size in bytes.
-    ranges: RwLock<BTreeMap<u64, u64>>,
+    /// By start. None overlaps another.
+    ranges: RwLock<BTreeMap<u64, Range>>,
     /// All ranges lie in here, so that most words are answered without the lock.
     least: AtomicU64,
     most: AtomicU64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Range {
+    bytes: u64,
+    /// The library that it goes with.
+    library: Option<usize>,
 }
 
 impl Default for HostRanges {
@@ -28,20 +35,52 @@ impl Default for HostRanges {
 impl HostRanges {
     /// Kernels can reach `bytes` at `start` from now on.
     pub fn add(&self, start: u64, bytes: u64) {
-        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
-        ranges.insert(start, bytes);
-        self.least.fetch_min(start, Ordering::Release);
-        self.most.fetch_max(start.saturating_add(bytes), Ordering::Release);
+        self.insert(start, Range { bytes, library: None });
     }
 
-    /// The range that starts there is gone.
-    pub fn remove(&self, start: u64) {
-        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
-        ranges.remove(&start);
-        if ranges.is_empty() {
-            self.least.store(u64::MAX, Ordering::Release);
-            self.most.store(0, Ordering::Release);
+    /// Kernels can reach `bytes` at `start` until the library (or module) is unloaded.
+    pub fn add_managed(&self, library: usize, start: u64, bytes: u64) {
+        self.insert(start, Range { bytes, library: Some(library) });
+    }
+
+    fn insert(&self, start: u64, range: Range) {
+        if range.bytes == 0 {
+            return;
         }
+        let end = start.saturating_add(range.bytes);
+        self.change(|ranges| {
+            // What lies where something new is has gone unseen, with its context.
+            let overlaps = |(from, old): (&u64, &Range)| from.saturating_add(old.bytes) > start;
+            let gone: Vec<u64> =
+                ranges.range(..end).rev().take_while(|entry| overlaps(*entry)).map(|(from, _)| *from).collect();
+            for from in gone {
+                ranges.remove(&from);
+            }
+            ranges.insert(start, range);
+        });
+    }
+
+    /// The range that starts there is gone. Gives its size in bytes, if there was one.
+    pub fn remove(&self, start: u64) -> Option<u64> {
+        if !self.contains(start) {
+            return None;
+        }
+        self.change(|ranges| ranges.remove(&start)).map(|range| range.bytes)
+    }
+
+    /// A library is unloaded.
+    pub fn forget_library(&self, library: usize) {
+        self.change(|ranges| ranges.retain(|_, range| range.library != Some(library)));
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut BTreeMap<u64, Range>) -> T) -> T {
+        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        let result = change(&mut ranges);
+        let least = ranges.first_key_value().map_or(u64::MAX, |(start, _)| *start);
+        let most = ranges.last_key_value().map_or(0, |(start, range)| start.saturating_add(range.bytes));
+        self.least.store(least, Ordering::Release);
+        self.most.store(most, Ordering::Release);
+        result
     }
 
     /// Whether `address` lies in one of them.
@@ -50,7 +89,7 @@ impl HostRanges {
             return false;
         }
         let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
-        ranges.range(..=address).next_back().is_some_and(|(start, bytes)| address - start < *bytes)
+        ranges.range(..=address).next_back().is_some_and(|(start, range)| address - start < range.bytes)
     }
 }
 
@@ -69,5 +108,38 @@ mod tests {
         assert!(!ranges.contains(1005) && ranges.contains(2000));
         ranges.remove(2000);
         assert!(!ranges.contains(2000));
+    }
+
+    #[test]
+    fn what_is_new_replaces_what_was_there() {
+        let ranges = HostRanges::default();
+        ranges.add(1000, 10);
+        ranges.add(1100, 10);
+        ranges.add(2000, 10);
+        ranges.add(500, 605);
+        assert!(ranges.contains(500) && ranges.contains(1050) && ranges.contains(1104));
+        assert!(!ranges.contains(1105), "the range that reached beyond has gone as a whole");
+        assert!(ranges.contains(2009));
+        assert_eq!(ranges.remove(1000), None, "it is not there any more");
+        assert_eq!(ranges.remove(500), Some(605));
+        assert!(!ranges.contains(1050) && ranges.contains(2000));
+    }
+
+    #[test]
+    fn a_range_of_no_bytes_is_none() {
+        let ranges = HostRanges::default();
+        ranges.add(1000, 0);
+        assert!(!ranges.contains(1000));
+        assert_eq!(ranges.remove(1000), None);
+    }
+
+    #[test]
+    fn managed_globals_go_with_their_library() {
+        let ranges = HostRanges::default();
+        ranges.add_managed(1, 1000, 10);
+        ranges.add_managed(2, 2000, 10);
+        ranges.add(3000, 10);
+        ranges.forget_library(1);
+        assert!(!ranges.contains(1000) && ranges.contains(2000) && ranges.contains(3000));
     }
 }

@@ -24,6 +24,7 @@ mod graphs;
 mod handles;
 mod hints;
 mod host_ranges;
+mod images;
 mod log;
 mod moves;
 // A test executable must not define the driver's symbols itself.

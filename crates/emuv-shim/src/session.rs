@@ -24,6 +24,7 @@ use crate::{
     handles::Handles,
     hints,
     host_ranges::HostRanges,
+    images::Images,
     log,
     real::Real,
 };
@@ -52,6 +53,8 @@ pub(crate) struct Session {
     pub graphs: Graphs,
     /// Memory of the host that kernels can reach.
     pub host_ranges: HostRanges,
+    /// What the driver takes for code and contexts' limits.
+    pub images: Images,
     /// Where the program mapped handles of its own that the driver serves.
     pub mappings: Mappings,
     ledger: Ledger,
@@ -60,6 +63,8 @@ pub(crate) struct Session {
     /// Raised whenever a context goes.
     generation: AtomicU64,
     devices: [OnceLock<Option<Device>>; MAX_DEVICES],
+    /// All arenas lie between these addresses, most words of a kernel's arguments do not.
+    arenas: (AtomicU64, AtomicU64),
     spill_said: AtomicBool,
     degraded: AtomicBool,
 }
@@ -132,6 +137,7 @@ impl Session {
             globals: Globals::default(),
             graphs: Graphs::default(),
             host_ranges: HostRanges::default(),
+            images: Images::default(),
             sole_device: OnceLock::new(),
             generation: AtomicU64::new(1),
             ledger: {
@@ -141,6 +147,7 @@ impl Session {
             },
             quiet: on(env::QUIET),
             devices: [const { OnceLock::new() }; MAX_DEVICES],
+            arenas: (AtomicU64::new(u64::MAX), AtomicU64::new(0)),
             spill_said: AtomicBool::new(false),
             degraded: AtomicBool::new(false),
         })
@@ -150,7 +157,11 @@ impl Session {
     pub fn device(&self, ordinal: CUdevice) -> Option<&Device> {
         let cell = self.devices.get(usize::try_from(ordinal).ok()?)?;
         cell.get_or_init(|| match Device::open(self, ordinal) {
-            Ok(device) => Some(device),
+            Ok(device) => {
+                self.arenas.0.fetch_min(device.arena.base(), Ordering::Release);
+                self.arenas.1.fetch_max(device.arena.base() + device.arena.bytes(), Ordering::Release);
+                Some(device)
+            }
             Err(error) => {
                 log::error(format_args!("GPU {ordinal}: {error}; its memory is left to the driver"));
                 None
@@ -179,9 +190,11 @@ impl Session {
         Some((owner, device))
     }
 
-    /// A context is gone: its handle may come again, for another device.
-    pub fn context_gone(&self) {
+    /// Contexts are gone, with their code: handles may come again, for another device.
+    pub fn contexts_gone(&self, contexts: &[Owner]) {
         self.generation.fetch_add(1, Ordering::AcqRel);
+        self.functions.forget();
+        self.images.contexts_gone(self, contexts);
     }
 
     /// Every device that has been used.
@@ -200,6 +213,9 @@ impl Session {
 
     /// The device whose arena `address` lies in.
     pub fn device_at(&self, address: u64) -> Option<&Device> {
+        if address < self.arenas.0.load(Ordering::Acquire) || address >= self.arenas.1.load(Ordering::Acquire) {
+            return None;
+        }
         self.devices().find(|device| device.arena.contains(address))
     }
 
@@ -227,6 +243,11 @@ impl Session {
         if let Some(counters) = ordinal.ok().and_then(|ordinal| self.counters(ordinal)) {
             counters.launches.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Whether anything ever moves between the tiers.
+    pub fn moves(&self) -> bool {
+        self.policy != Policy::Static
     }
 
     /// Whether new allocations are still placed by emuV.

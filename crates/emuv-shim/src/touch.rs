@@ -1,5 +1,7 @@
 //! What a piece of GPU work may touch, as far as its call shows.
 
+use crate::session::Session;
+
 /// Addresses that most kernels have fewer of.
 const INLINE: usize = 24;
 
@@ -49,6 +51,18 @@ impl Touch {
         } else {
             self.more.push(address);
         }
+    }
+
+    /// Takes a word for what it may be: an address in an arena, or one through which the host's memory is reached. Says
+    /// whether it lies in an arena.
+    pub fn look_at(&mut self, session: &Session, word: u64) -> bool {
+        let ours = session.device_at(word).is_some();
+        if ours {
+            self.add(word);
+        } else {
+            self.everything |= session.host_ranges.contains(word);
+        }
+        ours
     }
 
     /// The addresses, in the order in which they were added.

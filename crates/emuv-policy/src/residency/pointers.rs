@@ -10,7 +10,7 @@
 //! Where no search can follow (the work may have written anything; it was there before works were told), all memory is
 //! searched when nothing runs, and works that come meanwhile are held.
 
-use super::{Residency, Use, note_use};
+use super::{Residency, Use, works::note_use};
 
 /// See the module's head.
 #[derive(Debug, Default)]

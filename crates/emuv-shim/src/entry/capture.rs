@@ -4,6 +4,8 @@
 //! As in `entry/mod.rs`: the program calls under the driver function's own contract.
 #![allow(unsafe_code)]
 
+use core::ffi::c_void;
+
 use emuv_cuda::{CUresult, types::*};
 
 use crate::{entry::entries, moves, pools, session::Session, streams};
@@ -52,6 +54,28 @@ entries! {
         // SAFETY: the program's own arguments.
         begin(session, key(hStream, true), || unsafe {
             driver.cuStreamBeginCaptureToGraph_ptsz(hStream, hGraph, dependencies, dependencyData, numDependencies, mode)
+        })
+    }
+
+    /// A capture that changes an existing graph begins.
+    fn cuStreamBeginRecaptureToGraph(
+        hStream: CUstream, mode: CUstreamCaptureMode, hGraph: CUgraph, callbackFunc: CUgraphRecaptureCallback,
+        userData: *mut c_void,
+    ) |session, driver| {
+        // SAFETY: the program's own arguments.
+        begin(session, key(hStream, false), || unsafe {
+            driver.cuStreamBeginRecaptureToGraph(hStream, mode, hGraph, callbackFunc, userData)
+        })
+    }
+
+    /// A capture that changes an existing graph begins.
+    fn cuStreamBeginRecaptureToGraph_ptsz(
+        hStream: CUstream, mode: CUstreamCaptureMode, hGraph: CUgraph, callbackFunc: CUgraphRecaptureCallback,
+        userData: *mut c_void,
+    ) |session, driver| {
+        // SAFETY: the program's own arguments.
+        begin(session, key(hStream, true), || unsafe {
+            driver.cuStreamBeginRecaptureToGraph_ptsz(hStream, mode, hGraph, callbackFunc, userData)
         })
     }
 

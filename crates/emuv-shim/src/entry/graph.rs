@@ -1,12 +1,22 @@
-//! Graphs' own memory: the driver's; what it holds is charged against the VRAM budget.
+//! Graphs: looked through when they are made executable or changed then, because their launch shows no arguments.
+//! Memory of their own is the driver's; what it holds is charged against the VRAM budget.
 //!
 //! # Safety
 //! As in `entry/mod.rs`: the program calls under the driver function's own contract.
 #![allow(unsafe_code)]
 
-use emuv_cuda::types::*;
+use core::ffi::{c_char, c_ulonglong};
 
-use crate::{account::Kind, calls, device::Device, entry::entries, session::Session};
+use emuv_cuda::{CUresult, types::*};
+
+use crate::{
+    account::Kind,
+    calls,
+    device::Device,
+    entry::entries,
+    graphs::{Reach, read},
+    session::Session,
+};
 
 entries! {
     /// From now on the device's graphs hold memory.
@@ -20,6 +30,195 @@ entries! {
         watch(session, session.device(calls::current_device(session.real).ok()?)?);
         None
     }
+
+    /// The first form of the call.
+    fn cuGraphInstantiate(
+        phGraphExec: *mut CUgraphExec, hGraph: CUgraph, phErrorNode: *mut CUgraphNode, logBuffer: *mut c_char,
+        bufferSize: usize,
+    ) |session, driver| {
+        // SAFETY: the program's own arguments.
+        let result = unsafe { driver.cuGraphInstantiate(phGraphExec, hGraph, phErrorNode, logBuffer, bufferSize) };
+        // SAFETY: the driver has written the handle where it succeeded.
+        Some(unsafe { instantiated(session, result, phGraphExec, hGraph, 0) })
+    }
+
+    /// Looked through.
+    fn cuGraphInstantiate_v2(
+        phGraphExec: *mut CUgraphExec, hGraph: CUgraph, phErrorNode: *mut CUgraphNode, logBuffer: *mut c_char,
+        bufferSize: usize,
+    ) |session, driver| {
+        // SAFETY: the program's own arguments.
+        let result = unsafe { driver.cuGraphInstantiate_v2(phGraphExec, hGraph, phErrorNode, logBuffer, bufferSize) };
+        // SAFETY: as above.
+        Some(unsafe { instantiated(session, result, phGraphExec, hGraph, 0) })
+    }
+
+    /// Looked through.
+    fn cuGraphInstantiateWithFlags(phGraphExec: *mut CUgraphExec, hGraph: CUgraph, flags: c_ulonglong)
+    |session, driver| {
+        // SAFETY: the program's own arguments.
+        let result = unsafe { driver.cuGraphInstantiateWithFlags(phGraphExec, hGraph, flags) };
+        // SAFETY: as above.
+        Some(unsafe { instantiated(session, result, phGraphExec, hGraph, flags) })
+    }
+
+    /// Looked through.
+    fn cuGraphInstantiateWithParams(
+        phGraphExec: *mut CUgraphExec, hGraph: CUgraph, instantiateParams: *mut CUDA_GRAPH_INSTANTIATE_PARAMS,
+    ) |session, driver| {
+        // SAFETY: null or valid by the driver's contract.
+        let flags = unsafe { instantiateParams.as_ref() }.map_or(0, |parameters| parameters.flags);
+        // SAFETY: the program's own arguments.
+        let result = unsafe { driver.cuGraphInstantiateWithParams(phGraphExec, hGraph, instantiateParams) };
+        // SAFETY: as above.
+        Some(unsafe { instantiated(session, result, phGraphExec, hGraph, flags) })
+    }
+
+    /// Looked through.
+    fn cuGraphInstantiateWithParams_ptsz(
+        phGraphExec: *mut CUgraphExec, hGraph: CUgraph, instantiateParams: *mut CUDA_GRAPH_INSTANTIATE_PARAMS,
+    ) |session, driver| {
+        // SAFETY: null or valid by the driver's contract.
+        let flags = unsafe { instantiateParams.as_ref() }.map_or(0, |parameters| parameters.flags);
+        // SAFETY: the program's own arguments.
+        let result = unsafe { driver.cuGraphInstantiateWithParams_ptsz(phGraphExec, hGraph, instantiateParams) };
+        // SAFETY: as above.
+        Some(unsafe { instantiated(session, result, phGraphExec, hGraph, flags) })
+    }
+
+    /// The first form of the call.
+    fn cuGraphExecUpdate(
+        hGraphExec: CUgraphExec, hGraph: CUgraph, hErrorNode_out: *mut CUgraphNode,
+        updateResult_out: *mut CUgraphExecUpdateResult,
+    ) |session, driver| {
+        // SAFETY: the program's own arguments.
+        let call = || unsafe { driver.cuGraphExecUpdate(hGraphExec, hGraph, hErrorNode_out, updateResult_out) };
+        Some(updated(session, hGraphExec, hGraph, call))
+    }
+
+    /// Looked through again.
+    fn cuGraphExecUpdate_v2(hGraphExec: CUgraphExec, hGraph: CUgraph, resultInfo: *mut CUgraphExecUpdateResultInfo)
+    |session, driver| {
+        // SAFETY: the program's own arguments.
+        let call = || unsafe { driver.cuGraphExecUpdate_v2(hGraphExec, hGraph, resultInfo) };
+        Some(updated(session, hGraphExec, hGraph, call))
+    }
+
+    /// Forgotten.
+    fn cuGraphExecDestroy(hGraphExec: CUgraphExec) |session, _driver| {
+        session.graphs.forget(hGraphExec);
+        None
+    }
+}
+
+/// Entries that change a node of an executable graph: the arguments, the graph and what the node touches then.
+macro_rules! node_changes {
+    ($(fn $name:ident($exec:ident; $($arg:ident: $ty:ty),*) reaches |$session:ident| $reach:expr;)*) => {
+        entries! {
+            $(
+                /// What the node touches now is added; what it touched may be what another one touches.
+                fn $name($exec: CUgraphExec, $($arg: $ty),*) |session, driver| {
+                    // Before the call: the graph may be launched right after it.
+                    if session.moves() {
+                        let $session = session;
+                        // SAFETY: null or valid by the driver's contract.
+                        #[allow(unused_unsafe)]
+                        let reach = unsafe { $reach };
+                        session.graphs.widen($exec, reach);
+                    }
+                    // SAFETY: the program's own arguments.
+                    Some(unsafe { driver.$name($exec, $($arg),*) })
+                }
+            )*
+        }
+    };
+}
+
+node_changes! {
+    fn cuGraphExecKernelNodeSetParams(hGraphExec; hNode: CUgraphNode, nodeParams: *const CUDA_KERNEL_NODE_PARAMS_v1) reaches |session| of_kernel_v1(session, nodeParams);
+    fn cuGraphExecKernelNodeSetParams_v2(hGraphExec; hNode: CUgraphNode, nodeParams: *const CUDA_KERNEL_NODE_PARAMS_v2) reaches |session| of_kernel(session, nodeParams);
+    fn cuGraphExecMemcpyNodeSetParams(hGraphExec; hNode: CUgraphNode, copyParams: *const CUDA_MEMCPY3D, ctx: CUcontext) reaches |session| of_copy(session, copyParams);
+    fn cuGraphExecMemsetNodeSetParams(hGraphExec; hNode: CUgraphNode, memsetParams: *const CUDA_MEMSET_NODE_PARAMS, ctx: CUcontext) reaches |session| of_set(session, memsetParams);
+    fn cuGraphExecBatchMemOpNodeSetParams(hGraphExec; hNode: CUgraphNode, nodeParams: *const CUDA_BATCH_MEM_OP_NODE_PARAMS) reaches |session| of_operations(session, nodeParams);
+    fn cuGraphExecChildGraphNodeSetParams(hGraphExec; hNode: CUgraphNode, childGraph: CUgraph) reaches |session| read(session, childGraph);
+    fn cuGraphExecNodeSetParams(hGraphExec; hNode: CUgraphNode, nodeParams: *mut CUgraphNodeParams) reaches |session| of_node(session, nodeParams);
+}
+
+/// Reads the description of a node if there is one; the driver refuses a call without.
+macro_rules! if_given {
+    ($($name:ident($session:ident, $node:ident: $ty:ty) $read:block)*) => {
+        $(
+            /// # Safety
+            /// Null or a valid description.
+            unsafe fn $name($session: &Session, node: *const $ty) -> Reach {
+                // SAFETY: the caller's word.
+                let Some($node) = (unsafe { node.as_ref() }) else { return Reach::default() };
+                // SAFETY: as above.
+                #[allow(unused_unsafe)]
+                unsafe { $read }
+            }
+        )*
+    };
+}
+
+if_given! {
+    of_kernel_v1(session, node: CUDA_KERNEL_NODE_PARAMS_v1) {
+        Reach::of_kernel(session, node.func, node.kernelParams, node.extra)
+    }
+    of_kernel(session, node: CUDA_KERNEL_NODE_PARAMS_v2) {
+        let function = if node.func.is_null() { node.kern.cast() } else { node.func };
+        Reach::of_kernel(session, function, node.kernelParams, node.extra)
+    }
+    of_copy(session, node: CUDA_MEMCPY3D) { Reach::of_copy(session, node) }
+    of_set(_session, node: CUDA_MEMSET_NODE_PARAMS) { Reach::of_address(node.dst) }
+    of_operations(_session, node: CUDA_BATCH_MEM_OP_NODE_PARAMS) { Reach::of_operations(node.paramArray, node.count) }
+    of_node(session, node: CUgraphNodeParams) {
+        let any = &node.__bindgen_anon_1;
+        match node.type_ {
+            CU_GRAPH_NODE_TYPE_KERNEL => {
+                let kernel = any.kernel;
+                let function = if kernel.func.is_null() { kernel.kern.cast() } else { kernel.func };
+                Reach::of_kernel(session, function, kernel.kernelParams, kernel.extra)
+            }
+            CU_GRAPH_NODE_TYPE_MEMCPY => Reach::of_copy(session, &any.memcpy.copyParams),
+            CU_GRAPH_NODE_TYPE_MEMSET => Reach::of_address(any.memset.dst),
+            CU_GRAPH_NODE_TYPE_BATCH_MEM_OP => Reach::of_operations(any.memOp.paramArray, any.memOp.count),
+            CU_GRAPH_NODE_TYPE_GRAPH => read(session, any.graph.graph),
+            kind => Reach::of_other(kind),
+        }
+    }
+}
+
+/// # Safety
+/// `exec` is valid if the call succeeded.
+unsafe fn instantiated(
+    session: &Session,
+    result: CUresult,
+    exec: *const CUgraphExec,
+    graph: CUgraph,
+    flags: c_ulonglong,
+) -> CUresult {
+    if result == CUresult::SUCCESS && session.moves() {
+        let by_kernels = flags & c_ulonglong::from(CUDA_GRAPH_INSTANTIATE_FLAG_DEVICE_LAUNCH) != 0;
+        // SAFETY: the caller's word.
+        session.graphs.add(unsafe { *exec }, read(session, graph), by_kernels);
+    }
+    result
+}
+
+/// After a success the executable graph touches what the graph does and nothing else; a failure may have changed a
+/// part of it.
+fn updated(session: &Session, exec: CUgraphExec, graph: CUgraph, call: impl FnOnce() -> CUresult) -> CUresult {
+    let result = call();
+    if session.moves() {
+        let reach = read(session, graph);
+        if result == CUresult::SUCCESS {
+            session.graphs.replace(exec, reach);
+        } else {
+            session.graphs.widen(exec, reach);
+        }
+    }
+    result
 }
 
 /// Charges what the device's graphs hold, now and whenever the accounts are read again.

@@ -6,7 +6,7 @@
 
 use core::ffi::{c_uint, c_void};
 
-use emuv_cuda::CUresult;
+use emuv_cuda::{CUresult, types::*};
 
 use crate::{entry::entries, session::Session};
 
@@ -28,9 +28,9 @@ entries! {
     }
 
     /// Forgotten.
-    fn cuMemFreeHost(p: *mut c_void) |session, _driver| {
-        session.host_ranges.remove(p as u64);
-        None
+    fn cuMemFreeHost(p: *mut c_void) |session, driver| {
+        // SAFETY: the program's own argument.
+        Some(forget(session, p as u64, || unsafe { driver.cuMemFreeHost(p) }))
     }
 
     /// Remembered.
@@ -44,10 +44,41 @@ entries! {
     }
 
     /// Forgotten.
-    fn cuMemHostUnregister(p: *mut c_void) |session, _driver| {
-        session.host_ranges.remove(p as u64);
-        None
+    fn cuMemHostUnregister(p: *mut c_void) |session, driver| {
+        // SAFETY: the program's own argument.
+        Some(forget(session, p as u64, || unsafe { driver.cuMemHostUnregister(p) }))
     }
+
+    /// Where the host may touch a mapping of the program's own, pointers may be written without a call.
+    fn cuMemSetAccess(ptr: CUdeviceptr, size: usize, desc: *const CUmemAccessDesc, count: usize) |session, driver| {
+        // SAFETY: the program's own arguments.
+        let result = unsafe { driver.cuMemSetAccess(ptr, size, desc, count) };
+        if result == CUresult::SUCCESS && !desc.is_null() {
+            // SAFETY: as many as the program says.
+            let given = unsafe { std::slice::from_raw_parts(desc, count) };
+            if given.iter().any(|access| is_host(access.location.type_) && access.flags != CU_MEM_ACCESS_FLAGS_PROT_NONE) {
+                session.host_ranges.add(ptr, size as u64);
+            }
+        }
+        Some(result)
+    }
+}
+
+fn is_host(location: CUmemLocationType) -> bool {
+    matches!(
+        location,
+        CU_MEM_LOCATION_TYPE_HOST | CU_MEM_LOCATION_TYPE_HOST_NUMA | CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT
+    )
+}
+
+/// Memory of the host goes: forgotten before, because its address may be somebody else's right after.
+pub(crate) fn forget(session: &Session, start: u64, call: impl FnOnce() -> CUresult) -> CUresult {
+    let bytes = session.host_ranges.remove(start);
+    let result = call();
+    if let (Some(bytes), false) = (bytes, result == CUresult::SUCCESS) {
+        session.host_ranges.add(start, bytes);
+    }
+    result
 }
 
 /// # Safety

@@ -4,7 +4,7 @@
 //! As in `entry/mod.rs`: the program calls under the driver function's own contract.
 #![allow(unsafe_code)]
 
-use core::ffi::{c_uint, c_void};
+use core::ffi::{c_int, c_uint, c_void};
 
 use emuv_cuda::{CUresult, types::*};
 
@@ -84,7 +84,7 @@ macro_rules! extended {
                     extra: *mut *mut c_void,
                 ) |session, driver| {
                     // SAFETY: null or valid by the driver's contract.
-                    let Some(c) = (unsafe { config.as_ref() }) else { return None };
+                    let c = unsafe { config.as_ref() }?;
                     let shape = Shape {
                         function: f,
                         dimensions: [
@@ -113,7 +113,7 @@ entries! {
         session.count_launch();
         // SAFETY: the program's own arguments.
         let call = || unsafe { driver.cuGraphLaunch(hGraphExec, hStream) };
-        Some(moves::launch(session, hStream, false, || session.graphs.touch(hGraphExec), call))
+        Some(moves::launch(session, hStream, false, || session.graphs.touch(session, hGraphExec), call))
     }
 
     /// Tracked as a whole.
@@ -121,21 +121,56 @@ entries! {
         session.count_launch();
         // SAFETY: the program's own arguments.
         let call = || unsafe { driver.cuGraphLaunch_ptsz(hGraphExec, hStream) };
-        Some(moves::launch(session, hStream, true, || session.graphs.touch(hGraphExec), call))
+        Some(moves::launch(session, hStream, true, || session.graphs.touch(session, hGraphExec), call))
     }
 
-    /// What it launches on several devices is not looked at.
+    /// One launch on each of several streams. Works are tracked by one stream each, so this one is waited for.
     fn cuLaunchCooperativeKernelMultiDevice(
         launchParamsList: *mut CUDA_LAUNCH_PARAMS, numDevices: c_uint, flags: c_uint,
     ) |session, driver| {
         session.count_launch();
-        // SAFETY: the program's own arguments.
-        let call = || unsafe { driver.cuLaunchCooperativeKernelMultiDevice(launchParamsList, numDevices, flags) };
+        let call = || {
+            // SAFETY: the program's own arguments.
+            let result = unsafe { driver.cuLaunchCooperativeKernelMultiDevice(launchParamsList, numDevices, flags) };
+            if result == CUresult::SUCCESS && moves::active(session) {
+                for index in 0..numDevices as usize {
+                    // SAFETY: the driver has just used them: as many as the call says.
+                    let stream = unsafe { (*launchParamsList.add(index)).hStream };
+                    // SAFETY: as above; what went wrong the program is told by its next call.
+                    let _ = unsafe { driver.cuStreamSynchronize(stream) };
+                }
+            }
+            result
+        };
         Some(moves::launch(session, std::ptr::null_mut(), false, Touch::everything, call))
+    }
+
+    /// Its arguments have been set by calls of their own.
+    fn cuLaunch(f: CUfunction) |session, driver| {
+        session.count_launch();
+        // SAFETY: the program's own arguments.
+        Some(moves::launch(session, std::ptr::null_mut(), false, Touch::everything, || unsafe { driver.cuLaunch(f) }))
+    }
+
+    /// Its arguments have been set by calls of their own.
+    fn cuLaunchGrid(f: CUfunction, grid_width: c_int, grid_height: c_int) |session, driver| {
+        session.count_launch();
+        // SAFETY: the program's own arguments.
+        let call = || unsafe { driver.cuLaunchGrid(f, grid_width, grid_height) };
+        Some(moves::launch(session, std::ptr::null_mut(), false, Touch::everything, call))
+    }
+
+    /// Its arguments have been set by calls of their own.
+    fn cuLaunchGridAsync(f: CUfunction, grid_width: c_int, grid_height: c_int, hStream: CUstream) |session, driver| {
+        session.count_launch();
+        // SAFETY: the program's own arguments.
+        let call = || unsafe { driver.cuLaunchGridAsync(f, grid_width, grid_height, hStream) };
+        Some(moves::launch(session, hStream, false, Touch::everything, call))
     }
 }
 
 /// A stream as a call names it.
+#[derive(Clone, Copy)]
 struct Stream {
     handle: CUstream,
     per_thread: bool,

@@ -19,7 +19,9 @@ entries! {
             // SAFETY: the program's own arguments.
             unsafe { driver.cuMemAllocManaged(dptr, bytesize, flags) }.ok()?;
             // SAFETY: the driver has written it.
-            Ok(unsafe { *dptr })
+            let address = unsafe { *dptr };
+            session.host_ranges.add(address, bytesize as u64);
+            Ok(address)
         }))
     }
 }

@@ -8,7 +8,13 @@ use core::ffi::c_uint;
 
 use emuv_cuda::{CUresult, types::*};
 
-use crate::{account::Kind, arena::Refusal, entry::entries, log, session::Session};
+use crate::{
+    account::Kind,
+    arena::Refusal,
+    entry::{entries, host},
+    log,
+    session::Session,
+};
 
 /// The pitch that the driver gives: rows start on 512 bytes (measured).
 const PITCH_BYTES: usize = 512;
@@ -62,7 +68,7 @@ entries! {
             return Some(device.free(session, dptr).into());
         }
         // SAFETY: the program's own argument.
-        let result = unsafe { driver.cuMemFree_v2(dptr) };
+        let result = host::forget(session, dptr, || unsafe { driver.cuMemFree_v2(dptr) });
         if result == CUresult::SUCCESS {
             session.release_account(Kind::Managed, dptr);
         }

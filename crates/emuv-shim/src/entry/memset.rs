@@ -8,7 +8,7 @@ use core::ffi::{c_uchar, c_uint, c_ushort};
 
 use emuv_cuda::types::*;
 
-use crate::{entry::entries, touch::Touch};
+use crate::{entry::entries, session, touch::Touch};
 
 /// Defines entries of transfers: the call as it is, the stream (null: the default one), whether the form is
 /// per-thread, and what it touches.
@@ -35,6 +35,52 @@ fn written(address: CUdeviceptr) -> Touch {
     let mut touch = Touch::nothing();
     touch.add(address);
     touch
+}
+
+/// A word that may itself be an address.
+fn signalled(address: CUdeviceptr, value: cuuint64_t) -> Touch {
+    let mut touch = written(address);
+    touch.may_store_pointers = session::current().is_none_or(|session| session.device_at(value).is_some());
+    touch
+}
+
+/// # Safety
+/// The array has `count` elements.
+unsafe fn batch(operations: *const CUstreamBatchMemOpParams, count: c_uint) -> Touch {
+    let mut touch = Touch::nothing();
+    touch.may_store_pointers = true;
+    // SAFETY: the caller's word.
+    let readable = unsafe { operands(operations, count, |address| touch.add(address)) };
+    if readable { touch } else { Touch::everything() }
+}
+
+/// Gives the addresses of operations on memory. False: there is one of an unknown kind.
+///
+/// # Safety
+/// The array is null or has `count` elements.
+pub(crate) unsafe fn operands(
+    operations: *const CUstreamBatchMemOpParams,
+    count: c_uint,
+    mut each: impl FnMut(CUdeviceptr),
+) -> bool {
+    if operations.is_null() {
+        return count == 0;
+    }
+    for index in 0..count as usize {
+        // SAFETY: the caller's word. Every kind of operation begins with its number.
+        let operation = unsafe { &*operations.add(index) };
+        // SAFETY: as above, and the number says which kind it is.
+        unsafe {
+            match operation.operation {
+                CU_STREAM_MEM_OP_WAIT_VALUE_32 | CU_STREAM_MEM_OP_WAIT_VALUE_64 => each(operation.waitValue.address),
+                CU_STREAM_MEM_OP_WRITE_VALUE_32 | CU_STREAM_MEM_OP_WRITE_VALUE_64 => each(operation.writeValue.address),
+                CU_STREAM_MEM_OP_ATOMIC_REDUCTION => each(operation.atomicReduction.address),
+                CU_STREAM_MEM_OP_BARRIER | CU_STREAM_MEM_OP_FLUSH_REMOTE_WRITES => {}
+                _ => return false,
+            }
+        }
+    }
+    true
 }
 
 transfers! {
@@ -74,8 +120,42 @@ transfers! {
     fn cuStreamWriteValue32_ptsz(stream: CUstream, addr: CUdeviceptr, value: cuuint32_t, flags: c_uint) on stream, true touches written(addr);
     fn cuStreamWriteValue32_v2(stream: CUstream, addr: CUdeviceptr, value: cuuint32_t, flags: c_uint) on stream, false touches written(addr);
     fn cuStreamWriteValue32_v2_ptsz(stream: CUstream, addr: CUdeviceptr, value: cuuint32_t, flags: c_uint) on stream, true touches written(addr);
-    fn cuStreamWriteValue64(stream: CUstream, addr: CUdeviceptr, value: cuuint64_t, flags: c_uint) on stream, false touches written(addr);
-    fn cuStreamWriteValue64_ptsz(stream: CUstream, addr: CUdeviceptr, value: cuuint64_t, flags: c_uint) on stream, true touches written(addr);
-    fn cuStreamWriteValue64_v2(stream: CUstream, addr: CUdeviceptr, value: cuuint64_t, flags: c_uint) on stream, false touches written(addr);
-    fn cuStreamWriteValue64_v2_ptsz(stream: CUstream, addr: CUdeviceptr, value: cuuint64_t, flags: c_uint) on stream, true touches written(addr);
+    fn cuStreamWriteValue64(stream: CUstream, addr: CUdeviceptr, value: cuuint64_t, flags: c_uint) on stream, false touches signalled(addr, value);
+    fn cuStreamWriteValue64_ptsz(stream: CUstream, addr: CUdeviceptr, value: cuuint64_t, flags: c_uint) on stream, true touches signalled(addr, value);
+    fn cuStreamWriteValue64_v2(stream: CUstream, addr: CUdeviceptr, value: cuuint64_t, flags: c_uint) on stream, false touches signalled(addr, value);
+    fn cuStreamWriteValue64_v2_ptsz(stream: CUstream, addr: CUdeviceptr, value: cuuint64_t, flags: c_uint) on stream, true touches signalled(addr, value);
+    fn cuStreamBatchMemOp(stream: CUstream, count: c_uint, paramArray: *mut CUstreamBatchMemOpParams, flags: c_uint) on stream, false touches batch(paramArray, count);
+    fn cuStreamBatchMemOp_ptsz(stream: CUstream, count: c_uint, paramArray: *mut CUstreamBatchMemOpParams, flags: c_uint) on stream, true touches batch(paramArray, count);
+    fn cuStreamBatchMemOp_v2(stream: CUstream, count: c_uint, paramArray: *mut CUstreamBatchMemOpParams, flags: c_uint) on stream, false touches batch(paramArray, count);
+    fn cuStreamBatchMemOp_v2_ptsz(stream: CUstream, count: c_uint, paramArray: *mut CUstreamBatchMemOpParams, flags: c_uint) on stream, true touches batch(paramArray, count);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_addresses_of_operations_are_seen_and_an_unknown_one_is_said_to_be_so() {
+        let operation = |kind| {
+            let mut operation = CUstreamBatchMemOpParams { pad: [0; 6] };
+            operation.operation = kind;
+            operation
+        };
+        let mut wait = operation(CU_STREAM_MEM_OP_WAIT_VALUE_64);
+        let mut write = operation(CU_STREAM_MEM_OP_WRITE_VALUE_32);
+        let mut add = operation(CU_STREAM_MEM_OP_ATOMIC_REDUCTION);
+        wait.waitValue.address = 0x1000;
+        write.writeValue.address = 0x2000;
+        add.atomicReduction.address = 0x3000;
+        let seen = |operations: &[CUstreamBatchMemOpParams]| {
+            let mut seen = Vec::new();
+            let count = c_uint::try_from(operations.len()).unwrap();
+            // SAFETY: as many as there are.
+            unsafe { operands(operations.as_ptr(), count, |address| seen.push(address)) }.then_some(seen)
+        };
+        let flush = operation(CU_STREAM_MEM_OP_FLUSH_REMOTE_WRITES);
+        assert_eq!(seen(&[wait, flush, write, add]), Some(vec![0x1000, 0x2000, 0x3000]));
+        assert_eq!(seen(&[wait, operation(77)]), None);
+        assert_eq!(seen(&[]), Some(vec![]));
+    }
 }

@@ -18,6 +18,7 @@ use crate::{
 pub(crate) mod array;
 pub(crate) mod capture;
 pub(crate) mod context;
+pub(crate) mod export;
 pub(crate) mod graph;
 pub(crate) mod host;
 pub(crate) mod init;
@@ -29,6 +30,7 @@ pub(crate) mod module;
 pub(crate) mod nvml;
 pub(crate) mod pool;
 pub(crate) mod query;
+pub(crate) mod texture;
 pub(crate) mod transfer;
 pub(crate) mod vmm;
 pub(crate) mod wait;

@@ -5,23 +5,20 @@
 //! or valid by it, arrays have as many elements as the call says.
 #![allow(unsafe_code)]
 
-use core::ffi::{c_ulonglong, c_void};
+use core::ffi::{c_uint, c_ulonglong, c_void};
 
 use emuv_cuda::types::*;
 
 use crate::{
     entry::{entries, memset::transfers},
-    session,
+    session::{self, Session},
     touch::Touch,
 };
 
-/// A copy within the device: pointers that it copies were found where they were before, or are found by the search
-/// of what was stored there.
+/// A copy of what was searched where it lies: what it points to is known.
 fn within(addresses: &[CUdeviceptr]) -> Touch {
     let mut touch = Touch::nothing();
     addresses.iter().for_each(|address| touch.add(*address));
-    // Where a pointer is copied to another place, the next search must find it there too.
-    touch.may_store_pointers = false;
     touch
 }
 
@@ -35,39 +32,37 @@ fn from_elsewhere(addresses: &[CUdeviceptr]) -> Touch {
 /// A copy between any two kinds of memory.
 fn unified(to: CUdeviceptr, from: CUdeviceptr) -> Touch {
     let Some(session) = session::current() else { return Touch::everything() };
-    if session.device_at(to).is_some() && session.device_at(from).is_none() {
-        return from_elsewhere(&[to]);
-    }
-    within(&[to, from])
+    if is_searched(session, CU_MEMORYTYPE_UNIFIED, from) { within(&[to, from]) } else { from_elsewhere(&[to]) }
 }
 
-/// # Safety
-/// Null or a valid description.
-unsafe fn flat(copy: *const CUDA_MEMCPY2D) -> Touch {
-    // SAFETY: the caller's word.
-    let Some(copy) = (unsafe { copy.as_ref() }) else { return Touch::nothing() };
-    described(copy.srcMemoryType, &[copy.srcDevice, copy.dstDevice, copy.srcHost as u64, copy.dstHost as u64])
+/// Whether a copy's source is memory that is searched for pointers: what lies in an arena.
+pub(crate) fn is_searched(session: &Session, kind: CUmemorytype, from: CUdeviceptr) -> bool {
+    matches!(kind, CU_MEMORYTYPE_DEVICE | CU_MEMORYTYPE_UNIFIED) && session.device_at(from).is_some()
 }
 
-/// # Safety
-/// Null or a valid description.
-unsafe fn boxed(copy: *const CUDA_MEMCPY3D) -> Touch {
-    // SAFETY: the caller's word.
-    let Some(copy) = (unsafe { copy.as_ref() }) else { return Touch::nothing() };
-    described(copy.srcMemoryType, &[copy.srcDevice, copy.dstDevice, copy.srcHost as u64, copy.dstHost as u64])
+/// What a described copy touches. Addresses that do not apply are none of ours, or harmless.
+macro_rules! described {
+    ($($name:ident $description:ty;)*) => {
+        $(
+            /// # Safety
+            /// Null or a valid description.
+            unsafe fn $name(copy: *const $description) -> Touch {
+                // SAFETY: the caller's word.
+                let Some(copy) = (unsafe { copy.as_ref() }) else { return Touch::nothing() };
+                let Some(session) = session::current() else { return Touch::everything() };
+                let mut touch =
+                    within(&[copy.srcDevice, copy.dstDevice, copy.srcHost as u64, copy.dstHost as u64]);
+                touch.may_store_pointers = !is_searched(session, copy.srcMemoryType, copy.srcDevice);
+                touch
+            }
+        )*
+    };
 }
 
-/// # Safety
-/// Null or a valid description.
-unsafe fn peer_box(copy: *const CUDA_MEMCPY3D_PEER) -> Touch {
-    // SAFETY: the caller's word.
-    let Some(copy) = (unsafe { copy.as_ref() }) else { return Touch::nothing() };
-    described(copy.srcMemoryType, &[copy.srcDevice, copy.dstDevice, copy.srcHost as u64, copy.dstHost as u64])
-}
-
-/// Addresses that do not apply are none of ours, or harmless.
-fn described(source: CUmemorytype, addresses: &[u64]) -> Touch {
-    if source == CU_MEMORYTYPE_DEVICE { within(addresses) } else { from_elsewhere(addresses) }
+described! {
+    flat CUDA_MEMCPY2D;
+    boxed CUDA_MEMCPY3D;
+    peer_box CUDA_MEMCPY3D_PEER;
 }
 
 /// # Safety
@@ -87,6 +82,10 @@ unsafe fn batch(to: *mut CUdeviceptr, from: *mut CUdeviceptr, count: usize) -> T
 }
 
 transfers! {
+    fn cuFabricCpyBatchAsync(numOps: usize, opList: *mut CUDA_FABRIC_COPY_BATCH_OP_v1, flags: c_ulonglong, hStream: CUstream) on hStream, false touches Touch::everything();
+    fn cuFabricCpyBatchAsync_ptsz(numOps: usize, opList: *mut CUDA_FABRIC_COPY_BATCH_OP_v1, flags: c_ulonglong, hStream: CUstream) on hStream, true touches Touch::everything();
+    fn cuMemBatchDecompressAsync(paramsArray: *mut CUmemDecompressParams, count: usize, flags: c_uint, errorIndex: *mut usize, stream: CUstream) on stream, false touches Touch::everything();
+    fn cuMemBatchDecompressAsync_ptsz(paramsArray: *mut CUmemDecompressParams, count: usize, flags: c_uint, errorIndex: *mut usize, stream: CUstream) on stream, true touches Touch::everything();
     fn cuMemcpy(dst: CUdeviceptr, src: CUdeviceptr, ByteCount: usize) on std::ptr::null_mut(), false touches unified(dst, src);
     fn cuMemcpy2DAsync_v2(pCopy: *const CUDA_MEMCPY2D_v2, hStream: CUstream) on hStream, false touches flat(pCopy);
     fn cuMemcpy2DAsync_v2_ptsz(pCopy: *const CUDA_MEMCPY2D_v2, hStream: CUstream) on hStream, true touches flat(pCopy);
@@ -118,10 +117,10 @@ transfers! {
     fn cuMemcpyBatchAsync_v2_ptsz(dsts: *mut CUdeviceptr, srcs: *mut CUdeviceptr, sizes: *mut usize, count: usize, attrs: *mut CUmemcpyAttributes_v1, attrIdxs: *mut usize, numAttrs: usize, hStream: CUstream) on hStream, true touches batch(dsts, srcs, count);
     fn cuMemcpyDtoA_v2(dstArray: CUarray, dstOffset: usize, srcDevice: CUdeviceptr, ByteCount: usize) on std::ptr::null_mut(), false touches within(&[srcDevice]);
     fn cuMemcpyDtoA_v2_ptds(dstArray: CUarray, dstOffset: usize, srcDevice: CUdeviceptr, ByteCount: usize) on std::ptr::null_mut(), true touches within(&[srcDevice]);
-    fn cuMemcpyDtoDAsync_v2(dstDevice: CUdeviceptr, srcDevice: CUdeviceptr, ByteCount: usize, hStream: CUstream) on hStream, false touches within(&[dstDevice, srcDevice]);
-    fn cuMemcpyDtoDAsync_v2_ptsz(dstDevice: CUdeviceptr, srcDevice: CUdeviceptr, ByteCount: usize, hStream: CUstream) on hStream, true touches within(&[dstDevice, srcDevice]);
-    fn cuMemcpyDtoD_v2(dstDevice: CUdeviceptr, srcDevice: CUdeviceptr, ByteCount: usize) on std::ptr::null_mut(), false touches within(&[dstDevice, srcDevice]);
-    fn cuMemcpyDtoD_v2_ptds(dstDevice: CUdeviceptr, srcDevice: CUdeviceptr, ByteCount: usize) on std::ptr::null_mut(), true touches within(&[dstDevice, srcDevice]);
+    fn cuMemcpyDtoDAsync_v2(dstDevice: CUdeviceptr, srcDevice: CUdeviceptr, ByteCount: usize, hStream: CUstream) on hStream, false touches unified(dstDevice, srcDevice);
+    fn cuMemcpyDtoDAsync_v2_ptsz(dstDevice: CUdeviceptr, srcDevice: CUdeviceptr, ByteCount: usize, hStream: CUstream) on hStream, true touches unified(dstDevice, srcDevice);
+    fn cuMemcpyDtoD_v2(dstDevice: CUdeviceptr, srcDevice: CUdeviceptr, ByteCount: usize) on std::ptr::null_mut(), false touches unified(dstDevice, srcDevice);
+    fn cuMemcpyDtoD_v2_ptds(dstDevice: CUdeviceptr, srcDevice: CUdeviceptr, ByteCount: usize) on std::ptr::null_mut(), true touches unified(dstDevice, srcDevice);
     fn cuMemcpyDtoHAsync_v2(dstHost: *mut c_void, srcDevice: CUdeviceptr, ByteCount: usize, hStream: CUstream) on hStream, false touches within(&[srcDevice]);
     fn cuMemcpyDtoHAsync_v2_ptsz(dstHost: *mut c_void, srcDevice: CUdeviceptr, ByteCount: usize, hStream: CUstream) on hStream, true touches within(&[srcDevice]);
     fn cuMemcpyDtoH_v2(dstHost: *mut c_void, srcDevice: CUdeviceptr, ByteCount: usize) on std::ptr::null_mut(), false touches within(&[srcDevice]);
@@ -130,10 +129,10 @@ transfers! {
     fn cuMemcpyHtoDAsync_v2_ptsz(dstDevice: CUdeviceptr, srcHost: *const c_void, ByteCount: usize, hStream: CUstream) on hStream, true touches from_elsewhere(&[dstDevice]);
     fn cuMemcpyHtoD_v2(dstDevice: CUdeviceptr, srcHost: *const c_void, ByteCount: usize) on std::ptr::null_mut(), false touches from_elsewhere(&[dstDevice]);
     fn cuMemcpyHtoD_v2_ptds(dstDevice: CUdeviceptr, srcHost: *const c_void, ByteCount: usize) on std::ptr::null_mut(), true touches from_elsewhere(&[dstDevice]);
-    fn cuMemcpyPeer(dstDevice: CUdeviceptr, dstContext: CUcontext, srcDevice: CUdeviceptr, srcContext: CUcontext, ByteCount: usize) on std::ptr::null_mut(), false touches within(&[dstDevice, srcDevice]);
-    fn cuMemcpyPeerAsync(dstDevice: CUdeviceptr, dstContext: CUcontext, srcDevice: CUdeviceptr, srcContext: CUcontext, ByteCount: usize, hStream: CUstream) on hStream, false touches within(&[dstDevice, srcDevice]);
-    fn cuMemcpyPeerAsync_ptsz(dstDevice: CUdeviceptr, dstContext: CUcontext, srcDevice: CUdeviceptr, srcContext: CUcontext, ByteCount: usize, hStream: CUstream) on hStream, true touches within(&[dstDevice, srcDevice]);
-    fn cuMemcpyPeer_ptds(dstDevice: CUdeviceptr, dstContext: CUcontext, srcDevice: CUdeviceptr, srcContext: CUcontext, ByteCount: usize) on std::ptr::null_mut(), true touches within(&[dstDevice, srcDevice]);
+    fn cuMemcpyPeer(dstDevice: CUdeviceptr, dstContext: CUcontext, srcDevice: CUdeviceptr, srcContext: CUcontext, ByteCount: usize) on std::ptr::null_mut(), false touches unified(dstDevice, srcDevice);
+    fn cuMemcpyPeerAsync(dstDevice: CUdeviceptr, dstContext: CUcontext, srcDevice: CUdeviceptr, srcContext: CUcontext, ByteCount: usize, hStream: CUstream) on hStream, false touches unified(dstDevice, srcDevice);
+    fn cuMemcpyPeerAsync_ptsz(dstDevice: CUdeviceptr, dstContext: CUcontext, srcDevice: CUdeviceptr, srcContext: CUcontext, ByteCount: usize, hStream: CUstream) on hStream, true touches unified(dstDevice, srcDevice);
+    fn cuMemcpyPeer_ptds(dstDevice: CUdeviceptr, dstContext: CUcontext, srcDevice: CUdeviceptr, srcContext: CUcontext, ByteCount: usize) on std::ptr::null_mut(), true touches unified(dstDevice, srcDevice);
     fn cuMemcpyWithAttributesAsync(dst: CUdeviceptr, src: CUdeviceptr, size: usize, attr: *mut CUmemcpyAttributes_v1, hStream: CUstream) on hStream, false touches unified(dst, src);
     fn cuMemcpyWithAttributesAsync_ptsz(dst: CUdeviceptr, src: CUdeviceptr, size: usize, attr: *mut CUmemcpyAttributes_v1, hStream: CUstream) on hStream, true touches unified(dst, src);
     fn cuMemcpy_ptds(dst: CUdeviceptr, src: CUdeviceptr, ByteCount: usize) on std::ptr::null_mut(), true touches unified(dst, src);

@@ -119,7 +119,7 @@ impl Lanes {
 
     /// Whether this is one of the works at which the mover looks ahead.
     pub fn nudges(&self) -> bool {
-        self.works.fetch_add(1, Ordering::Relaxed) % WORKS_PER_FENCE == 0
+        self.works.fetch_add(1, Ordering::Relaxed).is_multiple_of(WORKS_PER_FENCE)
     }
 
     /// A call on the stream has returned: fences it if it is time to.

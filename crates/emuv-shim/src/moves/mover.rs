@@ -1,6 +1,6 @@
 //! The thread that moves chunks of one device. It asks the state machine what to do, copies on streams of its own,
 //! replaces mappings when a copy is over, and finds out how far the program's streams are. It waits for the GPU
-//! only to search memory for pointers, and is in nobody's way: when it dies or the driver fails, everything stays
+//! only to search all memory for pointers, and is in nobody's way: when it dies or the driver fails, everything stays
 //! where it is and the program goes on.
 
 use std::{
@@ -393,19 +393,16 @@ impl Mover {
         let stream = copies.stream(Tier::Vram);
         searcher.prepare(real, context, window)?;
         searcher.issue(real, context, stream, ranges, window)?;
-        searcher.findings(real, self.context, stream, window)
+        calls::synchronize_stream(real, stream)?;
+        Ok(searcher.findings(window))
     }
 
     /// Reads what the searches behind works have found.
     fn collect(&self) {
         let arena = &self.device.arena;
         let searches = arena.residency().collecting();
-        let Some(copies) = &self.copies else { return };
-        let (stream, window) = (copies.stream(Tier::Vram), (arena.base(), arena.bytes()));
-        match self.device.moves.searcher.findings(self.session.real, self.context, stream, window) {
-            Ok(found) => arena.residency().collected(&searches, &found),
-            Err(_) => arena.residency().searched_all(None),
-        }
+        let found = self.device.moves.searcher.findings((arena.base(), arena.bytes()));
+        arena.residency().collected(&searches, &found);
     }
 
     /// Something went wrong. Want of memory passes; anything else ends all moving.

@@ -3,12 +3,15 @@
 //! per GiB; of memory in RAM, the link's.
 //!
 //! What is found stays marked in a bitmap of the arena's granules: a pointer that was there once may have been copied
-//! elsewhere.
+//! elsewhere. The bitmaps lie in pinned memory of the host (16 KiB for 256 GiB): finds are rare, it costs no VRAM, and
+//! what a search found can be read as soon as the search is known to be done.
 //!
 //! # Safety
 //! Each block is one driver call on a module and memory that were made here, in the context that the caller has made
-//! current, on a stream of that context. The kernel only reads the ranges that it is given, which are mapped when it
-//! runs (they are a work's own, right behind it, or nothing is unmapped meanwhile), and sets bits in the bitmap.
+//! current, on a stream of that context; or it reads a bitmap, which lives as long as its context, and contexts go only
+//! while nobody is in here (the mover keeps still, and [`Searcher::forget`] comes before it goes on). The kernel only
+//! reads the ranges that it is given, which are mapped when it runs (they are a work's own, right behind it, or nothing
+//! is unmapped meanwhile), and sets bits in the bitmap.
 #![allow(unsafe_code)]
 
 use core::ffi::c_void;
@@ -17,10 +20,13 @@ use std::{collections::HashMap, sync::Mutex};
 use emuv_cuda::{CuResult, types::*};
 use emuv_policy::{GRANULE, Owner};
 
-use crate::{arena::lock, calls, real::Real};
+use crate::{arena::lock, real::Real};
 
 /// The kernel, as PTX source: compiled by the driver for the GPU at hand.
 const PTX: &str = concat!(include_str!("../../kernels/search.ptx"), "\0");
+
+/// `CU_MEMHOSTALLOC_DEVICEMAP`.
+const DEVICE_MAP: u32 = 2;
 
 /// Threads per block, and blocks at most.
 const BLOCK: u32 = 256;
@@ -33,6 +39,7 @@ pub(crate) type Arena = (u64, u64);
 #[derive(Debug, Clone, Copy)]
 struct Kernel {
     function: usize,
+    /// In pinned memory, at the same address for the host and the GPU.
     bitmap: CUdeviceptr,
 }
 
@@ -54,16 +61,15 @@ impl Searcher {
             return Ok(());
         }
         let (mut module, mut function) = (std::ptr::null_mut(), std::ptr::null_mut());
-        let mut bitmap = 0;
-        // SAFETY: see the module's head; a text that ends with a zero, live locals.
+        let mut bitmap = std::ptr::null_mut();
+        // SAFETY: see the module's head; a text that ends with a zero, live locals, and the new memory's own size.
         unsafe {
             real.driver.cuModuleLoadData(&raw mut module, PTX.as_ptr().cast()).ok()?;
             real.driver.cuModuleGetFunction(&raw mut function, module, c"emuv_search".as_ptr()).ok()?;
-            real.driver.cuMemAlloc_v2(&raw mut bitmap, bitmap_words(arena) * 8).ok()?;
-            real.driver.cuMemsetD8_v2(bitmap, 0, bitmap_words(arena) * 8).ok()?;
-            real.driver.cuCtxSynchronize().ok()?;
+            real.driver.cuMemHostAlloc(&raw mut bitmap, bitmap_words(arena) * 8, DEVICE_MAP).ok()?;
+            bitmap.cast::<u8>().write_bytes(0, bitmap_words(arena) * 8);
         }
-        lock(&self.0).insert(context, Kernel { function: function as usize, bitmap });
+        lock(&self.0).insert(context, Kernel { function: function as usize, bitmap: bitmap as u64 });
         Ok(())
     }
 
@@ -93,27 +99,14 @@ impl Searcher {
         ranges.iter().try_for_each(|range| launch(real, kernel, stream, *range, arena))
     }
 
-    /// What searches that are done have found, in all contexts: offsets of granules that are pointed to. Waits for the
-    /// GPU, on `stream` of the calling thread's context or on the default one of others.
-    ///
-    /// # Errors
-    /// The driver's own.
-    pub fn findings(&self, real: &Real, here: Option<Owner>, stream: CUstream, arena: Arena) -> CuResult<Vec<u64>> {
-        let kernels: Vec<(Owner, Kernel)> = lock(&self.0).iter().map(|(context, kernel)| (*context, *kernel)).collect();
+    /// What searches that are done have found, in all contexts: offsets of granules that are pointed to.
+    pub fn findings(&self, arena: Arena) -> Vec<u64> {
         let mut bits = vec![0_u64; bitmap_words(arena)];
-        let mut read = vec![0_u64; bitmap_words(arena)];
-        for (context, kernel) in kernels {
-            let stream = if here == Some(context) { stream } else { std::ptr::null_mut() };
-            calls::in_context(real, context, || {
-                // SAFETY: see the module's head; as large as the bitmap.
-                unsafe {
-                    real.driver
-                        .cuMemcpyDtoHAsync_v2(read.as_mut_ptr().cast(), kernel.bitmap, read.len() * 8, stream)
-                        .ok()?;
-                    real.driver.cuStreamSynchronize(stream).ok()
-                }
-            })?;
-            bits.iter_mut().zip(&read).for_each(|(all, word)| *all |= word);
+        for kernel in lock(&self.0).values() {
+            for (index, bits) in bits.iter_mut().enumerate() {
+                // SAFETY: see the module's head; within the bitmap, which the GPU may be writing to.
+                *bits |= unsafe { (kernel.bitmap as *const u64).add(index).read_volatile() };
+            }
         }
         let mut offsets = Vec::new();
         for (index, &word) in bits.iter().enumerate() {
@@ -123,7 +116,7 @@ impl Searcher {
                 rest &= rest - 1;
             }
         }
-        Ok(offsets)
+        offsets
     }
 }
 

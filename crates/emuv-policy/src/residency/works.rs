@@ -1,0 +1,189 @@
+//! Works: from the moment the program is about to give one to the GPU until it is known to be done.
+
+use super::{Begin, Begun, Held, HoldId, Lane, Manner, Residency, Use, Work, index_of};
+use crate::{GRANULE, StreamId, Tier};
+
+impl Residency {
+    /// Everything that the GPU was given before works were told is done.
+    pub fn quiesced(&mut self) {
+        self.quiesced = true;
+        // What is there may hold pointers that nobody saw being stored.
+        self.pointers.search_all_now();
+    }
+
+    /// The program is about to give the GPU this work. `hold`: the name under which it was held before.
+    pub fn begin(&mut self, work: &Work<'_>, hold: Option<HoldId>) -> Begin {
+        let mut touched = std::mem::take(&mut self.scratch);
+        touched.clear();
+        self.resolve(work.offsets, work.everything, &mut touched);
+        let answer = self.begin_with(work, hold, &touched);
+        self.scratch = touched;
+        answer
+    }
+
+    fn begin_with(&mut self, work: &Work<'_>, hold: Option<HoldId>, touched: &[u32]) -> Begin {
+        let blocked = self.exclusive
+            || self.pointers.stops_works()
+            || (work.everything && self.moving > 0)
+            || (self.moving > 0 && touched.iter().any(|i| self.chunk(*i).is_some_and(|c| c.moving.is_some())));
+        let ram_bytes = self.movable_ram_bytes(touched);
+        let manner = if ram_bytes > 0 { self.foresight.manner(work.kind) } else { None };
+        let hopeless = hold.is_some_and(|id| self.held.iter().any(|held| held.id == id && held.hopeless));
+        let promote =
+            work.patient && !hopeless && ram_bytes > 0 && manner == Some(Manner::Move) && self.policy.promotes();
+        // How this kind does with data in RAM is about to be known: better to wait than to do it all the slow way.
+        let wait_to_know =
+            work.patient && manner.is_none() && ram_bytes >= GRANULE && self.measuring.contains(&work.kind);
+        if blocked || promote || wait_to_know {
+            return Begin::Hold(self.hold(hold, touched, work.everything, promote));
+        }
+        if let Some(id) = hold {
+            self.release(id);
+        }
+        let lane = self.lane(work.stream);
+        let state = &mut self.lanes[lane as usize];
+        state.begun += 1;
+        let number = state.begun;
+        state.open.push(number);
+        for &index in touched {
+            if let Some(chunk) = self.chunks[index as usize].as_mut() {
+                chunk.dead = false;
+                if !work.everything {
+                    note_use(&mut chunk.uses, lane, number);
+                }
+            }
+        }
+        if work.everything {
+            note_use(&mut self.everything, lane, number);
+        }
+        let search = work.may_store_pointers && self.stores(work.everything, (lane, number));
+        self.foresight.note(work.signature, work.kind, if work.everything { &[] } else { touched });
+        let measure =
+            ram_bytes >= GRANULE && work.kind != 0 && manner.is_none() && !work.everything && self.policy.promotes();
+        if measure {
+            self.measuring.push(work.kind);
+        }
+        Begin::Go(Begun { lane, number, ram_bytes, measure, search })
+    }
+
+    fn movable_ram_bytes(&self, touched: &[u32]) -> u64 {
+        let chunks = touched.iter().filter_map(|index| self.chunk(*index));
+        chunks.filter(|chunk| chunk.tier == Tier::Ram && !chunk.fixed).map(|chunk| chunk.bytes).sum()
+    }
+
+    /// The call of a work that has begun has returned.
+    pub fn issued(&mut self, begun: &Begun) {
+        if let Some(lane) = self.lanes.get_mut(begun.lane as usize) {
+            lane.open.retain(|number| *number != begun.number);
+        }
+    }
+
+    /// The number that a fence recorded on the stream from now on covers; `None` where everything begun is
+    /// known to be done.
+    pub fn fence(&self, stream: StreamId) -> Option<u64> {
+        let lane = self.lanes.get(*self.names.get(&stream)? as usize)?;
+        let number = lane.open.iter().min().map_or(lane.begun, |first| first - 1);
+        (number > lane.done).then_some(number)
+    }
+
+    /// The stream's works up to `number` are done.
+    pub fn completed(&mut self, stream: StreamId, number: u64) {
+        let Some(index) = self.names.get(&stream).copied() else { return };
+        let Some(lane) = self.lanes.get_mut(index as usize) else { return };
+        lane.done = lane.done.max(number.min(lane.begun));
+        let done = lane.done;
+        self.everything.retain(|(lane, number)| *lane != index || *number > done);
+    }
+
+    /// The stream is gone and so are its works; its name may come again.
+    pub fn stream_gone(&mut self, stream: StreamId) {
+        if let Some(index) = self.names.remove(&stream) {
+            let lane = &mut self.lanes[index as usize];
+            lane.done = lane.begun;
+            lane.open.clear();
+            self.everything.retain(|(other, _)| *other != index);
+        }
+    }
+
+    /// Streams with works that are not known to be done.
+    pub fn busy_streams(&self) -> Vec<StreamId> {
+        let busy = |index: &u32| self.lanes.get(*index as usize).is_some_and(|lane| lane.done < lane.begun);
+        self.names.iter().filter(|(_, index)| busy(index)).map(|(stream, _)| *stream).collect()
+    }
+
+    /// The link's speed into VRAM, in bytes per microsecond.
+    pub fn set_link(&mut self, bytes_per_micro: f64) {
+        self.foresight.set_link(bytes_per_micro);
+    }
+
+    /// A work that was to be measured could not be.
+    pub fn unmeasured(&mut self, kind: u64) {
+        self.measuring.retain(|other| *other != kind);
+    }
+
+    /// How a kind of work that reads from RAM in place went: it took `micros` for `ram_bytes` there.
+    pub fn measured(&mut self, kind: u64, ram_bytes: u64, micros: f64) {
+        self.measuring.retain(|other| *other != kind);
+        self.foresight.measured(kind, ram_bytes, micros);
+    }
+
+    fn lane(&mut self, stream: StreamId) -> u32 {
+        if let Some(index) = self.names.get(&stream) {
+            return *index;
+        }
+        // Numbers of a lane go on rising, so a lane whose stream is gone serves the next one.
+        let used: Vec<u32> = self.names.values().copied().collect();
+        let free = (0..index_of(self.lanes.len())).find(|index| !used.contains(index));
+        let index = free.unwrap_or_else(|| {
+            self.lanes.push(Lane::default());
+            index_of(self.lanes.len() - 1)
+        });
+        self.names.insert(stream, index);
+        index
+    }
+
+    pub(super) fn is_done(&self, (lane, number): Use) -> bool {
+        self.lanes.get(lane as usize).is_none_or(|lane| lane.done >= number)
+    }
+
+    /// Whether no work at all may be running.
+    pub fn all_idle(&self) -> bool {
+        self.quiesced && self.lanes.iter().all(|lane| lane.done == lane.begun)
+    }
+
+    // Held works.
+
+    pub(super) fn hold(&mut self, hold: Option<HoldId>, touched: &[u32], everything: bool, promote: bool) -> HoldId {
+        if let Some(held) = self.held.iter_mut().find(|held| Some(held.id) == hold) {
+            held.promote = promote;
+            return held.id;
+        }
+        self.next_hold += 1;
+        let id = HoldId(self.next_hold);
+        for &index in touched {
+            if let Some(chunk) = self.chunk_mut(index) {
+                chunk.claims += 1;
+            }
+        }
+        self.held.push(Held { id, chunks: touched.to_vec(), everything, promote, hopeless: false });
+        id
+    }
+
+    /// A held work begins, or its caller has given up.
+    pub fn release(&mut self, id: HoldId) {
+        let Some(at) = self.held.iter().position(|held| held.id == id) else { return };
+        for index in self.held.swap_remove(at).chunks {
+            if let Some(chunk) = self.chunk_mut(index) {
+                chunk.claims -= 1;
+            }
+        }
+    }
+}
+
+/// Keeps the last use of each stream.
+pub(super) fn note_use(uses: &mut Vec<Use>, lane: u32, number: u64) {
+    match uses.iter_mut().find(|(other, _)| *other == lane) {
+        Some(last) => last.1 = number,
+        None => uses.push((lane, number)),
+    }
+}

@@ -1,0 +1,117 @@
+//! What the driver takes of VRAM for a program's code (images of modules and libraries) and for its contexts' limits
+//! (stacks, heap, print buffers). Nobody says how much: what is free is compared before and after.
+
+use std::{collections::HashMap, sync::Mutex};
+
+use emuv_cuda::types::CUlimit;
+use emuv_policy::Owner;
+
+use crate::{account::Kind, arena::lock, device::Device, session::Session};
+
+/// More than any image or limit takes: something else took the memory meanwhile.
+const ABSURD_BYTES: i64 = 4 << 30;
+
+/// What is charged, and with which context it goes. One per process.
+#[derive(Debug, Default)]
+pub(crate) struct Images(Mutex<HashMap<(Kind, u64), Charge>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Charge {
+    context: Owner,
+    bytes: u64,
+}
+
+/// What a call took, by (free in the driver's word, placed by emuV) before and after it, in bytes: negative if it gave
+/// something back, zero if the figures make no sense.
+pub(crate) fn taken(before: (u64, u64), after: (u64, u64)) -> i64 {
+    let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    let fell = signed(before.0).saturating_sub(signed(after.0));
+    let placed = signed(after.1).saturating_sub(signed(before.1));
+    let taken = fell.saturating_sub(placed);
+    if taken.unsigned_abs() > ABSURD_BYTES.unsigned_abs() { 0 } else { taken }
+}
+
+/// A context's limit, as one number. Addresses have at most 57 bits.
+fn limit_handle(context: Owner, limit: CUlimit) -> u64 {
+    context.0 ^ (u64::from(limit) << 57)
+}
+
+impl Images {
+    /// Code has been loaded.
+    pub fn loaded(&self, session: &Session, device: &Device, context: Owner, handle: u64, taken: i64) {
+        self.set(session, device, (Kind::Image, handle), context, u64::try_from(taken).unwrap_or(0));
+    }
+
+    /// A context's limit has been set to something else.
+    pub fn limit_set(&self, session: &Session, device: &Device, context: Owner, limit: CUlimit, taken: i64) {
+        let key = (Kind::Limit, limit_handle(context, limit));
+        let before = lock(&self.0).get(&key).map_or(0, |charge| charge.bytes);
+        self.set(session, device, key, context, before.saturating_add_signed(taken));
+    }
+
+    /// Code is about to be unloaded.
+    pub fn unloading(&self, session: &Session, handle: u64) {
+        self.release(session, |key, _| *key == (Kind::Image, handle));
+    }
+
+    /// Contexts are gone, with their code and what their limits took.
+    pub fn contexts_gone(&self, session: &Session, contexts: &[Owner]) {
+        self.release(session, |_, charge| contexts.contains(&charge.context));
+    }
+
+    fn set(&self, session: &Session, device: &Device, key: (Kind, u64), context: Owner, bytes: u64) {
+        let known = if bytes > 0 {
+            lock(&self.0).insert(key, Charge { context, bytes }).is_some()
+        } else {
+            lock(&self.0).remove(&key).is_some()
+        };
+        if bytes > 0 {
+            device.accounts.settle(device, key.0, key.1, bytes);
+            device.publish(session);
+        } else if known {
+            session.release_account(key.0, key.1);
+        }
+    }
+
+    fn release(&self, session: &Session, gone: impl Fn(&(Kind, u64), &Charge) -> bool) {
+        let mut keys = Vec::new();
+        lock(&self.0).retain(|key, charge| {
+            let gone = gone(key, charge);
+            if gone {
+                keys.push(*key);
+            }
+            !gone
+        });
+        keys.into_iter().for_each(|(kind, handle)| session.release_account(kind, handle));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn what_a_call_took_is_what_is_missing_apart_from_what_emuv_placed() {
+        assert_eq!(taken((100 * MIB, 10 * MIB), (98 * MIB, 10 * MIB)), 2 << 20);
+        assert_eq!(taken((100 * MIB, 10 * MIB), (66 * MIB, 42 * MIB)), 2 << 20, "another thread allocated 32 MiB");
+        assert_eq!(taken((100 * MIB, 10 * MIB), (104 * MIB, 10 * MIB)), -(4 << 20), "a limit was lowered");
+    }
+
+    #[test]
+    fn what_makes_no_sense_counts_as_nothing() {
+        assert_eq!(taken((8192 * MIB, 0), (1024 * MIB, 0)), 0, "another process took it");
+        assert_eq!(taken((0, 0), (8192 * MIB, 0)), 0);
+        assert_eq!(taken((u64::MAX, 0), (0, u64::MAX)), 0);
+    }
+
+    #[test]
+    fn each_limit_of_each_context_is_charged_by_itself() {
+        let handles = [(0x1000, 0), (0x1000, 1), (0x1000, 2), (0x2000, 0), (0x2000, 1)];
+        let mut numbers: Vec<u64> = handles.iter().map(|(owner, limit)| limit_handle(Owner(*owner), *limit)).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), handles.len());
+    }
+}
