@@ -5,6 +5,7 @@
 use std::{
     collections::HashMap,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use emuv_cuda::{CuError, CuResult, Gpu, Handle, types::CUmemAllocationProp};
@@ -66,6 +67,8 @@ pub(crate) struct Arena {
     residency: Mutex<Residency>,
     /// A move has ended, or a held work need not wait any longer.
     pub settled: Condvar,
+    /// When recording began, if everything is recorded.
+    recording: Option<Instant>,
 }
 
 /// Locks plain data: a panic elsewhere must not make the program's memory unreachable.
@@ -98,6 +101,7 @@ impl Arena {
             aliases: Aliases::default(),
             residency: Mutex::new(Residency::new(policy)),
             settled: Condvar::new(),
+            recording: None,
         })
     }
 
@@ -118,7 +122,17 @@ impl Arena {
 
     /// Which chunks may move, and which works are under way.
     pub fn residency(&self) -> MutexGuard<'_, Residency> {
-        lock(&self.residency)
+        let mut residency = lock(&self.residency);
+        if let (Some(since), Some(recorder)) = (self.recording, residency.recorder()) {
+            recorder.set_time(u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX));
+        }
+        residency
+    }
+
+    /// From now on what happens to chunks is recorded.
+    pub fn record(&mut self) {
+        self.recording = Some(Instant::now());
+        lock(&self.residency).record();
     }
 
     /// The program has got this block of a pool (`bytes` of whole chunks at `address`).

@@ -64,7 +64,10 @@ impl Device {
         if ram == 0 && session.limits.ram > Bytes::ZERO {
             log::error(format_args!("GPU {ordinal} cannot use host memory for chunks; nothing spills there"));
         }
-        let arena = Arena::reserve(Box::new(gpu), ARENA_BYTES, Budgets::new(vram, ram), session.policy)?;
+        let mut arena = Arena::reserve(Box::new(gpu), ARENA_BYTES, Budgets::new(vram, ram), session.policy)?;
+        if session.trace.is_some() {
+            arena.record();
+        }
         let device = Self {
             ordinal,
             arena,
@@ -459,6 +462,8 @@ impl Device {
         counters.unspilled_bytes.store(unspilled, Relaxed);
         if budgets.ram.used_bytes() > 0 {
             session.say_that_it_spills(budgets.vram.used_bytes(), budgets.ram.limit_bytes());
+        }
+        if budgets.ram.used_bytes() > 0 || session.trace.is_some() {
             self.moves.begin(session, self.ordinal);
         }
     }

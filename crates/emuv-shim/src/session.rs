@@ -65,6 +65,8 @@ pub(crate) struct Session {
     devices: [OnceLock<Option<Device>>; MAX_DEVICES],
     /// All arenas lie between these addresses, most words of a kernel's arguments do not.
     arenas: (AtomicU64, AtomicU64),
+    /// Where to record what moves.
+    pub trace: Option<PathBuf>,
     spill_said: AtomicBool,
     degraded: AtomicBool,
 }
@@ -148,6 +150,7 @@ impl Session {
             quiet: on(env::QUIET),
             devices: [const { OnceLock::new() }; MAX_DEVICES],
             arenas: (AtomicU64::new(u64::MAX), AtomicU64::new(0)),
+            trace: std::env::var_os(env::TRACE).filter(|path| !path.is_empty()).map(PathBuf::from),
             spill_said: AtomicBool::new(false),
             degraded: AtomicBool::new(false),
         })

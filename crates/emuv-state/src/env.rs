@@ -59,6 +59,8 @@ variables! {
     REAL_NVML = "EMUV_REAL_LIBNVML", None;
     /// File that the report of a run is written to, as JSON.
     REPORT = "EMUV_REPORT", Some("--report");
+    /// File that what moves, and why, is recorded in (one file for each process and GPU).
+    TRACE = "EMUV_TRACE", Some("--trace");
     /// The configuration file, in place of /etc/emuv/emuv.toml.
     CONFIG = "EMUV_CONFIG", None;
     /// The folder with libemuv_shim.so and libemuv_simgpu.so, where they are not beside the binary.

@@ -73,6 +73,12 @@ pub struct DeviceReport {
     pub promoted_bytes: u64,
     /// Bytes moved from VRAM to RAM.
     pub evicted_bytes: u64,
+    /// Calls that waited for data to move.
+    pub held: u64,
+    /// How long they waited, all together.
+    pub held_micros: u64,
+    /// Searches for pointers in GPU memory.
+    pub searches: u64,
 }
 
 /// One tier; the fields are those of [`crate::TierCounters`].
@@ -123,6 +129,9 @@ impl From<&DeviceRecord> for DeviceReport {
             launches: record.launches,
             promoted_bytes: record.promoted_bytes,
             evicted_bytes: record.evicted_bytes,
+            held: record.held,
+            held_micros: record.held_micros,
+            searches: record.searches,
         }
     }
 }
@@ -223,6 +232,9 @@ mod tests {
             launches: 7,
             promoted_bytes: 8,
             evicted_bytes: 9,
+            held: 10,
+            held_micros: 11,
+            searches: 12,
         };
         let process = ProcessRecord {
             pid: 42,
@@ -253,6 +265,7 @@ mod tests {
             "ram": {"budget_bytes": 0, "used_bytes": 1, "peak_bytes": 2},
             "vram_physical_bytes": null, "unspilled_bytes": 0, "allocations": 3, "frees": 4, "refused": 5,
             "spilled_bytes": 6, "launches": 7, "promoted_bytes": 8, "evicted_bytes": 9,
+            "held": 10, "held_micros": 11, "searches": 12,
         });
         let expected = json!({
             "schema": 1, "emuv": "0.1.0", "command": ["prog", "a b"], "exit_code": 7, "simulated": true,

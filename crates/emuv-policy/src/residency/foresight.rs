@@ -1,22 +1,33 @@
 //! What comes next, and how well each kind of work reads from RAM: learned from what has happened.
 //!
-//! Programs repeat: training steps, tokens, layers. The log of works is followed at the place where the same
-//! works came before: once the last [`CONTEXT`] of them are found earlier in the log, what followed them there
-//! is the forecast, as long as it keeps coming true. So a loop is foreseen from its second round on, a change
-//! of phase is noticed at once, and what never repeats is never foreseen.
+//! Programs repeat: training steps, tokens, layers. The log of works is followed at the place of the past that
+//! corresponds to now; what came after that place is the forecast. A work that comes once in a round of the loop (one
+//! that reads a weight, say) says where that place is; works that come many times a round (element by element, in the
+//! same few buffers) do not, so they only confirm it. Which is which is seen from how long ago the same work came last,
+//! compared with the length of the loop.
+//!
+//! The forecast is believed while it comes true, by bytes. A loop is foreseen from its second round on, a change of phase
+//! is noticed soon, and what never repeats is never foreseen.
 
 use std::{
     collections::{HashMap, VecDeque},
     hash::{BuildHasherDefault, Hasher},
 };
 
-/// Works that must agree before the past is taken for the future.
-const CONTEXT: usize = 3;
+/// A work identifies its place in the loop if its like came last at least this part of the loop's length ago.
+const IDENTIFIES: u64 = 2;
 
-/// How many of the last [`WINDOW`] works may differ from the forecast (a counter among the arguments makes a
-/// work differ each time) before it is given up.
-const SLIPS: u32 = 4;
-const WINDOW: u32 = 16;
+/// Works on both sides of the expected place among which one that comes early or late is looked for.
+const NEAR: u64 = 8;
+
+/// How much of the past a work leaves in the averages: what came a few hundred works ago does not count.
+const DECAY: f64 = 1.0 - 1.0 / 64.0;
+
+/// The same for the length of the loop.
+const SLOW_DECAY: f64 = 1.0 - 1.0 / 4096.0;
+
+/// The part of the bytes that must have been foreseen for the forecast to be believed.
+const BELIEVED: f64 = 0.6;
 
 /// Works that are remembered.
 const LOG_WORKS: usize = 1 << 16;
@@ -55,13 +66,15 @@ pub struct Foresight {
     touches_base: u64,
     /// By chunk: positions of the works that touched it.
     positions: Vec<VecDeque<u64>>,
-    /// Where the last works that end here were seen last.
+    /// Where each signature was seen last.
     seen: HashMap<u64, u64, BuildHasherDefault<AsIs>>,
-    recent: [u64; CONTEXT],
     /// The position in the past that corresponds to the last work.
     follow: Option<u64>,
-    slips: u32,
-    since: u32,
+    /// Averages: bytes that were foreseen, bytes touched; how long ago works' likes came, its square.
+    foreseen: f64,
+    touched: f64,
+    gaps: f64,
+    squared_gaps: f64,
     /// By kind of work: bytes per microsecond that it read from RAM.
     rates: HashMap<u64, f64, BuildHasherDefault<AsIs>>,
     link: Option<f64>,
@@ -93,8 +106,8 @@ fn mix(mut x: u64) -> u64 {
 }
 
 impl Foresight {
-    /// A work has begun that touches these chunks.
-    pub fn note(&mut self, signature: u64, kind: u64, chunks: &[u32]) {
+    /// A work has begun that touches these chunks, `bytes` of them.
+    pub fn note(&mut self, signature: u64, kind: u64, chunks: &[u32], bytes: u64) {
         let position = self.base + self.log.len() as u64;
         let signature =
             if signature == 0 { chunks.iter().fold(1, |sum, c| mix(sum ^ u64::from(*c))) } else { signature };
@@ -108,39 +121,55 @@ impl Foresight {
             }
             self.positions[chunk as usize].push_back(position);
         }
-        self.advance(signature, position);
+        self.advance(signature, position, bytes);
         if self.log.len() > LOG_WORKS {
             self.drop_oldest();
         }
     }
 
-    fn advance(&mut self, signature: u64, position: u64) {
-        self.recent.rotate_left(1);
-        self.recent[CONTEXT - 1] = signature;
-        let key = self.recent.iter().fold(0, |sum, part| mix(sum ^ *part));
-        let before = self.seen.insert(key, position);
+    #[allow(clippy::cast_precision_loss)] // Averages.
+    fn advance(&mut self, signature: u64, position: u64, bytes: u64) {
+        let same = self.seen.insert(signature, position).filter(|same| *same >= self.base);
+        if let Some(same) = same {
+            let gap = (position - same) as f64;
+            self.gaps = self.gaps * SLOW_DECAY + gap;
+            self.squared_gaps = self.squared_gaps * SLOW_DECAY + gap * gap;
+        }
         let next = self.follow.map(|follow| follow + 1).filter(|next| *next < position);
-        self.since += 1;
-        if self.since >= WINDOW {
-            self.since = 0;
-            self.slips = 0;
-        }
-        let Some(next) = next else {
-            self.follow = before;
+        let hit = next.is_some_and(|next| self.is(next, signature));
+        self.foreseen = self.foreseen * DECAY + if hit { bytes as f64 } else { 0.0 };
+        self.touched = self.touched * DECAY + bytes as f64;
+        if hit {
+            self.follow = next;
             return;
-        };
-        self.follow = Some(next);
-        if self.entry(next).is_none_or(|entry| entry.signature != signature) {
-            self.slips += 1;
-            if let Some(before) = before {
-                // The past has another place that fits better.
-                self.follow = Some(before);
-                self.slips = 0;
-            } else if self.slips > SLIPS {
-                self.follow = None;
-                self.slips = 0;
-            }
         }
+        let identifies = |same: &u64| (position - same) as f64 * IDENTIFIES as f64 >= self.length();
+        // A work more or less than last time.
+        let near = next.and_then(|next| {
+            let places = (1..=NEAR).flat_map(|by| [Some(next + by), next.checked_sub(by)]).flatten();
+            places.filter(|place| *place < position).find(|place| self.is(*place, signature))
+        });
+        let identified = same.filter(identifies);
+        if identified.is_some() && self.place().is_none() {
+            // Another beginning: to be judged by what comes now.
+            (self.foreseen, self.touched) = (0.0, 0.0);
+        }
+        self.follow = identified.or(near).or(next);
+    }
+
+    fn is(&self, position: u64, signature: u64) -> bool {
+        self.entry(position).is_some_and(|entry| entry.signature == signature)
+    }
+
+    /// About how many works the loop has: the mean distance of a work to its like, by distance. A work that comes once a
+    /// round counts as much as all those together that come many times.
+    pub fn length(&self) -> f64 {
+        if self.gaps > 0.0 { self.squared_gaps / self.gaps } else { 0.0 }
+    }
+
+    /// Where to read the forecast, if it is to be believed.
+    fn place(&self) -> Option<u64> {
+        self.follow.filter(|_| self.foreseen > 0.0 && self.foreseen >= self.touched * BELIEVED)
     }
 
     fn drop_oldest(&mut self) {
@@ -171,7 +200,7 @@ impl Foresight {
     /// The works to come, at most `most`: how many works ahead, of which kind, and the chunks that each will
     /// touch. Nothing without a forecast.
     pub fn upcoming(&self, most: usize) -> impl Iterator<Item = (u64, u64, impl Iterator<Item = u32>)> {
-        let follow = self.follow.unwrap_or(u64::MAX - 1);
+        let follow = self.place().unwrap_or(u64::MAX - 1);
         (1..=most as u64).map_while(move |ahead| {
             let entry = self.entry(follow.checked_add(ahead)?)?;
             let from = usize::try_from(entry.first_touch - self.touches_base).ok()?;
@@ -182,12 +211,12 @@ impl Foresight {
 
     /// How many works the loop that is foreseen has.
     pub fn period(&self) -> Option<u64> {
-        self.follow.map(|follow| self.base + self.log.len() as u64 - 1 - follow)
+        self.place().map(|follow| self.base + self.log.len() as u64 - 1 - follow)
     }
 
     /// In how many works the chunk will be touched next; `None`: not within what is foreseen.
     pub fn next_use(&self, chunk: u32) -> Option<u64> {
-        let follow = self.follow?;
+        let follow = self.place()?;
         let positions = self.positions.get(chunk as usize)?;
         let after = positions.partition_point(|position| *position <= follow);
         positions.get(after).map(|position| position - follow)
@@ -227,7 +256,7 @@ mod tests {
     fn rounds(foresight: &mut Foresight, works: u32, rounds: u32) {
         for _ in 0..rounds {
             for work in 0..works {
-                foresight.note(u64::from(work) + 100, 1, &[work]);
+                foresight.note(u64::from(work) + 100, 1, &[work], 1);
             }
         }
     }
@@ -236,9 +265,9 @@ mod tests {
     fn a_loop_is_foreseen_in_its_second_round() {
         let mut foresight = Foresight::default();
         rounds(&mut foresight, 10, 1);
-        assert!(foresight.follow.is_none());
+        assert!(foresight.place().is_none());
         rounds(&mut foresight, 10, 1);
-        assert!(foresight.follow.is_some());
+        assert!(foresight.place().is_some());
         assert_eq!(foresight.next_use(0), Some(1));
         assert_eq!(foresight.next_use(9), Some(10));
         let next: Vec<u32> = foresight.upcoming(3).flat_map(|(_, _, chunks)| chunks).collect();
@@ -251,7 +280,7 @@ mod tests {
         for round in 0..3_u64 {
             for work in 0..10_u32 {
                 let signature = if work == 4 { 5000 + round } else { u64::from(work) + 100 };
-                foresight.note(signature, 1, &[work]);
+                foresight.note(signature, 1, &[work], 1);
             }
         }
         assert_eq!(foresight.next_use(5), Some(6));
@@ -262,9 +291,9 @@ mod tests {
         let mut foresight = Foresight::default();
         rounds(&mut foresight, 10, 2);
         for work in 50..70 {
-            foresight.note(u64::from(work) + 100, 1, &[work]);
+            foresight.note(u64::from(work) + 100, 1, &[work], 1);
         }
-        assert!(foresight.follow.is_none());
+        assert!(foresight.place().is_none());
         rounds(&mut foresight, 4, 1);
         assert_eq!(foresight.next_use(5), Some(2));
     }
@@ -272,7 +301,7 @@ mod tests {
     #[test]
     fn the_log_is_bounded_and_old_chunks_are_forgotten() {
         let mut foresight = Foresight::default();
-        foresight.note(7, 1, &[3]);
+        foresight.note(7, 1, &[3], 1);
         rounds(&mut foresight, 2, u32::try_from(LOG_WORKS).unwrap());
         assert_eq!(foresight.log.len(), LOG_WORKS);
         assert!(foresight.positions[3].is_empty());

@@ -35,12 +35,15 @@ mod works;
 
 use std::collections::HashMap;
 
-use foresight::Foresight;
+pub use foresight::Foresight;
 pub use foresight::Manner;
 pub use plan::{Policy, Room as MoveRoom, Step};
 use pointers::Pointers;
 
-use crate::{GRANULE, StreamId, Tier};
+use crate::{
+    GRANULE, StreamId, Tier,
+    trace::{Event, Recorder},
+};
 
 /// No chunk, no extent.
 const NONE: u32 = u32::MAX;
@@ -185,6 +188,7 @@ pub struct Residency {
     measuring: Vec<u64>,
     visit: u32,
     scratch: Vec<u32>,
+    recorder: Option<Box<Recorder>>,
 }
 
 impl Residency {
@@ -210,6 +214,23 @@ impl Residency {
             measuring: Vec::new(),
             visit: 0,
             scratch: Vec::new(),
+            recorder: None,
+        }
+    }
+
+    /// From now on everything is recorded; chunks and extents must not be there yet.
+    pub fn record(&mut self) {
+        self.recorder = Some(Box::default());
+    }
+
+    /// What is recorded, if anything is.
+    pub fn recorder(&mut self) -> Option<&mut Recorder> {
+        self.recorder.as_deref_mut()
+    }
+
+    fn tell(&mut self, event: impl FnOnce() -> Event) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.record(&event());
         }
     }
 
@@ -217,6 +238,7 @@ impl Residency {
 
     /// A chunk is mapped. `fixed`: it never moves.
     pub fn add_chunk(&mut self, offset: u64, bytes: u64, tier: Tier, fixed: bool) {
+        self.tell(|| Event::Chunk { offset, bytes, tier, fixed });
         let index = self.free_chunks.pop().unwrap_or_else(|| {
             self.chunks.push(None);
             index_of(self.chunks.len() - 1)
@@ -258,12 +280,14 @@ impl Residency {
             held.chunks.retain(|other| *other != index);
         }
         self.foresight.forget_chunk(index);
+        self.tell(|| Event::Removed { offset });
         true
     }
 
     /// The program has got `bytes` at `offset`: an extent of chunks that are there already. What they hold is
     /// nobody's until something is written.
     pub fn add_extent(&mut self, offset: u64, bytes: u64) {
+        self.tell(|| Event::Extent { offset, bytes });
         let id = self.free_extents.pop().unwrap_or_else(|| {
             self.extents.push(None);
             index_of(self.extents.len() - 1)
@@ -283,6 +307,7 @@ impl Residency {
         let Some(slot) = self.extents.get_mut(id as usize) else { return };
         let Some(extent) = slot.take_if(|extent| extent.offset == offset) else { return };
         self.free_extents.push(id);
+        self.tell(|| Event::Freed { offset });
         let dead = self.quiesced;
         self.each_in(extent.offset, extent.bytes, |chunk| {
             chunk.extent = NONE;
@@ -409,10 +434,11 @@ impl Residency {
     fn start(&mut self, index: u32, to: Tier, mode: Mode) -> Option<Step> {
         let chunk = self.chunk_mut(index)?;
         chunk.moving = Some(to);
-        let step = Step::Move { offset: chunk.offset, bytes: chunk.bytes, to, copy: !chunk.dead };
+        let (offset, bytes, copy) = (chunk.offset, chunk.bytes, !chunk.dead);
+        self.tell(|| Event::Start { offset, to, copy, exclusive: mode == Mode::Exclusive });
         self.moving += 1;
         self.exclusive |= mode == Mode::Exclusive;
-        Some(step)
+        Some(Step::Move { offset, bytes, to, copy })
     }
 
     /// A move is over: the chunk at `offset` lies where it was to go, or (`moved` false) where it was.
@@ -423,6 +449,8 @@ impl Residency {
         if moved {
             chunk.tier = to;
         }
+        let offset = chunk.offset;
+        self.tell(|| Event::Finish { offset, moved });
         self.moving -= 1;
         if self.moving == 0 && !self.pointers.searching {
             self.exclusive = false;

@@ -13,7 +13,7 @@ use crate::{StreamId, Tier};
 const AHEAD_WORKS: usize = 2048;
 
 /// What is sent away for something that is brought ahead of need must be needed at least this part of the loop later.
-const MARGIN: u64 = 4;
+const MARGIN: u64 = 16;
 
 /// The next use of what is never used again, as far as is known.
 const NEVER: u64 = u32::MAX as u64;
@@ -208,7 +208,7 @@ impl Residency {
     /// Sends away what will be needed last, if that is after `ahead` works. What is still being used is waited for if
     /// it will be needed much later than what is not: sending away what is needed soon only makes it come back.
     fn send_away(&mut self, ahead: u64, room: Room, needs_progress: &mut bool) -> Option<Step> {
-        let margin = if ahead == 0 { 1 } else { self.foresight.period().unwrap_or(0) / MARGIN };
+        let margin = if ahead == 0 { 1 } else { self.margin() };
         let mut best: Option<(u64, u64, u32, Mode)> = None;
         let mut latest = 0;
         for (index, chunk) in self.live() {
@@ -238,6 +238,18 @@ impl Residency {
             return None;
         }
         self.start(index, Tier::Ram, mode)
+    }
+
+    /// How much later than what is brought ahead of need that which makes room for it must be needed: the part of the loop
+    /// that does not fit, or what has just been used would be brought back before the rest has been.
+    fn margin(&self) -> u64 {
+        let (mut all, mut spilled) = (0, 0);
+        for (_, chunk) in self.live().filter(|(_, chunk)| !chunk.fixed) {
+            all += chunk.bytes;
+            spilled += if chunk.tier == Tier::Ram { chunk.bytes } else { 0 };
+        }
+        let period = self.foresight.period().unwrap_or(0);
+        (u128::from(period) * u128::from(spilled) / u128::from(all.max(1))) as u64 + period / MARGIN
     }
 
     fn torture(&mut self, state: u64, safe: bool, room: Room, needs_progress: &mut bool) -> Option<Step> {

@@ -11,6 +11,7 @@
 //! searched when nothing runs, and works that come meanwhile are held.
 
 use super::{Residency, Use, works::note_use};
+use crate::trace::Event;
 
 /// See the module's head.
 #[derive(Debug, Default)]
@@ -98,6 +99,7 @@ impl Residency {
             return None;
         }
         self.pointers.searching = true;
+        self.tell(|| Event::SearchAll { over: false });
         self.exclusive = true;
         // What nobody has written holds no pointers of this program's.
         let alive = self.live().filter(|(_, chunk)| !chunk.dead);
@@ -110,6 +112,7 @@ impl Residency {
         if self.moving == 0 {
             self.exclusive = false;
         }
+        self.tell(|| Event::SearchAll { over: true });
         match found {
             Some(offsets) => offsets.iter().for_each(|offset| self.escape(*offset)),
             None => self.chunks.iter_mut().flatten().for_each(|chunk| chunk.escaped = true),
@@ -120,10 +123,14 @@ impl Residency {
     pub fn escape(&mut self, offset: u64) {
         let mut touched = Vec::new();
         self.resolve(&[offset], false, &mut touched);
+        let mut news = false;
         for index in touched {
             if let Some(chunk) = self.chunk_mut(index) {
-                chunk.escaped = true;
+                news |= !std::mem::replace(&mut chunk.escaped, true);
             }
+        }
+        if news {
+            self.tell(|| Event::Escaped { offset });
         }
     }
 }

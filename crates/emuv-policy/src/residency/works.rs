@@ -1,7 +1,10 @@
 //! Works: from the moment the program is about to give one to the GPU until it is known to be done.
 
 use super::{Begin, Begun, Held, HoldId, Lane, Manner, Residency, Use, Work, index_of};
-use crate::{GRANULE, StreamId, Tier};
+use crate::{
+    GRANULE, StreamId, Tier,
+    trace::{Event, WorkFlags},
+};
 
 impl Residency {
     /// Everything that the GPU was given before works were told is done.
@@ -57,13 +60,26 @@ impl Residency {
             note_use(&mut self.everything, lane, number);
         }
         let search = work.may_store_pointers && self.stores(work.everything, (lane, number));
-        self.foresight.note(work.signature, work.kind, if work.everything { &[] } else { touched });
+        let named = if work.everything { &[] } else { touched };
+        let bytes = named.iter().filter_map(|index| self.chunk(*index)).filter(|chunk| !chunk.fixed).map(|c| c.bytes).sum();
+        self.foresight.note(work.signature, work.kind, named, bytes);
         let measure =
             ram_bytes >= GRANULE && work.kind != 0 && manner.is_none() && !work.everything && self.policy.promotes();
         if measure {
             self.measuring.push(work.kind);
         }
+        if self.recorder.is_some() {
+            let everything = work.everything;
+            let flags = WorkFlags { everything, search, measure, foreseen: self.foresight.period().is_some() };
+            let chunks = if everything { Vec::new() } else { self.offsets(touched) };
+            let (stream, kind, signature) = (work.stream, work.kind, work.signature);
+            self.tell(|| Event::Begun { stream, number, kind, signature, flags, chunks });
+        }
         Begin::Go(Begun { lane, number, ram_bytes, measure, search })
+    }
+
+    fn offsets(&self, chunks: &[u32]) -> Vec<u64> {
+        chunks.iter().filter_map(|index| self.chunk(*index)).map(|chunk| chunk.offset).collect()
     }
 
     fn movable_ram_bytes(&self, touched: &[u32]) -> u64 {
@@ -92,6 +108,7 @@ impl Residency {
         let Some(lane) = self.lanes.get_mut(index as usize) else { return };
         lane.done = lane.done.max(number.min(lane.begun));
         let done = lane.done;
+        self.tell(|| Event::Completed { stream, number: done });
         self.everything.retain(|(lane, number)| *lane != index || *number > done);
     }
 
@@ -114,6 +131,7 @@ impl Residency {
     /// The link's speed into VRAM, in bytes per microsecond.
     pub fn set_link(&mut self, bytes_per_micro: f64) {
         self.foresight.set_link(bytes_per_micro);
+        self.tell(|| Event::Link { bytes_per_milli: whole(bytes_per_micro * 1e3) });
     }
 
     /// A work that was to be measured could not be.
@@ -125,6 +143,7 @@ impl Residency {
     pub fn measured(&mut self, kind: u64, ram_bytes: u64, micros: f64) {
         self.measuring.retain(|other| *other != kind);
         self.foresight.measured(kind, ram_bytes, micros);
+        self.tell(|| Event::Measured { kind, ram_bytes, micros: whole(micros) });
     }
 
     fn lane(&mut self, stream: StreamId) -> u32 {
@@ -166,12 +185,17 @@ impl Residency {
             }
         }
         self.held.push(Held { id, chunks: touched.to_vec(), everything, promote, hopeless: false });
+        if self.recorder.is_some() {
+            let chunks = self.offsets(touched);
+            self.tell(|| Event::Held { hold: id.0, for_data: promote, chunks });
+        }
         id
     }
 
     /// A held work begins, or its caller has given up.
     pub fn release(&mut self, id: HoldId) {
         let Some(at) = self.held.iter().position(|held| held.id == id) else { return };
+        self.tell(|| Event::Unheld { hold: id.0 });
         for index in self.held.swap_remove(at).chunks {
             if let Some(chunk) = self.chunk_mut(index) {
                 chunk.claims -= 1;
@@ -186,4 +210,9 @@ pub(super) fn note_use(uses: &mut Vec<Use>, lane: u32, number: u64) {
         Some(last) => last.1 = number,
         None => uses.push((lane, number)),
     }
+}
+
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Of a positive number.
+fn whole(number: f64) -> u64 {
+    number as u64
 }

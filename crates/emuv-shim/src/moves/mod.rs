@@ -10,6 +10,7 @@
 mod copies;
 mod lanes;
 mod mover;
+mod record;
 mod search;
 mod spares;
 mod thread;
@@ -26,7 +27,7 @@ use emuv_cuda::{
     CUresult,
     types::{CUdevice, CUstream},
 };
-use emuv_policy::{Begin, Begun, HoldId, Owner, Policy, Work};
+use emuv_policy::{Begin, Begun, Owner, Policy, Work};
 
 use crate::{
     arena::{Arena, lock},
@@ -133,7 +134,7 @@ pub(crate) fn around(
     let mut entered: Vec<(&Device, Lane, Begun)> = Vec::new();
     for device in session.devices().filter(|device| device.moves.is_active()) {
         let lane = device.moves.lanes.of(name, context);
-        let begun = device.moves.enter(&device.arena, lane, touch);
+        let begun = device.moves.enter(session, device, lane, touch);
         entered.push((device, lane, begun));
     }
     let timed = entered.iter().any(|(.., begun)| begun.measure);
@@ -142,7 +143,7 @@ pub(crate) fn around(
     let after = before.and_then(|_| calls::timed_event(session.real, stream, per_thread).ok());
     for (device, lane, begun) in entered {
         if begun.search {
-            device.moves.search_behind(session, &device.arena, context, lane, touch);
+            device.moves.search_behind(session, device, context, lane, touch);
         }
         device.arena.residency().issued(&begun);
         if begun.measure {
@@ -246,7 +247,11 @@ impl Moves {
     }
 
     /// Issues a search for pointers in what a work may have written, right behind it.
-    fn search_behind(&self, session: &Session, arena: &Arena, context: Owner, lane: Lane, touch: &Touch) {
+    fn search_behind(&self, session: &Session, device: &Device, context: Owner, lane: Lane, touch: &Touch) {
+        let arena = &device.arena;
+        if let Some(counters) = session.counters(device.ordinal) {
+            counters.searches.fetch_add(1, Ordering::Relaxed);
+        }
         let offsets: Vec<u64> = touch.addresses().filter(|a| arena.contains(*a)).map(|a| a - arena.base()).collect();
         let ranges = arena.residency().ranges(&offsets);
         let mut ranges: Vec<(u64, u64)> =
@@ -262,7 +267,8 @@ impl Moves {
         }
     }
 
-    fn enter(&self, arena: &Arena, lane: Lane, touch: &Touch) -> Begun {
+    fn enter(&self, session: &Session, device: &Device, lane: Lane, touch: &Touch) -> Begun {
+        let arena = &device.arena;
         let mut offsets = [0; 32];
         let mut count = 0;
         let mut more = Vec::new();
@@ -287,38 +293,34 @@ impl Moves {
             kind: touch.kind,
             patient: true,
         };
-        let mut residency = arena.residency();
-        let mut hold: Option<HoldId> = None;
-        let mut since = None;
-        loop {
-            match residency.begin(&work, hold) {
-                Begin::Go(begun) => return begun,
-                Begin::Hold(id) => hold = Some(id),
-            }
-            drop(residency);
-            if since.is_none() {
-                // What the work waits for may itself wait for this thread's fence.
-                self.lanes.mark_now(arena, lane);
-            }
+        let held = match arena.residency().begin(&work, None) {
+            Begin::Go(begun) => return begun,
+            Begin::Hold(id) => id,
+        };
+        let start = Instant::now();
+        // What the work waits for may itself wait for this thread's fence.
+        self.lanes.mark_now(arena, lane);
+        let mut last_move = (self.ended.load(Ordering::Acquire), start);
+        let begun = loop {
             self.wake_mover();
             let ended = self.ended.load(Ordering::Acquire);
-            match since {
-                Some((then, at)) if then == ended => {
-                    let waited: Duration = Instant::elapsed(&at);
-                    work.patient &= waited < PATIENCE;
-                }
-                _ => since = Some((ended, Instant::now())),
+            if ended != last_move.0 {
+                last_move = (ended, Instant::now());
             }
-            residency = arena.residency();
+            work.patient &= last_move.1.elapsed() < PATIENCE;
             // Looked at again before sleeping: it may have settled in between.
-            match residency.begin(&work, hold) {
-                Begin::Go(begun) => return begun,
-                Begin::Hold(_) => {
-                    let waited = arena.settled.wait_timeout(residency, ASK_AGAIN);
-                    residency = waited.unwrap_or_else(PoisonError::into_inner).0;
-                }
+            let mut residency = arena.residency();
+            match residency.begin(&work, Some(held)) {
+                Begin::Go(begun) => break begun,
+                Begin::Hold(_) => drop(arena.settled.wait_timeout(residency, ASK_AGAIN)),
             }
+        };
+        if let Some(counters) = session.counters(device.ordinal) {
+            let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+            counters.held.fetch_add(1, Ordering::Relaxed);
+            counters.held_micros.fetch_add(micros, Ordering::Relaxed);
         }
+        begun
     }
 
     /// The mover has something to do.

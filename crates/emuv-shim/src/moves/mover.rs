@@ -16,6 +16,7 @@ use emuv_state::HostMemory;
 
 use super::{
     copies::{self, Copies, UnderWay},
+    record::Recording,
     thread,
 };
 use crate::{
@@ -61,6 +62,7 @@ struct Mover {
     quiesced: bool,
     into_vram: UnderWay<Job>,
     into_ram: UnderWay<Job>,
+    recording: Recording,
 }
 
 /// Starts the thread.
@@ -77,10 +79,12 @@ pub(super) fn start(session: &'static Session, ordinal: CUdevice) -> io::Result<
             quiesced: false,
             into_vram: UnderWay::new(),
             into_ram: UnderWay::new(),
+            recording: Recording::open(session.trace.as_deref(), ordinal),
         };
         if catch_unwind(AssertUnwindSafe(|| mover.run())).is_err() {
             session.degrade("moving data");
         }
+        mover.recording.write(&device.arena, true);
         mover.give_up();
     })
 }
@@ -113,6 +117,7 @@ impl Mover {
             if self.ready() {
                 busy |= self.take_steps();
             }
+            self.recording.write(&self.device.arena, false);
             let copying = self.into_vram.len() + self.into_ram.len() > 0;
             wait = match () {
                 () if busy => None,

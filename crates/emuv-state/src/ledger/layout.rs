@@ -132,7 +132,13 @@ pub struct DeviceCounters {
     pub promoted_bytes: AtomicU64,
     /// Bytes moved from VRAM to RAM, ever.
     pub evicted_bytes: AtomicU64,
-    reserved: [AtomicU64; 6],
+    /// Calls that waited for data to move.
+    pub held: AtomicU64,
+    /// How long they waited, all together.
+    pub held_micros: AtomicU64,
+    /// Searches for pointers: behind a work, or of all memory.
+    pub searches: AtomicU64,
+    reserved: [AtomicU64; 3],
 }
 
 impl DeviceCounters {

@@ -53,6 +53,9 @@ pub struct DeviceRecord {
     pub launches: u64,
     pub promoted_bytes: u64,
     pub evicted_bytes: u64,
+    pub held: u64,
+    pub held_micros: u64,
+    pub searches: u64,
 }
 
 /// How much of a tier was in use; the fields are those of [`TierCounters`].
@@ -198,6 +201,9 @@ fn device(words: Words<'_>, ordinal: usize) -> Option<DeviceRecord> {
         launches: at(offset_of!(DeviceCounters, launches)),
         promoted_bytes: at(offset_of!(DeviceCounters, promoted_bytes)),
         evicted_bytes: at(offset_of!(DeviceCounters, evicted_bytes)),
+        held: at(offset_of!(DeviceCounters, held)),
+        held_micros: at(offset_of!(DeviceCounters, held_micros)),
+        searches: at(offset_of!(DeviceCounters, searches)),
     })
 }
 

@@ -40,6 +40,8 @@ pub struct Plan<'p> {
     pub policy: Movement,
     /// Only while the GPU has nothing to do.
     pub safe: bool,
+    /// Where to record what moves.
+    pub trace: Option<&'p Path>,
 }
 
 /// One variable: set to a value, or removed.
@@ -62,6 +64,7 @@ pub fn changes(plan: &Plan<'_>, get: impl Fn(&str) -> Option<OsString>) -> Vec<C
         (env::VRAM, plan.limits.vram.and_then(|bytes| set(&bytes.0))),
         (env::POLICY, set(&plan.policy)),
         (env::SAFE, plan.safe.then(|| "1".into())),
+        (env::TRACE, plan.trace.map(OsString::from)),
         (env::QUIET, plan.quiet.then(|| "1".into())),
         (env::SIM, plan.sim.map(OsString::from)),
         // Meant for this run, not for one that the program starts.
@@ -114,6 +117,7 @@ mod tests {
             hints: false,
             policy: Movement::Dynamic,
             safe: false,
+            trace: None,
         }
     }
 

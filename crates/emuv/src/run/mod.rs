@@ -67,6 +67,10 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     report: Option<String>,
 
+    /// Record what the program gives the GPU and what moves, to this file (further processes and GPUs: FILE.PID.GPU)
+    #[arg(long, value_name = "FILE", env = variables::TRACE)]
+    trace: Option<PathBuf>,
+
     /// No notice when memory spills
     #[arg(short, long)]
     pub quiet: bool,
@@ -134,7 +138,7 @@ pub fn run(options: &Options) -> Result<ExitCode, Failure> {
     let get = |name: &str| env::var(name).ok();
     let file = ConfigFile::read(get).map_err(Failure::bad_argument)?;
     let settings = Settings::resolve(options.flags(), get, &file).map_err(Failure::bad_argument)?;
-    let checked = Checked::new(&settings)?;
+    let checked = Checked::new(&settings, options.trace.as_deref())?;
 
     let signals = Signals::take().map_err(|error| failed("take over signals", &error))?;
     let run_dir = prepare(&checked)?;
@@ -149,6 +153,7 @@ pub fn run(options: &Options) -> Result<ExitCode, Failure> {
         hints: !options.no_framework_hints,
         policy: options.policy.unwrap_or_default(),
         safe: options.safe,
+        trace: checked.trace.as_deref(),
     };
     let program = signals.start(&mut command(options, &plan)).map_err(|error| not_started(options, &error))?;
     let ending = program.wait().map_err(|error| failed("wait for the program", &error))?;
@@ -164,11 +169,12 @@ struct Checked {
     sim: Option<String>,
     gpu: Option<String>,
     report: Option<PathBuf>,
+    trace: Option<PathBuf>,
     state_dir: PathBuf,
 }
 
 impl Checked {
-    fn new(settings: &Settings) -> Result<Self, Failure> {
+    fn new(settings: &Settings, trace: Option<&Path>) -> Result<Self, Failure> {
         let sim = settings.sim.as_ref();
         let sim = sim.map(|sim| sim::checked(&sim.value).map_err(|why| named(&sim.source, &why))).transpose()?;
         let host = HostMemory::read().ok_or_else(|| Failure::new(EMUV_FAILED, "cannot read /proc/meminfo"))?;
@@ -178,6 +184,7 @@ impl Checked {
             check_writable(Path::new(&report.value))
                 .map_err(|error| named(&report.source, &format!("cannot write {}: {error}", report.value)))?;
         }
+        let trace = trace.map(|trace| new_trace(trace).map_err(|why| named("--trace", &why))).transpose()?;
         let state_dir = state_dir(|name| env::var(name).ok()).map_err(Failure::bad_argument)?;
         // The dynamic loader splits its lists at these and knows no quoting.
         if state_dir.as_os_str().as_encoded_bytes().iter().any(|byte| b": ;".contains(byte)) {
@@ -191,8 +198,19 @@ impl Checked {
             .map(|gpu| gpu::choose(&gpu.value, &machine.gpus).map_err(|why| named(&gpu.source, &why)))
             .transpose()?;
         let report = settings.report.as_ref().map(|report| PathBuf::from(&report.value));
-        Ok(Self { limits, real, shim, sim, gpu, report, state_dir })
+        Ok(Self { limits, real, shim, sim, gpu, report, trace, state_dir })
     }
+}
+
+/// The absolute path of a trace that is about to be written; the one of an earlier run goes.
+fn new_trace(path: &Path) -> Result<PathBuf, String> {
+    let cannot = |error: io::Error| format!("cannot write {}: {error}", path.display());
+    check_writable(path).map_err(cannot)?;
+    let absolute = std::path::absolute(path).map_err(cannot)?;
+    if absolute.is_file() {
+        fs::remove_file(&absolute).map_err(cannot)?;
+    }
+    Ok(absolute)
 }
 
 /// A mistake in a setting.
