@@ -27,8 +27,6 @@ pub use memory::{
     Allocation, AllocationId, Answer, DeviceMemory, FreeError, HOT_BYTES, Owner, Plan, Release, Room, SMALL_BYTES,
     Ticket,
 };
-#[doc(hidden)]
-pub fn foresight_for_tools() -> residency::Foresight { residency::Foresight::default() }
 pub use residency::{Begin, Begun, HoldId, Manner, Mode, MoveRoom, Policy, Residency, Step, Work};
 pub use stream_clock::{Freed, StreamClocks, StreamId};
 pub use stream_pool::{Block, PoolId, PoolUse, StreamPools, Waste, block_bytes};

@@ -66,8 +66,6 @@ pub struct GpuWork {
     pub micros: f64,
     /// What it does: see [`Work::kind`].
     pub kind: u64,
-    /// See [`Work::signature`].
-    pub signature: u64,
     /// It may touch anything.
     pub everything: bool,
 }
@@ -156,6 +154,9 @@ impl Machine {
         let mut ops = program.iter().peekable();
         let mut idle_since = 0.0;
         while ops.peek().is_some() || !run.queue.is_empty() {
+            if !run.queue.is_empty() {
+                idle_since = run.now;
+            }
             run.gpu();
             run.mover();
             while let Some(op) = ops.peek() {
@@ -280,7 +281,6 @@ impl Run<'_> {
             offsets: &work.chunks,
             everything: work.everything,
             may_store_pointers: false,
-            signature: work.signature,
             kind: work.kind,
             patient,
         };

@@ -24,7 +24,7 @@ pub enum Event {
     /// It has given it back.
     Freed { offset: u64 },
     /// A work has begun. `chunks`: offsets of those that it names.
-    Begun { stream: StreamId, number: u64, kind: u64, signature: u64, flags: WorkFlags, chunks: Vec<u64> },
+    Begun { stream: StreamId, number: u64, kind: u64, flags: WorkFlags, chunks: Vec<u64> },
     /// A work has to wait. `for_data`: until its data is in VRAM.
     Held { hold: u64, for_data: bool, chunks: Vec<u64> },
     /// It need not wait any more.
@@ -141,8 +141,8 @@ impl Event {
             Self::Removed { offset } => (2, vec![offset / GRANULE], None),
             Self::Extent { offset, bytes } => (3, vec![*offset, *bytes], None),
             Self::Freed { offset } => (4, vec![*offset], None),
-            Self::Begun { stream, number, kind, signature, flags, chunks } => {
-                (5, vec![stream.0, *number, *kind, *signature, flags.bits()], Some(chunks))
+            Self::Begun { stream, number, kind, flags, chunks } => {
+                (5, vec![stream.0, *number, *kind, flags.bits()], Some(chunks))
             }
             Self::Held { hold, for_data, chunks } => (6, vec![*hold, u64::from(*for_data)], Some(chunks)),
             Self::Unheld { hold } => (7, vec![*hold], None),
@@ -188,9 +188,9 @@ fn event(rest: &mut &[u8]) -> Option<(u64, Event)> {
         3 => Event::Extent { offset: next()?, bytes: next()? },
         4 => Event::Freed { offset: next()? },
         5 => {
-            let (stream, number, kind, signature) = (StreamId(next()?), next()?, next()?, next()?);
+            let (stream, number, kind) = (StreamId(next()?), next()?, next()?);
             let flags = WorkFlags::of(next()?);
-            Event::Begun { stream, number, kind, signature, flags, chunks: list(rest)? }
+            Event::Begun { stream, number, kind, flags, chunks: list(rest)? }
         }
         6 => {
             let (hold, for_data) = (next()?, next()? == 1);
@@ -265,7 +265,7 @@ mod tests {
             Event::Chunk { offset: 4 * GRANULE, bytes: 16 * GRANULE, tier: Tier::Ram, fixed: false },
             Event::Chunk { offset: 0, bytes: GRANULE, tier: Tier::Vram, fixed: true },
             Event::Extent { offset: 1 << 40, bytes: 12_345 },
-            Event::Begun { stream: StreamId(7), number: 1, kind: u64::MAX, signature: 2, flags, chunks: chunks.clone() },
+            Event::Begun { stream: StreamId(7), number: 1, kind: u64::MAX, flags, chunks: chunks.clone() },
             Event::Held { hold: 9, for_data: true, chunks },
             Event::Unheld { hold: 9 },
             Event::Completed { stream: StreamId(7), number: 1 },

@@ -29,13 +29,10 @@ fn run(machine: &Machine, sizes: &[u64], kernels: &[Kernel], rounds: usize) -> C
     for _ in 0..rounds {
         program.push(Op::Round);
         for kernel in kernels {
-            let signature =
-                kernel.chunks.iter().fold(kernel.kind, |sum, chunk| sum.wrapping_mul(31).wrapping_add(*chunk as u64));
             program.push(Op::Work(GpuWork {
                 chunks: kernel.chunks.iter().map(|chunk| offsets[*chunk]).collect(),
                 micros: kernel.micros,
                 kind: kernel.kind,
-                signature: signature | 1,
                 everything: false,
             }));
         }
@@ -90,8 +87,9 @@ fn a_loop_that_the_link_limits_moves_little_more_than_what_does_not_fit() {
     let machine = pcie5(9 << 30, 15.0);
     let spilled = total - machine.vram_bytes;
     let cost = run(&machine, &sizes, &kernels, 8);
-    let bound = spilled as f64 / machine.link_bytes_per_us;
-    assert!(report("link-bound", cost, bound, spilled) > 70.0);
+    // What is brought pushes as much out: nobody can tell that it was not written to.
+    let bound = spilled as f64 / machine.both_bytes_per_us;
+    assert!(report("link-bound", cost, bound, spilled) > 80.0);
 }
 
 #[test]

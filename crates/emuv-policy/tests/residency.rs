@@ -42,7 +42,7 @@ struct Planned {
     extents: Vec<u64>,
     everything: bool,
     stores: Option<(u64, u64)>,
-    signature: u64,
+    kind: u64,
 }
 
 struct Running {
@@ -121,7 +121,7 @@ impl World {
             extents.extend([at, to]);
         }
         let everything = r.chance(50);
-        Planned { stream: r.below(STREAMS), extents, everything, stores, signature: r.below(20) + 1 }
+        Planned { stream: r.below(STREAMS), extents, everything, stores, kind: r.below(20) + 1 }
     }
 
     fn begin(&mut self, planned: Planned, hold: Option<HoldId>) {
@@ -132,8 +132,7 @@ impl World {
             offsets: &offsets,
             everything: planned.everything,
             may_store_pointers: planned.stores.is_some() || planned.everything,
-            signature: planned.signature,
-            kind: planned.signature,
+            kind: planned.kind,
             patient: true,
         };
         match self.residency.begin(&work, hold) {
@@ -143,7 +142,7 @@ impl World {
                     assert!(!touches.contains(&extent_of(*offset)), "a work began whose chunk is moving");
                 }
                 if begun.measure {
-                    self.residency.measured(planned.signature, begun.ram_bytes, 1e6);
+                    self.residency.measured(planned.kind, begun.ram_bytes, 1e6);
                 }
                 // Memory written by a work is a pointer's home from its beginning at the earliest.
                 if let Some((at, to)) = planned.stores {

@@ -3,7 +3,7 @@
 //! The mutexes here guard plain data and are never held across a call of [`Gpu`].
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -69,6 +69,8 @@ pub(crate) struct Arena {
     pub settled: Condvar,
     /// When recording began, if everything is recorded.
     recording: Option<Instant>,
+    /// Under `emuv verify`: chunks that are not mapped now. Held while mappings change.
+    hidden: Option<Mutex<HashSet<u64>>>,
 }
 
 /// Locks plain data: a panic elsewhere must not make the program's memory unreachable.
@@ -102,6 +104,7 @@ impl Arena {
             residency: Mutex::new(Residency::new(policy)),
             settled: Condvar::new(),
             recording: None,
+            hidden: None,
         })
     }
 
@@ -133,6 +136,36 @@ impl Arena {
     pub fn record(&mut self) {
         self.recording = Some(Instant::now());
         lock(&self.residency).record();
+    }
+
+    /// From now on chunks may be hidden ([`Self::show_only`]).
+    pub fn may_hide(&mut self) {
+        self.hidden = Some(Mutex::default());
+    }
+
+    /// Maps the chunks that a work may touch and takes the mapping of all others away; their memory stays. Nothing
+    /// runs. Gives how many are not mapped.
+    ///
+    /// # Errors
+    /// The driver's own, at the first chunk that it refuses.
+    pub fn show_only(&self, offsets: &[u64], everything: bool) -> CuResult<usize> {
+        let Some(hidden) = &self.hidden else { return Ok(0) };
+        // Held over all of it: what is looked at now is not given back, and nothing new comes in its place.
+        let mut hidden = lock(hidden);
+        let (within, outside) = self.residency().access_set(offsets, everything);
+        for (offset, bytes) in within {
+            if hidden.contains(&offset) {
+                self.map_again(offset, bytes)?;
+                hidden.remove(&offset);
+            }
+        }
+        for (offset, bytes) in outside {
+            if !hidden.contains(&offset) && lock(&self.handles).contains_key(&offset) {
+                self.gpu.unmap(self.base + offset, bytes)?;
+                hidden.insert(offset);
+            }
+        }
+        Ok(hidden.len())
     }
 
     /// The program has got this block of a pool (`bytes` of whole chunks at `address`).
@@ -228,7 +261,7 @@ impl Arena {
                 Ok(handle) => mapped.push((plan.chunks[index], handle)),
                 Err(error) => {
                     for &(chunk, handle) in &mapped {
-                        self.drop_chunk(chunk, handle);
+                        self.drop_chunk(chunk, handle, true);
                     }
                     self.with_memory(|memory| memory.abandon(plan.ticket));
                     return Err(if error.is_out_of_memory() { Refusal::NoRoom } else { Refusal::Driver(error) });
@@ -289,9 +322,11 @@ impl Arena {
             chunks.iter().for_each(|chunk| self.settle_for_good(chunk.offset));
         }
         for &chunk in &chunks {
+            let mut hidden = self.hidden.as_ref().map(lock);
             let handle = lock(&self.handles).remove(&chunk.offset);
             if let Some(handle) = handle {
-                self.drop_chunk(chunk, handle);
+                let mapped = !hidden.as_mut().is_some_and(|hidden| hidden.remove(&chunk.offset));
+                self.drop_chunk(chunk, handle, mapped);
             }
         }
         self.with_memory(|memory| memory.released(&chunks));
@@ -333,9 +368,9 @@ impl Arena {
         self.gpu.map(self.base + offset, bytes, handle)
     }
 
-    fn drop_chunk(&self, chunk: Chunk, handle: Handle) {
+    fn drop_chunk(&self, chunk: Chunk, handle: Handle, mapped: bool) {
         // After a fatal error of the context these fail; the process's end then gives the memory back.
-        let unmapped = self.gpu.unmap(self.base + chunk.offset, chunk.bytes);
+        let unmapped = if mapped { self.gpu.unmap(self.base + chunk.offset, chunk.bytes) } else { Ok(()) };
         let released = self.aliases.release(&*self.gpu, handle);
         if let Err(error) = unmapped.and(released) {
             crate::log::debug(format_args!("giving {} bytes of {} back: {error}", chunk.bytes, chunk.tier));

@@ -278,6 +278,21 @@ pub(crate) fn elapsed_micros(real: &Real, before: usize, after: usize) -> CuResu
     Ok(f64::from(milliseconds) * 1e3)
 }
 
+/// What a function (or a kernel in a function's place) is called, mangled as in its module; `?` where the driver does not
+/// say.
+pub(crate) fn function_name(real: &Real, function: CUfunction) -> String {
+    let mut name = std::ptr::null();
+    // SAFETY: see the module's head; the driver refuses a handle of the other sort.
+    let found = unsafe { real.driver.cuKernelGetName(&raw mut name, function.cast()) }.ok().is_ok()
+        // SAFETY: as above.
+        || unsafe { real.driver.cuFuncGetName(&raw mut name, function) }.ok().is_ok();
+    if !found || name.is_null() {
+        return "?".to_owned();
+    }
+    // SAFETY: a text that lives as long as the function.
+    unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned()
+}
+
 /// Whether an address lies in managed memory.
 pub(crate) fn is_managed(real: &Real, address: CUdeviceptr) -> bool {
     let mut managed: core::ffi::c_uint = 0;

@@ -68,6 +68,9 @@ impl Device {
         if session.trace.is_some() {
             arena.record();
         }
+        if session.verify.is_some() {
+            arena.may_hide();
+        }
         let device = Self {
             ordinal,
             arena,

@@ -19,7 +19,7 @@ use std::{
 
 use emuv_cuda::{CUresult, types::*};
 
-use crate::{real::Real, session::Session, touch::Touch};
+use crate::{calls, log, real::Real, session::Session, touch::Touch};
 
 /// Functions that a thread finds without a lock.
 const NEAR: usize = 64;
@@ -131,18 +131,16 @@ impl Functions {
         sum.add(shape.function as u64);
         shape.dimensions.iter().for_each(|part| sum.add(u64::from(*part)));
         touch.kind = sum.end();
-        touch.may_store_pointers = layout.launches.fetch_add(1, Ordering::Relaxed).wrapping_add(1).is_power_of_two();
-        // Repetition is seen by what is touched: other arguments may count rounds.
+        let launch = layout.launches.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        touch.may_store_pointers = launch.is_power_of_two();
         // SAFETY: the caller's word.
-        let readable = unsafe {
-            layout.words(kernel_params, extra, |word| {
-                if touch.look_at(session, word) {
-                    sum.add(word);
-                }
-            })
-        };
+        let readable = unsafe { layout.words(kernel_params, extra, |word| touch.look_at(session, word)) };
+        if launch == 1 && (touch.everything || !readable) {
+            let why = if readable { "is given memory of the host" } else { "has arguments that cannot be read" };
+            let name = calls::function_name(session.real, shape.function);
+            log::debug(format_args!("kernel {name} {why}: it may touch anything"));
+        }
         touch.everything |= !readable;
-        touch.signature = sum.end();
         touch.may_store_pointers |= touch.everything;
         touch
     }

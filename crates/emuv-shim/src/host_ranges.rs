@@ -1,11 +1,18 @@
 //! Memory of the host that kernels can reach: pinned by the driver, or managed. A program may write pointers there
-//! at any time without a call, so work that can reach it may touch everything.
+//! without a call, so work that can reach such memory may touch everything. Only where all of it can be looked through
+//! at each launch (ordinary pinned memory, not much of it: flags and counters of libraries) and not one word has ever
+//! looked like a pointer, the work touches what it names. What kernels store there is found by the search behind them.
+//!
+//! # Safety
+//! The one block reads memory that the driver has pinned for the program, inside a range that is known: it is forgotten,
+//! which waits for readers, before the driver is asked to free it.
+#![allow(unsafe_code)]
 
 use std::{
     collections::BTreeMap,
     sync::{
         PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -19,9 +26,25 @@ pub(crate) struct HostRanges {
     most: AtomicU64,
 }
 
-#[derive(Debug, Clone, Copy)]
+/// More is not looked through at each launch.
+const MOST_LOOKED_THROUGH: u64 = 64 << 10;
+
+/// What a word leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// Not to memory of the host.
+    Nothing,
+    /// To this memory (address, bytes), in which there are no pointers now.
+    NoPointers(u64, u64),
+    /// To memory where pointers are or may come.
+    Pointers,
+}
+
+#[derive(Debug)]
 struct Range {
     bytes: u64,
+    /// Ordinary memory, in which pointers would be seen. False also once there has been one.
+    searchable: AtomicBool,
     /// The library that it goes with.
     library: Option<usize>,
 }
@@ -35,12 +58,18 @@ impl Default for HostRanges {
 impl HostRanges {
     /// Kernels can reach `bytes` at `start` from now on.
     pub fn add(&self, start: u64, bytes: u64) {
-        self.insert(start, Range { bytes, library: None });
+        self.insert(start, Range { bytes, searchable: AtomicBool::new(false), library: None });
+    }
+
+    /// Kernels can reach `bytes` of ordinary pinned memory at `start`, which the host can read quickly.
+    pub fn add_pinned(&self, start: u64, bytes: u64) {
+        let searchable = AtomicBool::new(bytes <= MOST_LOOKED_THROUGH);
+        self.insert(start, Range { bytes, searchable, library: None });
     }
 
     /// Kernels can reach `bytes` at `start` until the library (or module) is unloaded.
     pub fn add_managed(&self, library: usize, start: u64, bytes: u64) {
-        self.insert(start, Range { bytes, library: Some(library) });
+        self.insert(start, Range { bytes, searchable: AtomicBool::new(false), library: Some(library) });
     }
 
     fn insert(&self, start: u64, range: Range) {
@@ -83,11 +112,32 @@ impl HostRanges {
         result
     }
 
-    /// Whether `address` lies in one of them.
-    pub fn contains(&self, address: u64) -> bool {
-        if address < self.least.load(Ordering::Acquire) || address >= self.most.load(Ordering::Acquire) {
-            return false;
+    /// What a word of a kernel's arguments leads to; `is_pointer` says what a pointer looks like.
+    pub fn reach(&self, word: u64, is_pointer: impl Fn(u64) -> bool) -> Reach {
+        if word < self.least.load(Ordering::Acquire) || word >= self.most.load(Ordering::Acquire) {
+            return Reach::Nothing;
         }
+        let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
+        let Some((start, range)) = ranges.range(..=word).next_back() else { return Reach::Nothing };
+        if word - start >= range.bytes {
+            return Reach::Nothing;
+        }
+        if !range.searchable.load(Ordering::Relaxed) {
+            return Reach::Pointers;
+        }
+        let first = start.next_multiple_of(8);
+        let words = (start + range.bytes).saturating_sub(first) / 8;
+        for index in 0..words {
+            // SAFETY: see the module's head; aligned, inside the range, and perhaps being written to.
+            if is_pointer(unsafe { ((first + index * 8) as *const u64).read_volatile() }) {
+                range.searchable.store(false, Ordering::Relaxed);
+                return Reach::Pointers;
+            }
+        }
+        Reach::NoPointers(*start, range.bytes)
+    }
+
+    fn contains(&self, address: u64) -> bool {
         let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
         ranges.range(..=address).next_back().is_some_and(|(start, range)| address - start < range.bytes)
     }
@@ -141,5 +191,31 @@ mod tests {
         ranges.add(3000, 10);
         ranges.forget_library(1);
         assert!(!ranges.contains(1000) && ranges.contains(2000) && ranges.contains(3000));
+    }
+
+    #[test]
+    fn pinned_memory_is_looked_through_until_it_has_held_a_pointer() {
+        let ranges = HostRanges::default();
+        let mut memory = vec![0_u64; 64];
+        let start = memory.as_ptr() as u64;
+        ranges.add_pinned(start, 512);
+        let reach = || ranges.reach(start + 100, |word| word == 77);
+        assert_eq!(reach(), Reach::NoPointers(start, 512));
+        assert_eq!(ranges.reach(start + 512, |_| true), Reach::Nothing);
+        // SAFETY: inside the vector; written as the program would, behind everybody's back.
+        unsafe { memory.as_mut_ptr().add(63).write_volatile(77) };
+        assert_eq!(reach(), Reach::Pointers);
+        memory[63] = 0;
+        assert_eq!(reach(), Reach::Pointers, "there may be another one next time");
+    }
+
+    #[test]
+    fn memory_that_cannot_be_looked_through_may_hold_pointers() {
+        let ranges = HostRanges::default();
+        ranges.add(1 << 30, 4096);
+        ranges.add_pinned(1 << 31, MOST_LOOKED_THROUGH + 1);
+        assert_eq!(ranges.reach(1 << 30, |_| false), Reach::Pointers);
+        assert_eq!(ranges.reach(1 << 31, |_| false), Reach::Pointers);
+        assert_eq!(ranges.reach(1 << 29, |_| false), Reach::Nothing);
     }
 }

@@ -26,6 +26,7 @@ use crate::{
     host_ranges::HostRanges,
     images::Images,
     log,
+    moves::verify::Verify,
     real::Real,
 };
 
@@ -41,6 +42,8 @@ pub(crate) struct Session {
     pub limits: Limits,
     /// What moves between the tiers, and when.
     pub policy: Policy,
+    /// Each piece of work is checked; then nothing moves.
+    pub verify: Option<Verify>,
     /// Streams in capture.
     pub captures: Captures,
     /// The program's own handles that emuV serves.
@@ -113,6 +116,7 @@ impl Session {
         };
         let safe = on(env::SAFE);
         let policy = match variable(env::POLICY).as_deref().map(str::parse::<Movement>) {
+            _ if on(env::VERIFY) => Policy::Static,
             None | Some(Ok(Movement::Dynamic)) => Policy::Dynamic { safe },
             Some(Ok(Movement::Static)) => Policy::Static,
             Some(Ok(Movement::Torture(seed))) => Policy::Torture { state: seed, safe },
@@ -132,6 +136,7 @@ impl Session {
             real,
             limits,
             policy,
+            verify: on(env::VERIFY).then(|| Verify::new(run_dir.as_deref())),
             captures: Captures::default(),
             handles: Handles::default(),
             mappings: Mappings::default(),

@@ -1,6 +1,6 @@
 //! What a piece of GPU work may touch, as far as its call shows.
 
-use crate::session::Session;
+use crate::{host_ranges::Reach, session::Session};
 
 /// Addresses that most kernels have fewer of.
 const INLINE: usize = 24;
@@ -11,14 +11,13 @@ pub(crate) struct Touch {
     inline: [u64; INLINE],
     count: usize,
     more: Vec<u64>,
-    /// It may touch anything: its arguments cannot be read, or it can reach memory of the host, in which the
-    /// program may write pointers at any time.
+    /// It may touch anything: its arguments cannot be read, or it can reach memory of the host in which the program may
+    /// write pointers at any time.
     pub everything: bool,
+    /// Pinned memory that it can reach (address, bytes), in which no pointers are now; it may store some.
+    pub pinned: Vec<(u64, u64)>,
     /// It may leave pointers into the arenas in memory that it writes, which no later argument shows.
     pub may_store_pointers: bool,
-    /// Names the work for the recognition of repetition: function, grid, and addresses. Zero: what it touches says
-    /// enough.
-    pub signature: u64,
     /// Names what the work does whatever the data: function and grid, without arguments. Works of a kind read their
     /// data alike. Zero: not worth one.
     pub kind: u64,
@@ -32,8 +31,8 @@ impl Touch {
             count: 0,
             more: Vec::new(),
             everything: false,
+            pinned: Vec::new(),
             may_store_pointers: false,
-            signature: 0,
             kind: 0,
         }
     }
@@ -53,16 +52,17 @@ impl Touch {
         }
     }
 
-    /// Takes a word for what it may be: an address in an arena, or one through which the host's memory is reached. Says
-    /// whether it lies in an arena.
-    pub fn look_at(&mut self, session: &Session, word: u64) -> bool {
-        let ours = session.device_at(word).is_some();
-        if ours {
+    /// Takes a word for what it may be: an address in an arena, or one through which the host's memory is reached.
+    pub fn look_at(&mut self, session: &Session, word: u64) {
+        if session.device_at(word).is_some() {
             self.add(word);
-        } else {
-            self.everything |= session.host_ranges.contains(word);
+            return;
         }
-        ours
+        match session.host_ranges.reach(word, |word| session.device_at(word).is_some()) {
+            Reach::Nothing => {}
+            Reach::NoPointers(start, bytes) => self.pinned.push((start, bytes)),
+            Reach::Pointers => self.everything = true,
+        }
     }
 
     /// The addresses, in the order in which they were added.

@@ -1,10 +1,12 @@
 //! What comes next, and how well each kind of work reads from RAM: learned from what has happened.
 //!
 //! Programs repeat: training steps, tokens, layers. The log of works is followed at the place of the past that
-//! corresponds to now; what came after that place is the forecast. A work that comes once in a round of the loop (one
-//! that reads a weight, say) says where that place is; works that come many times a round (element by element, in the
-//! same few buffers) do not, so they only confirm it. Which is which is seen from how long ago the same work came last,
-//! compared with the length of the loop.
+//! corresponds to now; what came after that place is the forecast.
+//!
+//! What stays (weights) is recognised by itself; what is made anew in each round (activations) lies somewhere else each
+//! time, and is recognised by when it was made: an extent *corresponds* to the one that was made at the corresponding
+//! place. A work that uses what it used long ago says where the place is; works on what has just been made do not, so
+//! they only confirm it. How long "long ago" is follows from the length of the loop.
 //!
 //! The forecast is believed while it comes true, by bytes. A loop is foreseen from its second round on, a change of phase
 //! is noticed soon, and what never repeats is never foreseen.
@@ -14,8 +16,9 @@ use std::{
     hash::{BuildHasherDefault, Hasher},
 };
 
-/// A work identifies its place in the loop if its like came last at least this part of the loop's length ago.
-const IDENTIFIES: u64 = 2;
+/// A work identifies its place in the loop if it touches what the same kind of work touched at least this part (one in
+/// so many) of the loop's length ago.
+const IDENTIFIES: f64 = 2.0;
 
 /// Works on both sides of the expected place among which one that comes early or late is looked for.
 const NEAR: u64 = 8;
@@ -47,13 +50,25 @@ pub enum Manner {
     Move,
 }
 
+/// Numbers extents in the order in which they are made; none comes twice.
+pub type ExtentId = u32;
+
 #[derive(Debug, Clone, Copy)]
 struct Entry {
-    signature: u64,
     kind: u64,
     /// Number of its first touch, counted from the beginning.
     first_touch: u64,
     touches: u32,
+}
+
+#[derive(Debug, Default)]
+struct Life {
+    /// How many works had begun when it was made, and how many extents were made since the work before.
+    born: u64,
+    order: u32,
+    /// Positions of the works that touched it.
+    uses: VecDeque<u64>,
+    gone: bool,
 }
 
 /// See the module's head.
@@ -62,11 +77,13 @@ pub struct Foresight {
     log: VecDeque<Entry>,
     /// Position of the log's first entry, counted from the beginning.
     base: u64,
-    touches: VecDeque<u32>,
+    touches: VecDeque<ExtentId>,
     touches_base: u64,
-    /// By chunk: positions of the works that touched it.
-    positions: Vec<VecDeque<u64>>,
-    /// Where each signature was seen last.
+    lives: HashMap<ExtentId, Life, BuildHasherDefault<AsIs>>,
+    /// Position -> the first extent that was made when so many works had begun, and how many.
+    births: HashMap<u64, (ExtentId, u32), BuildHasherDefault<AsIs>>,
+    next_extent: ExtentId,
+    /// By kind of work and extent: where they were seen together last.
     seen: HashMap<u64, u64, BuildHasherDefault<AsIs>>,
     /// The position in the past that corresponds to the last work.
     follow: Option<u64>,
@@ -80,7 +97,7 @@ pub struct Foresight {
     link: Option<f64>,
 }
 
-/// For keys that are hashes already.
+/// For keys that are hashes or counters already.
 #[derive(Debug, Default)]
 struct AsIs(u64);
 
@@ -92,6 +109,9 @@ impl Hasher for AsIs {
         for byte in bytes {
             self.0 = mix(self.0 ^ u64::from(*byte));
         }
+    }
+    fn write_u32(&mut self, value: u32) {
+        self.0 = mix(u64::from(value));
     }
     fn write_u64(&mut self, value: u64) {
         self.0 = mix(value);
@@ -106,50 +126,76 @@ fn mix(mut x: u64) -> u64 {
 }
 
 impl Foresight {
-    /// A work has begun that touches these chunks, `bytes` of them.
-    pub fn note(&mut self, signature: u64, kind: u64, chunks: &[u32], bytes: u64) {
-        let position = self.base + self.log.len() as u64;
-        let signature =
-            if signature == 0 { chunks.iter().fold(1, |sum, c| mix(sum ^ u64::from(*c))) } else { signature };
-        let first_touch = self.touches_base + self.touches.len() as u64;
-        let touches = u32::try_from(chunks.len()).unwrap_or(u32::MAX);
-        self.log.push_back(Entry { signature, kind, first_touch, touches });
-        self.touches.extend(chunks);
-        for &chunk in chunks {
-            if self.positions.len() <= chunk as usize {
-                self.positions.resize(chunk as usize + 1, VecDeque::new());
+    /// An extent has been made.
+    pub fn born(&mut self) -> ExtentId {
+        let id = self.next_extent;
+        self.next_extent = id.wrapping_add(1);
+        let born = self.position();
+        let (_, count) = self.births.entry(born).or_insert((id, 0));
+        let order = *count;
+        *count += 1;
+        self.lives.insert(id, Life { born, order, ..Life::default() });
+        id
+    }
+
+    /// An extent has been given back.
+    pub fn gone(&mut self, extent: ExtentId) {
+        if let Some(life) = self.lives.get_mut(&extent) {
+            life.gone = true;
+            if life.uses.is_empty() {
+                self.lives.remove(&extent);
             }
-            self.positions[chunk as usize].push_back(position);
         }
-        self.advance(signature, position, bytes);
+    }
+
+    /// How many works have begun.
+    fn position(&self) -> u64 {
+        self.base + self.log.len() as u64
+    }
+
+    /// A work begins that touches these extents, `bytes` of them.
+    pub fn note(&mut self, kind: u64, extents: &[ExtentId], bytes: u64) {
+        let position = self.position();
+        let first_touch = self.touches_base + self.touches.len() as u64;
+        let touches = u32::try_from(extents.len()).unwrap_or(u32::MAX);
+        self.log.push_back(Entry { kind, first_touch, touches });
+        self.touches.extend(extents);
+        self.advance(position, kind, extents, bytes);
+        for extent in extents {
+            if let Some(life) = self.lives.get_mut(extent) {
+                life.uses.push_back(position);
+            }
+        }
         if self.log.len() > LOG_WORKS {
             self.drop_oldest();
         }
     }
 
     #[allow(clippy::cast_precision_loss)] // Averages.
-    fn advance(&mut self, signature: u64, position: u64, bytes: u64) {
-        let same = self.seen.insert(signature, position).filter(|same| *same >= self.base);
-        if let Some(same) = same {
-            let gap = (position - same) as f64;
+    fn advance(&mut self, position: u64, kind: u64, extents: &[ExtentId], bytes: u64) {
+        let mut like: Option<u64> = None;
+        for &extent in extents {
+            let key = mix(kind ^ mix(u64::from(extent)));
+            let Some(before) = self.seen.insert(key, position).filter(|before| *before >= self.base) else { continue };
+            let gap = (position - before) as f64;
             self.gaps = self.gaps * SLOW_DECAY + gap;
             self.squared_gaps = self.squared_gaps * SLOW_DECAY + gap * gap;
+            like = Some(like.map_or(before, |like| like.min(before)));
         }
         let next = self.follow.map(|follow| follow + 1).filter(|next| *next < position);
-        let hit = next.is_some_and(|next| self.is(next, signature));
+        let hit = next.is_some_and(|next| self.agrees(next, position));
         self.foreseen = self.foreseen * DECAY + if hit { bytes as f64 } else { 0.0 };
         self.touched = self.touched * DECAY + bytes as f64;
         if hit {
             self.follow = next;
             return;
         }
-        let identifies = |same: &u64| (position - same) as f64 * IDENTIFIES as f64 >= self.length();
+        let identified = like.filter(|like| (position - like) as f64 * IDENTIFIES >= self.length());
         // A work more or less than last time.
         let near = next.and_then(|next| {
             let places = (1..=NEAR).flat_map(|by| [Some(next + by), next.checked_sub(by)]).flatten();
-            places.filter(|place| *place < position).find(|place| self.is(*place, signature))
+            places.filter(|place| *place < position).find(|place| self.agrees(*place, position))
         });
-        let identified = same.filter(identifies);
         if identified.is_some() && self.place().is_none() {
             // Another beginning: to be judged by what comes now.
             (self.foreseen, self.touched) = (0.0, 0.0);
@@ -157,13 +203,26 @@ impl Foresight {
         self.follow = identified.or(near).or(next);
     }
 
-    fn is(&self, position: u64, signature: u64) -> bool {
-        self.entry(position).is_some_and(|entry| entry.signature == signature)
+    /// Whether the work at `then` is the one at `now`, a round earlier: of the same kind, on the same extents as far as
+    /// those lived then.
+    fn agrees(&self, then: u64, now: u64) -> bool {
+        let (Some(a), Some(b)) = (self.entry(then), self.entry(now)) else { return false };
+        if a.kind != b.kind || a.touches != b.touches {
+            return false;
+        }
+        let lived = |extent: &ExtentId| self.lives.get(extent).is_some_and(|life| life.born <= then);
+        let (before, after) = (self.extents(a), self.extents(b));
+        before.zip(after).all(|(before, after)| before == after || !lived(&after))
+    }
+
+    fn extents(&self, entry: &Entry) -> impl Iterator<Item = ExtentId> {
+        let from = usize::try_from(entry.first_touch.saturating_sub(self.touches_base)).unwrap_or(usize::MAX);
+        (from..from.saturating_add(entry.touches as usize)).filter_map(|at| self.touches.get(at).copied())
     }
 
     /// About how many works the loop has: the mean distance of a work to its like, by distance. A work that comes once a
     /// round counts as much as all those together that come many times.
-    pub fn length(&self) -> f64 {
+    fn length(&self) -> f64 {
         if self.gaps > 0.0 { self.squared_gaps / self.gaps } else { 0.0 }
     }
 
@@ -175,19 +234,22 @@ impl Foresight {
     fn drop_oldest(&mut self) {
         let Some(entry) = self.log.pop_front() else { return };
         for _ in 0..entry.touches {
-            let Some(chunk) = self.touches.pop_front() else { break };
-            if let Some(positions) = self.positions.get_mut(chunk as usize)
-                && positions.front() == Some(&self.base)
-            {
-                positions.pop_front();
+            let Some(extent) = self.touches.pop_front() else { break };
+            let Some(life) = self.lives.get_mut(&extent) else { continue };
+            if life.uses.front() == Some(&self.base) {
+                life.uses.pop_front();
+            }
+            if life.gone && life.uses.is_empty() {
+                self.lives.remove(&extent);
             }
         }
+        self.births.remove(&self.base);
         self.touches_base += u64::from(entry.touches);
         self.base += 1;
         if self.follow.is_some_and(|follow| follow < self.base) {
             self.follow = None;
         }
-        if self.seen.len() > 2 * LOG_WORKS {
+        if self.seen.len() > 4 * LOG_WORKS {
             let base = self.base;
             self.seen.retain(|_, position| *position >= base);
         }
@@ -197,36 +259,50 @@ impl Foresight {
         self.log.get(usize::try_from(position.checked_sub(self.base)?).ok()?)
     }
 
-    /// The works to come, at most `most`: how many works ahead, of which kind, and the chunks that each will
+    /// The extent of a round before (`by` works) or after (`by` negative) that corresponds to this one: itself, if it
+    /// lived then.
+    fn corresponding(&self, extent: ExtentId, place: u64, now: u64, back: bool) -> Option<ExtentId> {
+        let life = self.lives.get(&extent)?;
+        let by = now - place;
+        let born = if back {
+            if life.born <= place {
+                return Some(extent);
+            }
+            life.born.checked_sub(by)?
+        } else {
+            if !life.gone {
+                return Some(extent);
+            }
+            life.born + by
+        };
+        let (first, count) = self.births.get(&born)?;
+        (life.order < *count).then(|| first.wrapping_add(life.order))
+    }
+
+    /// The works to come, at most `most`: how many works ahead, of which kind, and the extents of today that each will
     /// touch. Nothing without a forecast.
-    pub fn upcoming(&self, most: usize) -> impl Iterator<Item = (u64, u64, impl Iterator<Item = u32>)> {
-        let follow = self.place().unwrap_or(u64::MAX - 1);
+    pub fn upcoming(&self, most: usize) -> impl Iterator<Item = (u64, u64, impl Iterator<Item = ExtentId>)> {
+        let now = self.position().saturating_sub(1);
+        let place = self.place().unwrap_or(u64::MAX - 1);
         (1..=most as u64).map_while(move |ahead| {
-            let entry = self.entry(follow.checked_add(ahead)?)?;
-            let from = usize::try_from(entry.first_touch - self.touches_base).ok()?;
-            let chunks = (from..from + entry.touches as usize).filter_map(|at| self.touches.get(at).copied());
-            Some((ahead, entry.kind, chunks))
+            let entry = self.entry(place.checked_add(ahead)?)?;
+            let extents = self.extents(entry).filter_map(move |extent| self.corresponding(extent, place, now, false));
+            Some((ahead, entry.kind, extents))
         })
     }
 
     /// How many works the loop that is foreseen has.
     pub fn period(&self) -> Option<u64> {
-        self.place().map(|follow| self.base + self.log.len() as u64 - 1 - follow)
+        self.place().map(|place| self.position() - 1 - place)
     }
 
-    /// In how many works the chunk will be touched next; `None`: not within what is foreseen.
-    pub fn next_use(&self, chunk: u32) -> Option<u64> {
-        let follow = self.place()?;
-        let positions = self.positions.get(chunk as usize)?;
-        let after = positions.partition_point(|position| *position <= follow);
-        positions.get(after).map(|position| position - follow)
-    }
-
-    /// The chunk is gone; its number will name another one.
-    pub fn forget_chunk(&mut self, chunk: u32) {
-        if let Some(positions) = self.positions.get_mut(chunk as usize) {
-            positions.clear();
-        }
+    /// In how many works the extent will be touched next; `None`: not within what is foreseen.
+    pub fn next_use(&self, extent: ExtentId) -> Option<u64> {
+        let place = self.place()?;
+        let then = self.corresponding(extent, place, self.position() - 1, true)?;
+        let uses = &self.lives.get(&then)?.uses;
+        let after = uses.partition_point(|position| *position <= place);
+        uses.get(after).map(|position| position - place)
     }
 
     /// The link's speed into VRAM, in bytes per microsecond.
@@ -252,11 +328,16 @@ impl Foresight {
 mod tests {
     use super::*;
 
-    /// A loop of `works` works, each with a chunk of its own.
-    fn rounds(foresight: &mut Foresight, works: u32, rounds: u32) {
+    /// `count` extents that stay.
+    fn weights(foresight: &mut Foresight, count: u32) -> Vec<ExtentId> {
+        (0..count).map(|_| foresight.born()).collect()
+    }
+
+    /// A loop of works, each with an extent of its own.
+    fn rounds(foresight: &mut Foresight, weights: &[ExtentId], rounds: u32) {
         for _ in 0..rounds {
-            for work in 0..works {
-                foresight.note(u64::from(work) + 100, 1, &[work], 1);
+            for weight in weights {
+                foresight.note(1, &[*weight], 1);
             }
         }
     }
@@ -264,48 +345,96 @@ mod tests {
     #[test]
     fn a_loop_is_foreseen_in_its_second_round() {
         let mut foresight = Foresight::default();
-        rounds(&mut foresight, 10, 1);
+        let weights = weights(&mut foresight, 10);
+        rounds(&mut foresight, &weights, 1);
         assert!(foresight.place().is_none());
-        rounds(&mut foresight, 10, 1);
+        rounds(&mut foresight, &weights, 1);
         assert!(foresight.place().is_some());
-        assert_eq!(foresight.next_use(0), Some(1));
-        assert_eq!(foresight.next_use(9), Some(10));
-        let next: Vec<u32> = foresight.upcoming(3).flat_map(|(_, _, chunks)| chunks).collect();
-        assert_eq!(next, [0, 1, 2]);
+        assert_eq!(foresight.next_use(weights[0]), Some(1));
+        assert_eq!(foresight.next_use(weights[9]), Some(10));
+        let next: Vec<u32> = foresight.upcoming(3).flat_map(|(_, _, extents)| extents).collect();
+        assert_eq!(next, weights[..3]);
     }
 
     #[test]
-    fn a_counter_among_the_arguments_does_not_end_the_forecast() {
+    fn what_is_made_anew_in_each_round_is_recognised_by_when_it_was_made() {
         let mut foresight = Foresight::default();
-        for round in 0..3_u64 {
-            for work in 0..10_u32 {
-                let signature = if work == 4 { 5000 + round } else { u64::from(work) + 100 };
-                foresight.note(signature, 1, &[work], 1);
+        let weights = weights(&mut foresight, 10);
+        let mut made = Vec::new();
+        for _ in 0..3 {
+            made.drain(..).for_each(|extent| foresight.gone(extent));
+            for weight in &weights {
+                made.push(foresight.born());
+                foresight.note(1, &[*weight, made[made.len() - 1]], 1);
+            }
+            for (weight, activation) in weights.iter().zip(&made).rev() {
+                foresight.note(2, &[*weight, *activation], 1);
             }
         }
-        assert_eq!(foresight.next_use(5), Some(6));
+        // The third round's activations are used up; the next round's first work is next.
+        assert_eq!(foresight.period(), Some(20));
+        assert_eq!(foresight.next_use(weights[0]), Some(1));
+        made.drain(..).for_each(|extent| foresight.gone(extent));
+        for weight in &weights[..4] {
+            made.push(foresight.born());
+            foresight.note(1, &[*weight, made[made.len() - 1]], 1);
+        }
+        assert_eq!(foresight.next_use(made[3]), Some(13), "after 6 more works forwards and 6 backwards");
+        assert_eq!(foresight.next_use(made[0]), Some(16));
+        let soon: Vec<ExtentId> = foresight.upcoming(13).flat_map(|(_, _, extents)| extents).collect();
+        assert!(soon.contains(&made[3]) && !soon.contains(&made[2]));
+    }
+
+    #[test]
+    fn works_on_the_same_few_buffers_do_not_hide_the_loop() {
+        let mut foresight = Foresight::default();
+        let weights = weights(&mut foresight, 20);
+        let hot = foresight.born();
+        for _ in 0..3 {
+            for weight in &weights {
+                foresight.note(1, &[*weight, hot], 100);
+                for _ in 0..5 {
+                    foresight.note(2, &[hot], 1);
+                }
+            }
+        }
+        assert_eq!(foresight.period(), Some(120));
+        assert_eq!(foresight.next_use(weights[7]), Some(43));
+    }
+
+    #[test]
+    fn a_work_more_or_less_does_not_end_the_forecast() {
+        let mut foresight = Foresight::default();
+        let weights = weights(&mut foresight, 10);
+        rounds(&mut foresight, &weights, 3);
+        foresight.note(9, &[], 0);
+        rounds(&mut foresight, &weights[..5], 1);
+        rounds(&mut foresight, &weights[6..8], 1);
+        assert_eq!(foresight.next_use(weights[8]), Some(1));
     }
 
     #[test]
     fn another_phase_is_noticed_and_the_first_one_found_again() {
         let mut foresight = Foresight::default();
-        rounds(&mut foresight, 10, 2);
-        for work in 50..70 {
-            foresight.note(u64::from(work) + 100, 1, &[work], 1);
-        }
+        let weights = weights(&mut foresight, 50);
+        rounds(&mut foresight, &weights[..10], 2);
+        rounds(&mut foresight, &weights[10..], 1);
         assert!(foresight.place().is_none());
-        rounds(&mut foresight, 4, 1);
-        assert_eq!(foresight.next_use(5), Some(2));
+        rounds(&mut foresight, &weights[..4], 1);
+        assert_eq!(foresight.next_use(weights[5]), Some(2));
     }
 
     #[test]
-    fn the_log_is_bounded_and_old_chunks_are_forgotten() {
+    fn the_log_is_bounded_and_old_extents_are_forgotten() {
         let mut foresight = Foresight::default();
-        foresight.note(7, 1, &[3], 1);
-        rounds(&mut foresight, 2, u32::try_from(LOG_WORKS).unwrap());
+        let first = foresight.born();
+        foresight.note(1, &[first], 1);
+        foresight.gone(first);
+        let weights = weights(&mut foresight, 2);
+        rounds(&mut foresight, &weights, u32::try_from(LOG_WORKS).unwrap());
         assert_eq!(foresight.log.len(), LOG_WORKS);
-        assert!(foresight.positions[3].is_empty());
-        assert!(foresight.seen.len() <= 2 * LOG_WORKS);
+        assert!(!foresight.lives.contains_key(&first));
+        assert!(foresight.births.len() <= 1);
     }
 
     #[test]

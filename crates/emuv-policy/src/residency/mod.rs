@@ -35,8 +35,8 @@ mod works;
 
 use std::collections::HashMap;
 
-pub use foresight::Foresight;
 pub use foresight::Manner;
+use foresight::{ExtentId, Foresight};
 pub use plan::{Policy, Room as MoveRoom, Step};
 use pointers::Pointers;
 
@@ -59,8 +59,6 @@ pub struct Work<'a> {
     pub everything: bool,
     /// It may store pointers into what it touches.
     pub may_store_pointers: bool,
-    /// Names it for the recognition of repetition; zero: it has no name.
-    pub signature: u64,
     /// Names what it does, whatever the data: works of a kind read their data alike. Zero: it has no name.
     pub kind: u64,
     /// It would rather wait than read slowly from RAM what is worth moving.
@@ -140,6 +138,7 @@ struct ChunkState {
 struct Extent {
     offset: u64,
     bytes: u64,
+    id: ExtentId,
 }
 
 /// A stream's works.
@@ -171,6 +170,7 @@ pub struct Residency {
     chunks: Vec<Option<ChunkState>>,
     free_chunks: Vec<u32>,
     extents: Vec<Option<Extent>>,
+    slots: HashMap<ExtentId, u32>,
     free_extents: Vec<u32>,
     names: HashMap<StreamId, u32>,
     lanes: Vec<Lane>,
@@ -200,6 +200,7 @@ impl Residency {
             chunks: Vec::new(),
             free_chunks: Vec::new(),
             extents: Vec::new(),
+            slots: HashMap::new(),
             free_extents: Vec::new(),
             names: HashMap::new(),
             lanes: Vec::new(),
@@ -279,7 +280,6 @@ impl Residency {
         for held in &mut self.held {
             held.chunks.retain(|other| *other != index);
         }
-        self.foresight.forget_chunk(index);
         self.tell(|| Event::Removed { offset });
         true
     }
@@ -292,7 +292,9 @@ impl Residency {
             self.extents.push(None);
             index_of(self.extents.len() - 1)
         });
-        self.extents[id as usize] = Some(Extent { offset, bytes });
+        let name = self.foresight.born();
+        self.slots.insert(name, id);
+        self.extents[id as usize] = Some(Extent { offset, bytes, id: name });
         let dead = self.quiesced;
         self.each_in(offset, bytes, |chunk| {
             chunk.extent = id;
@@ -307,6 +309,8 @@ impl Residency {
         let Some(slot) = self.extents.get_mut(id as usize) else { return };
         let Some(extent) = slot.take_if(|extent| extent.offset == offset) else { return };
         self.free_extents.push(id);
+        self.slots.remove(&extent.id);
+        self.foresight.gone(extent.id);
         self.tell(|| Event::Freed { offset });
         let dead = self.quiesced;
         self.each_in(extent.offset, extent.bytes, |chunk| {

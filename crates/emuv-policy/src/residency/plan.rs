@@ -6,14 +6,19 @@
 //! loop later, or chunks that have just been used would change places for ever. Without a forecast only held works make
 //! chunks move.
 
-use super::{Manner, Mode, Obstacle, Residency};
+use super::{ChunkState, ExtentId, Manner, Mode, Obstacle, Residency};
 use crate::{StreamId, Tier};
 
-/// How far ahead of the program chunks are brought, in works.
-const AHEAD_WORKS: usize = 2048;
+/// How far ahead of the program chunks are brought: this part of the loop. What is brought too early keeps the place of
+/// something else, which then has to be moved as well: of what does not fit, a round moves 1 / (1 - this part) as much.
+const AHEAD: u64 = 8;
 
-/// What is sent away for something that is brought ahead of need must be needed at least this part of the loop later.
-const MARGIN: u64 = 16;
+/// But at least so many works.
+const LEAST_AHEAD_WORKS: usize = 32;
+
+/// What is sent away for something that is brought ahead of need must be needed at least this part of the loop later,
+/// besides the part that does not fit.
+const MARGIN: u64 = 4;
 
 /// The next use of what is never used again, as far as is known.
 const NEVER: u64 = u32::MAX as u64;
@@ -194,11 +199,14 @@ impl Residency {
         let held = self.held.iter().filter(|held| held.promote && !held.hopeless);
         let mut wants: Vec<(u32, u64)> = held.flat_map(|held| held.chunks.iter().copied()).map(|c| (c, 0)).collect();
         wants.retain(|(index, _)| in_ram(index));
-        for (ahead, kind, chunks) in self.foresight.upcoming(AHEAD_WORKS) {
+        let period = self.foresight.period().unwrap_or(0);
+        let most = usize::try_from(period / AHEAD).unwrap_or(0).max(LEAST_AHEAD_WORKS);
+        for (ahead, kind, extents) in self.foresight.upcoming(most) {
             if wants.len() >= 2 * DEPTH {
                 break;
             }
             if self.foresight.manner(kind) == Some(Manner::Move) {
+                let chunks = extents.flat_map(|extent| self.chunks_of(extent));
                 wants.extend(chunks.filter(in_ram).map(|index| (index, ahead)));
             }
         }
@@ -218,7 +226,7 @@ impl Residency {
             if chunk.bytes > room.ram_bytes && !chunk.dead {
                 continue;
             }
-            let next = self.foresight.next_use(index).unwrap_or(NEVER);
+            let next = self.next_use(chunk).unwrap_or(NEVER);
             if next <= ahead.saturating_add(margin) {
                 continue;
             }
@@ -240,16 +248,35 @@ impl Residency {
         self.start(index, Tier::Ram, mode)
     }
 
+    fn chunks_of(&self, extent: ExtentId) -> impl Iterator<Item = u32> {
+        let extent = self.slots.get(&extent).and_then(|slot| *self.extents.get(*slot as usize)?);
+        let end = extent.map_or(0, |extent| extent.offset + extent.bytes);
+        let mut at = extent.map_or(0, |extent| extent.offset);
+        std::iter::from_fn(move || {
+            let index = self.at(at).filter(|_| at < end)?;
+            let chunk = self.chunk(index)?;
+            at = chunk.offset + chunk.bytes;
+            Some(index)
+        })
+    }
+
+    /// In how many works the chunk is expected to be touched.
+    fn next_use(&self, chunk: &ChunkState) -> Option<u64> {
+        let extent = self.extents.get(chunk.extent as usize)?.as_ref()?;
+        self.foresight.next_use(extent.id)
+    }
+
     /// How much later than what is brought ahead of need that which makes room for it must be needed: the part of the loop
     /// that does not fit, or what has just been used would be brought back before the rest has been.
     fn margin(&self) -> u64 {
         let (mut all, mut spilled) = (0, 0);
-        for (_, chunk) in self.live().filter(|(_, chunk)| !chunk.fixed) {
+        for (_, chunk) in self.live().filter(|(_, chunk)| !chunk.fixed && self.next_use(chunk).is_some()) {
             all += chunk.bytes;
             spilled += if chunk.tier == Tier::Ram { chunk.bytes } else { 0 };
         }
         let period = self.foresight.period().unwrap_or(0);
-        (u128::from(period) * u128::from(spilled) / u128::from(all.max(1))) as u64 + period / MARGIN
+        let part = u128::from(period) * u128::from(spilled) / u128::from(all.max(1));
+        u64::try_from(part).unwrap_or(period) + period / MARGIN
     }
 
     fn torture(&mut self, state: u64, safe: bool, room: Room, needs_progress: &mut bool) -> Option<Step> {

@@ -1,6 +1,6 @@
 //! Works: from the moment the program is about to give one to the GPU until it is known to be done.
 
-use super::{Begin, Begun, Held, HoldId, Lane, Manner, Residency, Use, Work, index_of};
+use super::{Begin, Begun, ExtentId, Held, HoldId, Lane, Manner, Residency, Use, Work, index_of};
 use crate::{
     GRANULE, StreamId, Tier,
     trace::{Event, WorkFlags},
@@ -60,9 +60,7 @@ impl Residency {
             note_use(&mut self.everything, lane, number);
         }
         let search = work.may_store_pointers && self.stores(work.everything, (lane, number));
-        let named = if work.everything { &[] } else { touched };
-        let bytes = named.iter().filter_map(|index| self.chunk(*index)).filter(|chunk| !chunk.fixed).map(|c| c.bytes).sum();
-        self.foresight.note(work.signature, work.kind, named, bytes);
+        self.foresee(work, touched);
         let measure =
             ram_bytes >= GRANULE && work.kind != 0 && manner.is_none() && !work.everything && self.policy.promotes();
         if measure {
@@ -72,10 +70,23 @@ impl Residency {
             let everything = work.everything;
             let flags = WorkFlags { everything, search, measure, foreseen: self.foresight.period().is_some() };
             let chunks = if everything { Vec::new() } else { self.offsets(touched) };
-            let (stream, kind, signature) = (work.stream, work.kind, work.signature);
-            self.tell(|| Event::Begun { stream, number, kind, signature, flags, chunks });
+            let (stream, kind) = (work.stream, work.kind);
+            self.tell(|| Event::Begun { stream, number, kind, flags, chunks });
         }
         Begin::Go(Begun { lane, number, ram_bytes, measure, search })
+    }
+
+    fn foresee(&mut self, work: &Work<'_>, touched: &[u32]) {
+        let mut extents: Vec<ExtentId> = Vec::new();
+        let mut bytes = 0;
+        for chunk in touched.iter().filter_map(|index| self.chunk(*index)).filter(|c| !c.fixed && !work.everything) {
+            let extent = self.extents.get(chunk.extent as usize).and_then(Option::as_ref);
+            if let Some(extent) = extent.filter(|extent| extents.last() != Some(&extent.id)) {
+                extents.push(extent.id);
+            }
+            bytes += chunk.bytes;
+        }
+        self.foresight.note(work.kind, &extents, bytes);
     }
 
     fn offsets(&self, chunks: &[u32]) -> Vec<u64> {

@@ -10,13 +10,19 @@ use emuv_cuda::{CUresult, types::*};
 
 use crate::{entry::entries, session::Session};
 
+/// `CU_MEMHOSTALLOC_WRITECOMBINED`: reading it takes ages.
+const WRITE_COMBINED: c_uint = 4;
+
+/// `CU_MEMHOSTREGISTER_IOMEMORY`: reading it may have effects.
+const IO_MEMORY: c_uint = 4;
+
 entries! {
     /// Remembered.
     fn cuMemHostAlloc(pp: *mut *mut c_void, bytesize: usize, Flags: c_uint) |session, driver| {
         // SAFETY: the program's own arguments.
         let result = unsafe { driver.cuMemHostAlloc(pp, bytesize, Flags) };
         // SAFETY: the driver has written it where it succeeded.
-        Some(unsafe { remember(session, result, pp, bytesize) })
+        Some(unsafe { remember(session, result, pp, bytesize, Flags & WRITE_COMBINED == 0) })
     }
 
     /// Remembered.
@@ -24,7 +30,7 @@ entries! {
         // SAFETY: the program's own arguments.
         let result = unsafe { driver.cuMemAllocHost_v2(pp, bytesize) };
         // SAFETY: the driver has written it where it succeeded.
-        Some(unsafe { remember(session, result, pp, bytesize) })
+        Some(unsafe { remember(session, result, pp, bytesize, true) })
     }
 
     /// Forgotten.
@@ -37,7 +43,9 @@ entries! {
     fn cuMemHostRegister_v2(p: *mut c_void, bytesize: usize, Flags: c_uint) |session, driver| {
         // SAFETY: the program's own arguments.
         let result = unsafe { driver.cuMemHostRegister_v2(p, bytesize, Flags) };
-        if result == CUresult::SUCCESS {
+        if result == CUresult::SUCCESS && Flags & IO_MEMORY == 0 {
+            session.host_ranges.add_pinned(p as u64, bytesize as u64);
+        } else if result == CUresult::SUCCESS {
             session.host_ranges.add(p as u64, bytesize as u64);
         }
         Some(result)
@@ -83,10 +91,21 @@ pub(crate) fn forget(session: &Session, start: u64, call: impl FnOnce() -> CUres
 
 /// # Safety
 /// `start` is valid if the call succeeded.
-unsafe fn remember(session: &Session, result: CUresult, start: *mut *mut c_void, bytes: usize) -> CUresult {
+unsafe fn remember(
+    session: &Session,
+    result: CUresult,
+    start: *mut *mut c_void,
+    bytes: usize,
+    readable: bool,
+) -> CUresult {
     if result == CUresult::SUCCESS {
         // SAFETY: the caller's word.
-        session.host_ranges.add(unsafe { *start } as u64, bytes as u64);
+        let start = unsafe { *start } as u64;
+        if readable {
+            session.host_ranges.add_pinned(start, bytes as u64);
+        } else {
+            session.host_ranges.add(start, bytes as u64);
+        }
     }
     result
 }

@@ -14,6 +14,7 @@ mod record;
 mod search;
 mod spares;
 mod thread;
+pub(crate) mod verify;
 
 use std::{
     sync::{
@@ -41,6 +42,7 @@ use crate::{
 use lanes::{Lane, Lanes};
 use search::Searcher;
 use spares::Spares;
+use verify::What;
 
 /// A held work asks again after this long at the latest, whether or not it was told to.
 const ASK_AGAIN: Duration = Duration::from_millis(2);
@@ -100,6 +102,9 @@ pub(crate) fn launch(
     touch: impl FnOnce() -> Touch,
     call: impl FnOnce() -> CUresult,
 ) -> CUresult {
+    if let Some(verify) = &session.verify {
+        return verify.around(session, (stream, per_thread), What::Copy, touch, call);
+    }
     let cell = &ENTERING[usize::try_from(streams::thread_number() % 16).unwrap_or(0)].0;
     cell.fetch_add(1, Ordering::SeqCst);
     if !active(session) {
@@ -176,6 +181,9 @@ pub(crate) fn escaped(session: &Session, address: u64) {
 /// it lies still.
 pub(crate) fn pinned(session: &Session, address: u64) {
     let Some(device) = session.device_at(address) else { return };
+    if let Some(verify) = &session.verify {
+        verify.show_all(session);
+    }
     let offset = address - device.arena.base();
     let mut residency = device.arena.residency();
     while !residency.fix(offset) {
@@ -257,6 +265,7 @@ impl Moves {
         let mut ranges: Vec<(u64, u64)> =
             ranges.iter().map(|(offset, bytes)| (arena.base() + offset, *bytes)).collect();
         ranges.extend(session.globals.of(Some(context)));
+        ranges.extend(&touch.pinned);
         let window = (arena.base(), arena.bytes());
         if !self.searcher.is_ready(context) && !session.captures.any() {
             // Loading code is not allowed while something is captured.
@@ -289,7 +298,6 @@ impl Moves {
             offsets,
             everything: touch.everything,
             may_store_pointers: touch.may_store_pointers,
-            signature: touch.signature,
             kind: touch.kind,
             patient: true,
         };
