@@ -61,6 +61,8 @@ variables! {
     REPORT = "EMUV_REPORT", Some("--report");
     /// File that what moves, and why, is recorded in (one file for each process and GPU).
     TRACE = "EMUV_TRACE", Some("--trace");
+    /// 1: whatever a launch may not touch is unmapped while it runs (set by emuv verify).
+    VERIFY = "EMUV_VERIFY", None;
     /// The configuration file, in place of /etc/emuv/emuv.toml.
     CONFIG = "EMUV_CONFIG", None;
     /// The folder with libemuv_shim.so and libemuv_simgpu.so, where they are not beside the binary.

@@ -17,6 +17,7 @@ mod process;
 pub mod report;
 mod run_dir;
 mod state_dir;
+mod verdict;
 
 pub use host::HostMemory;
 pub use ledger::{
@@ -28,3 +29,6 @@ pub use log_setting::{LogLevel, LogSetting};
 pub use movement::Movement;
 pub use run_dir::RunDir;
 pub use state_dir::state_dir;
+#[cfg(feature = "cli")]
+pub use verdict::read_verdicts;
+pub use verdict::{Verdict, verdict_file};

@@ -35,6 +35,8 @@ struct Cli {
 pub enum Command {
     /// Run a program with VRAM and RAM as one pool of GPU memory.
     Run(run::Options),
+    /// Run a program slowly, and check that its kernels keep to the memory that emuV expects them to touch.
+    Verify(run::verify::Options),
     /// Show the GPUs, the host's memory and the defaults.
     Info(info::Options),
     /// Check whether emuV works on this machine, and say what to do if not.

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     };
     let ended = match command {
         Command::Run(options) => run::run(&options),
+        Command::Verify(options) => run::run(&options.into_run()),
         Command::Info(options) => info::run(&options),
         Command::Doctor(options) => doctor::run(&options).map_err(other),
         Command::Demo(options) => demo::run(&options).map_err(other),

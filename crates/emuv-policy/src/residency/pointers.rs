@@ -13,6 +13,9 @@
 use super::{Residency, Use, works::note_use};
 use crate::trace::Event;
 
+/// (offset, bytes) of chunks.
+type Ranges = Vec<(u64, u64)>;
+
 /// See the module's head.
 #[derive(Debug, Default)]
 pub(super) struct Pointers {
@@ -70,6 +73,21 @@ impl Residency {
             }
         }
         touched.iter().filter_map(|index| self.chunk(*index)).map(|chunk| (chunk.offset, chunk.bytes)).collect()
+    }
+
+    /// All chunks as a work sees them, (offset, bytes) each: those that it may touch by these rules or that never
+    /// move, and the others.
+    pub fn access_set(&mut self, offsets: &[u64], everything: bool) -> (Ranges, Ranges) {
+        let mut touched = Vec::new();
+        self.resolve(offsets, everything, &mut touched);
+        touched.sort_unstable();
+        let (mut within, mut outside) = (Vec::new(), Vec::new());
+        for (index, chunk) in self.live() {
+            let may_touch = chunk.escaped || chunk.fixed || touched.binary_search(&index).is_ok();
+            let side = if may_touch { &mut within } else { &mut outside };
+            side.push((chunk.offset, chunk.bytes));
+        }
+        (within, outside)
     }
 
     /// A search that was to follow a work could not be issued.

@@ -8,7 +8,13 @@ use core::ffi::{c_int, c_uint, c_void};
 
 use emuv_cuda::{CUresult, types::*};
 
-use crate::{entry::entries, functions::Shape, moves, session::Session, touch::Touch};
+use crate::{
+    entry::entries,
+    functions::Shape,
+    moves::{self, verify::What},
+    session::Session,
+    touch::Touch,
+};
 
 /// The entries of one form of launch, plain and per-thread.
 macro_rules! launches {
@@ -113,7 +119,7 @@ entries! {
         session.count_launch();
         // SAFETY: the program's own arguments.
         let call = || unsafe { driver.cuGraphLaunch(hGraphExec, hStream) };
-        Some(moves::launch(session, hStream, false, || session.graphs.touch(session, hGraphExec), call))
+        Some(launch_graph(session, Stream { handle: hStream, per_thread: false }, hGraphExec, call))
     }
 
     /// Tracked as a whole.
@@ -121,7 +127,7 @@ entries! {
         session.count_launch();
         // SAFETY: the program's own arguments.
         let call = || unsafe { driver.cuGraphLaunch_ptsz(hGraphExec, hStream) };
-        Some(moves::launch(session, hStream, true, || session.graphs.touch(session, hGraphExec), call))
+        Some(launch_graph(session, Stream { handle: hStream, per_thread: true }, hGraphExec, call))
     }
 
     /// One launch on each of several streams. Works are tracked by one stream each, so this one is waited for.
@@ -189,5 +195,22 @@ unsafe fn launch(
     session.count_launch();
     // SAFETY: the caller's word.
     let touch = || unsafe { session.functions.touch(session, shape, kernel_params, extra) };
-    moves::launch(session, stream.handle, stream.per_thread, touch, call)
+    work(session, stream, What::Kernel(shape.function), touch, call)
+}
+
+fn launch_graph(session: &Session, stream: Stream, exec: CUgraphExec, call: impl FnOnce() -> CUresult) -> CUresult {
+    work(session, stream, What::Graph, || session.graphs.touch(session, exec), call)
+}
+
+fn work(
+    session: &Session,
+    stream: Stream,
+    what: What,
+    touch: impl FnOnce() -> Touch,
+    call: impl FnOnce() -> CUresult,
+) -> CUresult {
+    match &session.verify {
+        Some(verify) => verify.around(session, (stream.handle, stream.per_thread), what, touch, call),
+        None => moves::launch(session, stream.handle, stream.per_thread, touch, call),
+    }
 }

@@ -17,6 +17,7 @@ entries! {
         pTexObject: *mut CUtexObject, pResDesc: *const CUDA_RESOURCE_DESC, pTexDesc: *const CUDA_TEXTURE_DESC,
         pResViewDesc: *const CUDA_RESOURCE_VIEW_DESC,
     ) |session, driver| {
+        moves::in_reach(session);
         // SAFETY: null or valid by the driver's contract.
         let address = unsafe { resource_address(pResDesc) };
         // SAFETY: the program's own arguments.
@@ -25,6 +26,7 @@ entries! {
 
     /// The object holds the address, and kernels are given the object.
     fn cuSurfObjectCreate(pSurfObject: *mut CUsurfObject, pResDesc: *const CUDA_RESOURCE_DESC) |session, driver| {
+        moves::in_reach(session);
         // SAFETY: null or valid by the driver's contract.
         let address = unsafe { resource_address(pResDesc) };
         // SAFETY: the program's own arguments.
@@ -34,6 +36,7 @@ entries! {
     /// The reference belongs to the module, and kernels name it.
     fn cuTexRefSetAddress_v2(ByteOffset: *mut usize, hTexRef: CUtexref, dptr: CUdeviceptr, bytes: usize)
     |session, driver| {
+        moves::in_reach(session);
         // SAFETY: the program's own arguments.
         Some(kept(session, Some(dptr), unsafe { driver.cuTexRefSetAddress_v2(ByteOffset, hTexRef, dptr, bytes) }))
     }
@@ -42,6 +45,7 @@ entries! {
     fn cuTexRefSetAddress2D_v2(
         hTexRef: CUtexref, desc: *const CUDA_ARRAY_DESCRIPTOR, dptr: CUdeviceptr, Pitch: usize,
     ) |session, driver| {
+        moves::in_reach(session);
         // SAFETY: the program's own arguments.
         Some(kept(session, Some(dptr), unsafe { driver.cuTexRefSetAddress2D_v2(hTexRef, desc, dptr, Pitch) }))
     }
@@ -50,6 +54,7 @@ entries! {
     fn cuTexRefSetAddress2D_v3(
         hTexRef: CUtexref, desc: *const CUDA_ARRAY_DESCRIPTOR, dptr: CUdeviceptr, Pitch: usize,
     ) |session, driver| {
+        moves::in_reach(session);
         // SAFETY: the program's own arguments.
         Some(kept(session, Some(dptr), unsafe { driver.cuTexRefSetAddress2D_v3(hTexRef, desc, dptr, Pitch) }))
     }

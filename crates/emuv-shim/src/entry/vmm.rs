@@ -16,6 +16,7 @@ use crate::{
     device::Device,
     entry::entries,
     handles::{Backing, Handles},
+    moves,
     session::Session,
 };
 
@@ -89,6 +90,7 @@ entries! {
             unsafe { handle.write(name) };
             return Some(CUresult::SUCCESS);
         }
+        moves::in_reach(session);
         // SAFETY: the program's own arguments.
         let result = unsafe { driver.cuMemRetainAllocationHandle(handle, addr) };
         if result == CUresult::SUCCESS {

@@ -177,13 +177,18 @@ pub(crate) fn escaped(session: &Session, address: u64) {
     }
 }
 
+/// A call that is no work is about to use memory by its address: all of it is mapped then.
+pub(crate) fn in_reach(session: &Session) {
+    if let Some(verify) = &session.verify {
+        verify.show_all(session);
+    }
+}
+
 /// The allocation that `address` lies in is known to others by its physical memory: it never moves. Returns when
 /// it lies still.
 pub(crate) fn pinned(session: &Session, address: u64) {
     let Some(device) = session.device_at(address) else { return };
-    if let Some(verify) = &session.verify {
-        verify.show_all(session);
-    }
+    in_reach(session);
     let offset = address - device.arena.base();
     let mut residency = device.arena.residency();
     while !residency.fix(offset) {

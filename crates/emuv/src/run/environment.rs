@@ -42,6 +42,8 @@ pub struct Plan<'p> {
     pub safe: bool,
     /// Where to record what moves.
     pub trace: Option<&'p Path>,
+    /// Each piece of work is checked.
+    pub verify: bool,
 }
 
 /// One variable: set to a value, or removed.
@@ -65,6 +67,7 @@ pub fn changes(plan: &Plan<'_>, get: impl Fn(&str) -> Option<OsString>) -> Vec<C
         (env::POLICY, set(&plan.policy)),
         (env::SAFE, plan.safe.then(|| "1".into())),
         (env::TRACE, plan.trace.map(OsString::from)),
+        (env::VERIFY, plan.verify.then(|| "1".into())),
         (env::QUIET, plan.quiet.then(|| "1".into())),
         (env::SIM, plan.sim.map(OsString::from)),
         // Meant for this run, not for one that the program starts.
@@ -118,6 +121,7 @@ mod tests {
             policy: Movement::Dynamic,
             safe: false,
             trace: None,
+            verify: false,
         }
     }
 

@@ -5,6 +5,7 @@ mod environment;
 mod gpu;
 mod hints;
 pub mod sim;
+pub mod verify;
 
 use std::{
     env,
@@ -89,6 +90,10 @@ pub struct Options {
     #[arg(long, env = variables::SAFE, value_parser = clap::builder::FalseyValueParser::new())]
     safe: bool,
 
+    /// Check each piece of work
+    #[arg(skip)]
+    verify: bool,
+
     /// The program and its arguments
     #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
     pub command: Vec<OsString>,
@@ -154,10 +159,14 @@ pub fn run(options: &Options) -> Result<ExitCode, Failure> {
         policy: options.policy.unwrap_or_default(),
         safe: options.safe,
         trace: checked.trace.as_deref(),
+        verify: options.verify,
     };
     let program = signals.start(&mut command(options, &plan)).map_err(|error| not_started(options, &error))?;
     let ending = program.wait().map_err(|error| failed("wait for the program", &error))?;
     report(options, &checked, run_dir.path(), ending);
+    if options.verify {
+        return Ok(verify::conclude(run_dir.path(), ending));
+    }
     Ok(ExitCode::from(ending.exit_code()))
 }
 
