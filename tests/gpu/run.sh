@@ -128,8 +128,9 @@ PYTHON
     if [ $code -eq 0 ]; then row ok "exit code" 0; else row FAIL "exit code" "$code"; fi
 }
 
-# program NAME ARGUMENTS...: plain and under emuV with a part of its memory in RAM. Arguments that differ
-# between the two are given as PLAIN:: or EMUV:: followed by the argument.
+# program NAME ARGUMENTS...: plain, and under emuV with a part of its memory in RAM: once as chunks move by default
+# and once with chunks moved at random all the time. Arguments that differ between plain and emuV are given as
+# PLAIN:: or EMUV:: followed by the argument.
 program() {
     local name=$1 argument plain=() emuv=()
     shift
@@ -144,12 +145,20 @@ program() {
         LD_LIBRARY_PATH="$PLAIN_PATH" ${SIM:+EMUV_SIM=vram=1G} "$WORK/$name" "${plain[@]}"
     expect "$name, 256M + 512M RAM" "$name.emuv" 120 env EMUV_TEST_EXPECT=emuv \
         "$EMUV" run --quiet ${SIM:+--sim=vram=1G} --vram 256M --ram 512M -- "$WORK/$name" "${emuv[@]}"
+    expect "$name, the same, torture" "$name.torture" 120 env EMUV_TEST_EXPECT=emuv \
+        "$EMUV" run --quiet ${SIM:+--sim=vram=1G} --vram 256M --ram 512M --policy torture:7 -- "$WORK/$name" "${emuv[@]}"
+}
+
+# The simulated driver lacks what these need.
+not_simulated() {
+    [ -n "$SIM" ] && case $1 in graphs | global_pointer) true ;; *) false ;; esac
 }
 
 build_programs() {
     local source name flags
     for source in tests/programs/*.c; do
         name=$(basename "$source" .c)
+        not_simulated "$name" && continue
         flags=()
         grep -q '#define EMUV_PROGRAM_WITHOUT_LINKING' "$source" || flags+=(-L "$WORK/driver" -lcuda)
         [ "$name" = rpath ] && flags+=("-Wl,--disable-new-dtags,-rpath,$WORK/driver")
@@ -178,6 +187,15 @@ step_programs() {
     program pools 320 "" 300
     program own_vmm 320
     program model 400 "" 2000 240
+    program pointer_array 12 32 20
+    program device_list 12 32 12
+    program mapped_pointers 12 32 40
+    program producers 12 32 300
+    program cooperative 12 32 12
+    program reuse 192 192 200
+    program steady 12 32 12 2
+    not_simulated graphs || program graphs 12 32 1000
+    not_simulated global_pointer || program global_pointer 12 32 60
     program meminfo
     if [ -n "$SIM" ]; then
         program oom 32 "" PLAIN::900 PLAIN::1024 EMUV::700 EMUV::768
@@ -186,6 +204,7 @@ step_programs() {
     fi
     program compute 384 20260101
     judge "compute: checksums, plain and emuV" same checksums "$WORK/compute.plain" "$WORK/compute.emuv"
+    judge "compute: checksums, plain and torture" same checksums "$WORK/compute.plain" "$WORK/compute.torture"
     keep compute.refused 60 "$EMUV" run --quiet ${SIM:+--sim=vram=1G} --vram 256M --ram 0 -- "$WORK/compute" 384 20260101
     judge "compute: refused without RAM" oom "$WORK/compute.refused"
     [ -n "$SIM" ] && return

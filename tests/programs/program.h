@@ -141,6 +141,29 @@ static inline uint64_t reduce_filled(uint32_t seed, uint64_t count) {
     return sum;
 }
 
+/* What a buffer holds that was filled once and mixed any number of times: word i is factor * fill(i) + addend. */
+struct contents {
+    uint32_t seed, factor, addend;
+};
+
+static inline struct contents filled(uint32_t seed) {
+    return (struct contents){seed, 1, 0};
+}
+
+static inline struct contents mixed(struct contents before, uint32_t round) {
+    return (struct contents){before.seed, before.factor * 1664525u, before.addend * 1664525u + 1013904223u + round};
+}
+
+static inline uint32_t word_of(struct contents contents, uint64_t index) {
+    return mix_word((uint32_t)index + contents.seed) * contents.factor + contents.addend;
+}
+
+static inline uint64_t reduce_contents(struct contents contents, uint64_t count) {
+    uint64_t sum = 0;
+    for (uint64_t i = 0; i < count; i++) sum += (uint64_t)word_of(contents, i) * (2 * i + 1);
+    return sum;
+}
+
 #ifndef EMUV_PROGRAM_WITHOUT_LINKING
 /* The rest calls the driver by linked symbols. */
 
@@ -148,7 +171,7 @@ static struct {
     CUdevice device;
     CUcontext context;
     CUmodule module;
-    CUfunction fill, mix, axpy, gemm, gather, chase, reduce, touch;
+    CUfunction fill, mix, axpy, gemm, gather, chase, reduce, touch, batched_mix, store_pointers, link, walk;
 } gpu;
 
 static inline void load_kernels(void) {
@@ -163,6 +186,10 @@ static inline void load_kernels(void) {
     OK(cuModuleGetFunction(&gpu.chase, gpu.module, "emuv_chase"));
     OK(cuModuleGetFunction(&gpu.reduce, gpu.module, "emuv_reduce"));
     OK(cuModuleGetFunction(&gpu.touch, gpu.module, "emuv_touch"));
+    OK(cuModuleGetFunction(&gpu.batched_mix, gpu.module, "emuv_batched_mix"));
+    OK(cuModuleGetFunction(&gpu.store_pointers, gpu.module, "emuv_store_pointers"));
+    OK(cuModuleGetFunction(&gpu.link, gpu.module, "emuv_link"));
+    OK(cuModuleGetFunction(&gpu.walk, gpu.module, "emuv_walk"));
 }
 
 /* Device 0, its primary context made current, the kernels loaded. */
@@ -196,9 +223,25 @@ static inline void run_reduce_on(CUstream stream, CUdeviceptr out, CUdeviceptr s
     launch(gpu.reduce, count, stream, parameters);
 }
 
-static inline void run_mix(CUdeviceptr buffer, uint64_t count, uint32_t round) {
+static inline void run_mix_on(CUstream stream, CUdeviceptr buffer, uint64_t count, uint32_t round) {
     void *parameters[] = {&buffer, &count, &round};
-    launch(gpu.mix, count, NULL, parameters);
+    launch(gpu.mix, count, stream, parameters);
+}
+
+static inline void run_mix(CUdeviceptr buffer, uint64_t count, uint32_t round) {
+    run_mix_on(NULL, buffer, count, round);
+}
+
+/* Mixes `buffers` buffers of `count` words each, whose addresses are in the table. */
+static inline void run_batched_mix_on(CUstream stream, CUdeviceptr table, uint64_t buffers, uint64_t count, uint32_t round) {
+    void *parameters[] = {&table, &buffers, &count, &round};
+    launch(gpu.batched_mix, count, stream, parameters);
+}
+
+/* table[i] = base + i * stride_bytes, written by the device. */
+static inline void run_store_pointers_on(CUstream stream, CUdeviceptr table, CUdeviceptr base, uint64_t stride_bytes, uint64_t count) {
+    void *parameters[] = {&table, &base, &stride_bytes, &count};
+    launch(gpu.store_pointers, count, stream, parameters);
 }
 
 /* The weighted sum of `count` words; waits for it. */
@@ -235,6 +278,22 @@ static inline void check_free_is(size_t expected) {
     size_t actual = free_bytes();
     size_t difference = actual > expected ? actual - expected : expected - actual;
     CHECK(difference <= slack_bytes(), "free was %zu, is %zu", expected, actual);
+}
+
+/* Compares every word of a buffer with the model; waits for all work first. `number` names it in a failure. */
+static inline void check_contents(CUdeviceptr buffer, uint64_t count, struct contents contents, size_t number) {
+    enum { PIECE = 1 << 20 };
+    uint32_t *words = malloc(PIECE * sizeof *words);
+    CHECK(words, "no memory");
+    OK(cuCtxSynchronize());
+    for (uint64_t first = 0; first < count; first += PIECE) {
+        uint64_t piece = count - first < PIECE ? count - first : PIECE;
+        OK(cuMemcpyDtoH_v2(words, buffer + first * 4, piece * 4));
+        for (uint64_t i = 0; i < piece; i++)
+            CHECK(words[i] == word_of(contents, first + i), "buffer %zu at %llx, word %" PRIu64 ": %x, not %x", number, buffer, first + i,
+                  words[i], word_of(contents, first + i));
+    }
+    free(words);
 }
 
 /* Fills, sums and compares with the CPU: proof that the driver works for this process. */

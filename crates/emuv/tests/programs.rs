@@ -1,6 +1,7 @@
 //! Real C programs, one per way into the driver and one per oddity of its memory calls, on the simulated
-//! GPU: with the plain driver, with emuV and half of the data in RAM, and with emuV and no RAM. What a
-//! program checks itself is the same in all three; here it is checked that data really was spilled.
+//! GPU: with the plain driver, with emuV and half of the data in RAM, with chunks moved at random all the
+//! time, and with emuV and no RAM. What a program checks itself is the same in all of them; here it is
+//! checked that data really was spilled.
 //!
 //! The sources are in `tests/programs/`; `tests/gpu/run.sh` runs the same programs on a real GPU.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // Tests: a panic is the report.
@@ -24,6 +25,9 @@ const MIB: u64 = 1 << 20;
 /// Variables that change what a program sees, besides emuV's own; a test sets what it needs and inherits none.
 const CLEARED: [&str; 3] = ["LD_PRELOAD", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES"];
 
+/// Programs that need what the simulated driver does not have: they run on a real GPU only.
+const NOT_SIMULATED: [&str; 2] = ["graphs", "global_pointer"];
+
 /// The compiled programs and the folder that plays the part of the installed driver.
 struct Bench {
     root: TempDir,
@@ -43,7 +47,8 @@ impl Bench {
         let bench = Self { root };
         for entry in fs::read_dir(sources()).unwrap() {
             let source = entry.unwrap().path();
-            if source.extension().is_some_and(|extension| extension == "c") {
+            let simulated = !NOT_SIMULATED.map(OsStr::new).contains(&source.file_stem().unwrap());
+            if simulated && source.extension().is_some_and(|extension| extension == "c") {
                 bench.compile(&source);
             }
         }
@@ -100,6 +105,8 @@ enum Under {
 
 const PLAIN: Under = Under::Plain { vram: "1G" };
 const SPILLED: Under = Under::Emuv(&["--sim=vram=256M", "--ram", "512M"]);
+/// Moves chunks at random all the time; the seed is part of the name.
+const TORTURE: Under = Under::Emuv(&["--sim=vram=256M", "--ram", "512M", "--policy", "torture:7"]);
 const NO_RAM: Under = Under::Emuv(&["--sim=vram=1G", "--ram", "0"]);
 
 struct Run {
@@ -175,11 +182,12 @@ impl Run {
     }
 }
 
-/// Runs a program all three ways; it must succeed in each. Gives the run whose memory is half in RAM.
+/// Runs a program all four ways; it must succeed in each. Gives the run whose memory is half in RAM.
 fn everywhere(name: &str, arguments: &[&str]) -> Run {
     Run::start(name, arguments, PLAIN).expect_code(0);
     let unspilled = Run::start(name, arguments, NO_RAM).expect_code(0);
     assert_eq!(unspilled.ram_peak_bytes(), 0, "{}", unspilled.what);
+    Run::start(name, arguments, TORTURE).expect_code(0);
     Run::start(name, arguments, SPILLED).expect_code(0)
 }
 
@@ -257,6 +265,41 @@ fn handles_that_the_program_maps_itself_spill() {
 }
 
 #[test]
+fn buffers_that_only_an_array_of_pointers_names() {
+    everywhere_and_spilled("pointer_array", &["12", "24", "6"]);
+}
+
+#[test]
+fn a_linked_list_through_many_buffers() {
+    everywhere_and_spilled("device_list", &["12", "24", "3"]);
+}
+
+#[test]
+fn pointers_that_change_in_host_memory_without_a_call() {
+    everywhere_and_spilled("mapped_pointers", &["12", "24", "6"]);
+}
+
+#[test]
+fn events_alone_order_what_several_streams_do() {
+    everywhere_and_spilled("producers", &["12", "24", "60"]);
+}
+
+#[test]
+fn cooperative_launches() {
+    everywhere_and_spilled("cooperative", &["12", "24", "4"]);
+}
+
+#[test]
+fn old_addresses_come_back_as_other_buffers() {
+    everywhere_and_spilled("reuse", &["176", "144", "24"]);
+}
+
+#[test]
+fn a_loop_over_more_than_vram_holds() {
+    everywhere_and_spilled("steady", &["12", "24", "3", "2"]);
+}
+
+#[test]
 fn a_program_that_preloads_another_interposer() {
     let bench = &*BENCH;
     let other = bench.program("other.so");
@@ -279,8 +322,10 @@ fn random_sequences_of_every_allocation_call_agree_with_a_plain_model() {
 fn all_memory_can_be_had_and_the_next_byte_is_out_of_memory() {
     Run::start("oom", &["32", "", "960", "1024"], PLAIN).expect_code(0);
     Run::start("oom", &["32", "", "960", "1024"], NO_RAM).expect_code(0);
-    let spilled = Run::start("oom", &["32", "", "700", "768"], SPILLED).expect_code(0);
-    assert!(spilled.ram_peak_bytes() > 400 * MIB, "{}: {} bytes in RAM", spilled.what, spilled.ram_peak_bytes());
+    for under in [SPILLED, TORTURE] {
+        let spilled = Run::start("oom", &["32", "", "700", "768"], under).expect_code(0);
+        assert!(spilled.ram_peak_bytes() > 400 * MIB, "{}: {} bytes in RAM", spilled.what, spilled.ram_peak_bytes());
+    }
 }
 
 #[test]
@@ -298,7 +343,7 @@ fn a_computation_in_half_the_vram_gives_the_checksums_of_one_that_fits() {
     let arguments = ["384", "20260101"];
     let fits = Run::start("compute", &arguments, PLAIN).expect_code(0).json();
     assert_eq!(fits["checksums"].as_array().map(Vec::len), Some(7));
-    for under in [SPILLED, NO_RAM, Under::Emuv(&["--sim=vram=1G", "--vram", "200M", "--ram", "512M"])] {
+    for under in [SPILLED, TORTURE, NO_RAM, Under::Emuv(&["--sim=vram=1G", "--vram", "200M", "--ram", "512M"])] {
         let run = Run::start("compute", &arguments, under).expect_code(0);
         assert_eq!(run.json(), fits, "{}", run.what);
         if under != NO_RAM {
