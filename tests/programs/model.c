@@ -85,6 +85,8 @@ static void release(struct slot *slot) {
         /* Either kind of pointer, on the stream that last used it. */
         OK(cuMemFreeAsync(slot->at, slot->stream));
     } else {
+        /* The driver does not wait for the work on memory that was had in order. */
+        if (slot->kind == ORDERED) OK(cuStreamSynchronize(slot->stream));
         OK(cuMemFree_v2(slot->at));
     }
     slot->kind = NONE;

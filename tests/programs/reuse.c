@@ -48,9 +48,13 @@ int main(int argc, char **argv) {
             run_reduce_on(stream[s], sums + 8 * round, at->at, at->words);
             at->contents = mixed(at->contents, round);
             expected[round] = reduce_contents(at->contents, at->words);
-            /* cuMemFree waits for the work; what was had in order may be freed either way. */
-            if (at->ordered && next_random(&random) % 4) OK(cuMemFreeAsync(at->at, stream[s]));
-            else OK(cuMemFree_v2(at->at));
+            /* What was had in order may be freed either way, but cuMemFree waits for the work on other memory only. */
+            if (at->ordered && next_random(&random) % 4) {
+                OK(cuMemFreeAsync(at->at, stream[s]));
+            } else {
+                if (at->ordered) OK(cuStreamSynchronize(stream[s]));
+                OK(cuMemFree_v2(at->at));
+            }
         }
         size_t most = bytes / STREAMS / SLOTS;
         size_t size = next_random(&random) % 4 ? most - next_random(&random) % (most / 2) : 4 + next_random(&random) % 5000;
