@@ -1,4 +1,9 @@
 //! What `EMUV_SIM` says: the simulated machine, and what goes wrong in it.
+//!
+//! `fail=CALL:N[:CODE]` makes the N-th call of a function return CODE (2, out of memory, where none is given);
+//! `N-` is every call from the N-th on, `*` every call; several are separated by `+`. `jitter_us=N` holds every
+//! stream operation and every virtual memory call up for a random time of up to N µs, to shake out races;
+//! `seed=` picks which times.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -37,6 +42,10 @@ pub struct Config {
     pub faults: Vec<Fault>,
     /// Kernel launches after which the GPU is lost.
     pub lost_after: Option<u64>,
+    /// The longest time in µs that an operation or a virtual memory call is held up at random; 0 is never.
+    pub jitter_us: u64,
+    /// Where the random times begin.
+    pub seed: u64,
 }
 
 /// A call that is made to fail.
@@ -44,10 +53,45 @@ pub struct Config {
 pub struct Fault {
     /// Exported symbol (`cuMemAlloc_v2`) or base name (`cuMemAlloc`, any form of it).
     pub call: String,
-    /// Which call, counted from 1; `None` is every call.
-    pub nth: Option<u64>,
+    /// Which calls.
+    pub calls: Calls,
     /// What it returns.
     pub code: u32,
+}
+
+/// Which calls of a function a fault means, counted from 1 in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Calls {
+    /// Every one.
+    All,
+    /// This one alone.
+    Only(u64),
+    /// This one and all after it.
+    From(u64),
+}
+
+impl Calls {
+    /// Whether the call of that number is meant.
+    pub fn includes(self, number: u64) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(nth) => number == nth,
+            Self::From(first) => number >= first,
+        }
+    }
+}
+
+impl FromStr for Calls {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let number = |digits: &str| digits.parse().ok().filter(|nth| *nth > 0).ok_or(());
+        match text.strip_suffix('-') {
+            _ if text == "*" => Ok(Self::All),
+            Some(digits) => number(digits).map(Self::From),
+            None => number(text).map(Self::Only),
+        }
+    }
 }
 
 impl Default for Config {
@@ -65,6 +109,8 @@ impl Default for Config {
             poison: false,
             faults: Vec::new(),
             lost_after: None,
+            jitter_us: 0,
+            seed: 0,
         }
     }
 }
@@ -111,8 +157,11 @@ impl Config {
             "poison" => self.poison = switch(key, value)?,
             "fail" => self.faults = value.split('+').map(fault).collect::<Result<_, _>>()?,
             "lost_after" => self.lost_after = Some(number(key, value)?),
+            "jitter_us" => self.jitter_us = number(key, value)?,
+            "seed" => self.seed = number(key, value)?,
             _ => {
-                let known = "vram, pin, h2d, d2h, latency_us, gpus, driver, vmm, numa, poison, fail, lost_after";
+                let known = "vram, pin, h2d, d2h, latency_us, gpus, driver, vmm, numa, poison, fail, lost_after, \
+                             jitter_us, seed";
                 return Err(ConfigError(format!("unknown key '{key}'; known are {known}")));
             }
         }
@@ -157,24 +206,26 @@ fn version(value: &str) -> Result<u32, ConfigError> {
     }
 }
 
+/// What a fault without a code returns: `CUDA_ERROR_OUT_OF_MEMORY`.
+const DEFAULT_CODE: u32 = 2;
+
 fn fault(text: &str) -> Result<Fault, ConfigError> {
-    let wrong = |what: &str| ConfigError(format!("fail: '{text}': {what}; write CALL:N:CODE, N a number or *"));
-    let mut parts = text.split(':').map(str::trim);
-    let (Some(call), Some(nth), Some(code), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
-        return Err(wrong("not three parts"));
+    let wrong = |what: &str| {
+        let form = "write CALL:N or CALL:N:CODE, N a number, a number with '-' after it, or *";
+        ConfigError(format!("fail: '{text}': {what}; {form}"))
+    };
+    let parts: Vec<&str> = text.split(':').map(str::trim).collect();
+    let (call, nth, code) = match parts[..] {
+        [call, nth] => (call, nth, None),
+        [call, nth, code] => (call, nth, Some(code)),
+        _ => return Err(wrong("neither two parts nor three")),
     };
     if call.is_empty() {
         return Err(wrong("no call"));
     }
-    let nth = match nth {
-        "*" => None,
-        digits => match digits.parse() {
-            Ok(nth) if nth > 0 => Some(nth),
-            _ => return Err(wrong("N counts from 1")),
-        },
-    };
-    match code.parse() {
-        Ok(code) if code > 0 => Ok(Fault { call: call.to_owned(), nth, code }),
+    let calls = nth.parse().map_err(|()| wrong("N counts from 1"))?;
+    match code.map_or(Ok(DEFAULT_CODE), str::parse) {
+        Ok(code) if code > 0 => Ok(Fault { call: call.to_owned(), calls, code }),
         _ => Err(wrong("CODE is a result code above 0")),
     }
 }
@@ -197,7 +248,7 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let text = "vram=256M, h2d=12.5,d2h=0,latency_us=7,gpus=2,pin=1G,driver=12020,vmm=0,numa=0,poison=1,\
-                    fail=cuMemCreate:3:2+cuInit:*:999,lost_after=5";
+                    fail=cuMemCreate:3:2+cuInit:*:999+cuMemMap:4-,lost_after=5,jitter_us=50,seed=9";
         let config: Config = text.parse().unwrap();
         assert_eq!(config.vram, Bytes::mib(256));
         assert_eq!(config.h2d_bytes_per_s, Some(12.5e9));
@@ -205,9 +256,10 @@ mod tests {
         assert_eq!(config.latency, Duration::from_micros(7));
         assert_eq!((config.gpus, config.pin, config.driver), (2, Some(Bytes::gib(1)), 12_020));
         assert_eq!((config.vmm, config.numa, config.poison), (false, false, true));
-        let fault = |call: &str, nth, code| Fault { call: call.to_owned(), nth, code };
-        assert_eq!(config.faults, [fault("cuMemCreate", Some(3), 2), fault("cuInit", None, 999)]);
-        assert_eq!(config.lost_after, Some(5));
+        let fault = |call: &str, calls, code| Fault { call: call.to_owned(), calls, code };
+        let wanted = [("cuMemCreate", Calls::Only(3), 2), ("cuInit", Calls::All, 999), ("cuMemMap", Calls::From(4), 2)];
+        assert_eq!(config.faults, wanted.map(|(call, calls, code)| fault(call, calls, code)));
+        assert_eq!((config.lost_after, config.jitter_us, config.seed), (Some(5), 50, 9));
     }
 
     #[test]
@@ -222,10 +274,9 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_needs_a_call_a_number_and_a_code() {
-        for text in ["fail=cuInit", "fail=cuInit:1", "fail=:1:2", "fail=cuInit:0:2", "fail=cuInit:1:0", "fail=a:1:2:3"]
-        {
-            assert!(error(text).contains("CALL:N:CODE"), "{text}");
+    fn a_fault_needs_a_call_and_a_number_and_its_code_is_no_success() {
+        for text in ["cuInit", ":1:2", "cuInit:0:2", "cuInit:0-", "cuInit:-", "cuInit:1:0", "cuInit:1:", "a:1:2:3"] {
+            assert!(error(&format!("fail={text}")).contains("CALL:N:CODE"), "{text}");
         }
     }
 }

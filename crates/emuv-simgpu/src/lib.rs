@@ -15,6 +15,7 @@ pub mod context;
 pub mod entry;
 pub mod error_names;
 pub mod handles;
+pub mod jitter;
 pub mod kernel;
 pub mod link;
 pub mod machine;

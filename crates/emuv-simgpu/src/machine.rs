@@ -11,6 +11,7 @@ use emuv_policy::Bytes;
 use crate::{
     account::Account,
     config::Config,
+    jitter::Jitter,
     link::Link,
     memory::{heap::Heap, space::Space},
 };
@@ -75,6 +76,8 @@ pub struct Machine {
     pub heap: Heap,
     /// Held while a kernel updates a word that others may update too.
     pub atomics: Mutex<()>,
+    /// Delays of stream operations and virtual memory calls.
+    pub jitter: Jitter,
     launches: AtomicU64,
     lost: AtomicBool,
 }
@@ -97,6 +100,7 @@ impl Machine {
             space: Space::default(),
             heap: Heap::default(),
             atomics: Mutex::new(()),
+            jitter: Jitter::new(config.jitter_us, config.seed),
             launches: AtomicU64::new(0),
             lost: AtomicBool::new(false),
             config,

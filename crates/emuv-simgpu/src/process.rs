@@ -79,7 +79,7 @@ impl Setup {
                 continue;
             }
             let number = calls.fetch_add(1, Ordering::Relaxed) + 1;
-            if fault.nth.is_none_or(|nth| nth == number) {
+            if fault.calls.includes(number) {
                 code = code.or(Some(fault.code));
             }
         }
@@ -179,6 +179,13 @@ mod tests {
         assert_eq!(setup.injected("cuMemAlloc_v2"), Some(999));
         assert_eq!(setup.injected("cuInit"), Some(3));
         assert_eq!(setup.injected("cuInit"), None);
+    }
+
+    #[test]
+    fn from_a_number_on_every_call_fails() {
+        let setup = with_faults("cuMemMap:2-");
+        let outcomes: Vec<_> = (0..4).map(|_| setup.injected("cuMemMap")).collect();
+        assert_eq!(outcomes, [None, Some(2), Some(2), Some(2)]);
     }
 
     #[test]

@@ -30,8 +30,11 @@ fn invalid() -> emuv_cuda::CuError {
     error(CUresult::INVALID_VALUE)
 }
 
-fn supported(call: &Call) -> CuResult {
-    if call.simulator.machine.config.vmm { Ok(()) } else { Err(error(CUresult::NOT_SUPPORTED)) }
+/// What comes first in every call here.
+fn begin(call: &Call) -> CuResult {
+    let machine = &call.simulator.machine;
+    machine.jitter.pause();
+    if machine.config.vmm { Ok(()) } else { Err(error(CUresult::NOT_SUPPORTED)) }
 }
 
 fn place(call: &Call, properties: &CUmemAllocationProp) -> CuResult<Place> {
@@ -80,7 +83,7 @@ entries! {
     fn cuMemGetAllocationGranularity(
         out: *mut usize, properties: *const CUmemAllocationProp, option: CUmemAllocationGranularity_flags,
     ) |call| {
-        supported(call)?;
+        begin(call)?;
         if option > types::CU_MEM_ALLOC_GRANULARITY_RECOMMENDED {
             return Err(invalid());
         }
@@ -91,7 +94,7 @@ entries! {
     fn cuMemAddressReserve(
         out: *mut CUdeviceptr, bytes: usize, alignment: usize, hint: CUdeviceptr, flags: c_ulonglong,
     ) |call| {
-        supported(call)?;
+        begin(call)?;
         out.required()?;
         if flags != 0 {
             return Err(invalid());
@@ -100,7 +103,7 @@ entries! {
     }
 
     fn cuMemAddressFree(address: CUdeviceptr, bytes: usize) |call| {
-        supported(call)?;
+        begin(call)?;
         if call.simulator.machine.heap.find(address).is_some() {
             return Err(invalid());
         }
@@ -111,7 +114,7 @@ entries! {
         out: *mut CUmemGenericAllocationHandle, bytes: usize, properties: *const CUmemAllocationProp,
         flags: c_ulonglong,
     ) |call| {
-        supported(call)?;
+        begin(call)?;
         out.required()?;
         let properties = properties.read()?;
         let place = place(call, &properties)?;
@@ -129,14 +132,14 @@ entries! {
     }
 
     fn cuMemRelease(handle: CUmemGenericAllocationHandle) |call| {
-        supported(call)?;
+        begin(call)?;
         call.simulator.machine.space.release(handle)
     }
 
     fn cuMemMap(
         address: CUdeviceptr, bytes: usize, offset: usize, handle: CUmemGenericAllocationHandle, flags: c_ulonglong,
     ) |call| {
-        supported(call)?;
+        begin(call)?;
         if flags != 0 {
             return Err(invalid());
         }
@@ -144,7 +147,7 @@ entries! {
     }
 
     fn cuMemUnmap(address: CUdeviceptr, bytes: usize) |call| {
-        supported(call)?;
+        begin(call)?;
         let machine = &call.simulator.machine;
         if machine.heap.owns(address) {
             return Err(invalid());
@@ -153,7 +156,7 @@ entries! {
     }
 
     fn cuMemSetAccess(address: CUdeviceptr, bytes: usize, grants: *const CUmemAccessDesc, count: usize) |call| {
-        supported(call)?;
+        begin(call)?;
         if count == 0 {
             return Err(invalid());
         }
@@ -171,7 +174,7 @@ entries! {
     }
 
     fn cuMemGetAccess(flags: *mut c_ulonglong, location: *const CUmemLocation, address: CUdeviceptr) |call| {
-        supported(call)?;
+        begin(call)?;
         let who = accessor(call, &location.read()?)?;
         let mapped = call.simulator.machine.space.mapped(address).ok_or_else(invalid)?;
         let access = mapped.access.iter().find(|(ordinal, _)| *ordinal == who).map(|(_, access)| *access);
@@ -183,7 +186,7 @@ entries! {
     }
 
     fn cuMemRetainAllocationHandle(out: *mut CUmemGenericAllocationHandle, address: *mut c_void) |call| {
-        supported(call)?;
+        begin(call)?;
         out.required()?;
         let machine = &call.simulator.machine;
         if machine.heap.find(address.address()).is_some() {
@@ -195,7 +198,7 @@ entries! {
     fn cuMemGetAllocationPropertiesFromHandle(
         out: *mut CUmemAllocationProp, handle: CUmemGenericAllocationHandle,
     ) |call| {
-        supported(call)?;
+        begin(call)?;
         let physical = call.simulator.machine.space.physical(handle)?;
         let mut properties: CUmemAllocationProp = zeroed();
         properties.type_ = types::CU_MEM_ALLOCATION_TYPE_PINNED;
@@ -207,7 +210,7 @@ entries! {
     fn cuMemExportToShareableHandle(
         out: *mut c_void, handle: CUmemGenericAllocationHandle, kind: CUmemAllocationHandleType, flags: c_ulonglong,
     ) |call| {
-        supported(call)?;
+        begin(call)?;
         out.required()?;
         let physical = call.simulator.machine.space.physical(handle)?;
         let posix = types::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
@@ -221,7 +224,7 @@ entries! {
     fn cuMemImportFromShareableHandle(
         out: *mut CUmemGenericAllocationHandle, file: *mut c_void, kind: CUmemAllocationHandleType,
     ) |call| {
-        supported(call)?;
+        begin(call)?;
         out.required()?;
         if kind != types::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR {
             return Err(invalid());

@@ -149,6 +149,7 @@ impl Queue {
             for ticket in &op.after {
                 ticket.wait();
             }
+            self.engine.machine.jitter.pause();
             self.carry_out(op.work, &mut scratch);
             lock(&self.state).completed += 1;
             self.changed.notify_all();

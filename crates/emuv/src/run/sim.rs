@@ -6,7 +6,8 @@ use emuv_policy::Bytes;
 /// variable set.
 const DEFAULTS: &str = "gpus=1";
 
-const KNOWN: &str = "vram, h2d, d2h, latency_us, gpus, pin, driver, vmm, numa, poison, fail, lost_after";
+const KNOWN: &str = "vram, h2d, d2h, latency_us, gpus, pin, driver, vmm, numa, poison, fail, lost_after, \
+                     jitter_us, seed";
 
 /// The text for `EMUV_SIM`.
 ///
@@ -42,7 +43,7 @@ fn check(key: &str, value: &str) -> Result<(), String> {
                 return Err(format!("gpus: {value} is not between 1 and 16"));
             }
         }
-        "latency_us" | "lost_after" | "driver" => {
+        "latency_us" | "lost_after" | "driver" | "jitter_us" | "seed" => {
             whole()?;
         }
         "vmm" | "numa" | "poison" => {
@@ -58,15 +59,15 @@ fn check(key: &str, value: &str) -> Result<(), String> {
 
 fn fault(text: &str) -> Result<(), String> {
     let fields: Vec<_> = text.split(':').collect();
+    // N- is every call from the N-th on; without a code it fails for want of memory.
+    let counts = |nth: &str| nth == "*" || nth.strip_suffix('-').unwrap_or(nth).parse::<u64>().is_ok_and(|nth| nth > 0);
     let good = match fields[..] {
-        [call, nth, code] => {
-            !call.is_empty()
-                && (nth == "*" || nth.parse::<u64>().is_ok_and(|nth| nth > 0))
-                && code.parse::<u32>().is_ok_and(|code| code > 0)
-        }
+        [call, nth] => !call.is_empty() && counts(nth),
+        [call, nth, code] => !call.is_empty() && counts(nth) && code.parse::<u32>().is_ok_and(|code| code > 0),
         _ => false,
     };
-    if good { Ok(()) } else { Err(format!("fail: '{text}' is not CALL:N:CODE, as in cuMemAlloc:3:2")) }
+    let form = "CALL:N or CALL:N:CODE, as in cuMemAlloc:3:2; N may be '3-' (from the third on) or '*'";
+    if good { Ok(()) } else { Err(format!("fail: '{text}' is not {form}")) }
 }
 
 #[cfg(test)]
@@ -76,7 +77,7 @@ mod tests {
     #[test]
     fn every_key_of_the_simulator_is_known() {
         let all = "vram=256M,h2d=25,d2h=12.5,latency_us=5,gpus=2,pin=1G,driver=12020,vmm=1,numa=0,poison=1,\
-                   fail=cuMemAlloc:3:2+cuMemCreate:*:2,lost_after=100";
+                   fail=cuMemAlloc:3:2+cuMemCreate:*:2+cuMemMap:4-,lost_after=100,jitter_us=50,seed=9";
         assert_eq!(checked(all), Ok(all.to_owned()));
     }
 
@@ -100,7 +101,8 @@ mod tests {
             ("h2d=-1", "h2d: '-1'"),
             ("d2h=inf", "d2h: 'inf'"),
             ("vmm=yes", "vmm: 'yes'"),
-            ("fail=cuMemAlloc:2", "fail: 'cuMemAlloc:2'"),
+            ("fail=cuMemAlloc", "fail: 'cuMemAlloc'"),
+            ("fail=cuMemAlloc:0-", "fail: 'cuMemAlloc:0-'"),
             ("fail=cuMemAlloc:1:0", "fail: "),
             ("latency_us=1.5", "latency_us: '1.5'"),
         ] {
