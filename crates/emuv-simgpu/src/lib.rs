@@ -14,6 +14,7 @@ pub mod config;
 pub mod context;
 pub mod entry;
 pub mod error_names;
+pub mod graph;
 pub mod handles;
 pub mod jitter;
 pub mod kernel;

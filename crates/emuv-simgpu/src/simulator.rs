@@ -14,6 +14,7 @@ use emuv_cuda::{CUresult, CuError, CuResult};
 use crate::{
     account::Charge,
     context::Context,
+    graph::Graphs,
     handles::{self, Handles},
     kernel::{
         builtin::{BUILTINS, Builtin},
@@ -128,6 +129,8 @@ pub struct Simulator {
     pub streams: Handles<Stream>,
     /// Events.
     pub events: Handles<Event>,
+    /// Graphs.
+    pub graphs: Graphs,
     /// Modules.
     pub modules: Handles<Module>,
     /// Libraries.
@@ -175,6 +178,7 @@ impl Simulator {
             contexts: Handles::default(),
             streams: Handles::default(),
             events: Handles::default(),
+            graphs: Graphs::default(),
             modules: Handles::default(),
             libraries: Handles::default(),
             functions: Handles::default(),
@@ -240,6 +244,7 @@ impl Simulator {
     pub fn end_context(&self, context: &Context) {
         let handle = context.handle();
         self.contexts.remove(handle);
+        self.graphs.captures.end_all_of(handle);
         context.destroy();
         self.streams.remove_all(|stream| stream.engine.context == handle);
         self.events.remove_all(|event| event.engine.context == handle);

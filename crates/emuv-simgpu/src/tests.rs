@@ -1,6 +1,7 @@
 //! The simulated machine as a whole, without its C interface.
 
 mod foreign_text;
+mod graphs;
 mod kernels;
 mod memory;
 mod streams;

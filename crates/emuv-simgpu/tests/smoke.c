@@ -104,7 +104,7 @@ int main(int argc, char **argv) {
     EXPECT(0, CALL("nvmlShutdown"));
 
     /* What nobody implements, and what is made to fail. */
-    EXPECT(801, CALL("cuGraphCreate", &entry, 0));
+    EXPECT(801, CALL("cuTexRefCreate", &entry));
     EXPECT(0, CALL("cuEventCreate", &entry, 0));
     EXPECT(999, CALL("cuEventCreate", &entry, 0));
     EXPECT(0, CALL("cuEventCreate", &entry, 0));

@@ -288,7 +288,7 @@ pub fn descriptor(file: Out<c_void>) -> CuResult<OwnedFd> {
     borrowed.try_clone_to_owned().map_err(|_| error(CUresult::INVALID_VALUE))
 }
 
-/// A host function with its argument, to be called once on a stream's thread.
+/// A host function with its argument, to be called on a stream's thread.
 #[derive(Debug)]
 pub struct HostCall {
     function: unsafe extern "C" fn(*mut c_void),
@@ -297,6 +297,8 @@ pub struct HostCall {
 
 // SAFETY: the program asked for the call to happen on another thread.
 unsafe impl Send for HostCall {}
+// SAFETY: a graph makes the call again and again, one at a time, as the program asked.
+unsafe impl Sync for HostCall {}
 
 impl HostCall {
     /// What `cuLaunchHostFunc` was given.
@@ -309,7 +311,7 @@ impl HostCall {
     }
 
     /// Calls the function.
-    pub fn run(self) {
+    pub fn run(&self) {
         // SAFETY: function and argument came together from the program, which asked for this call.
         process::in_callback(|| unsafe { (self.function)(self.argument) });
     }

@@ -6,6 +6,7 @@ use emuv_cuda::{CUresult, CuResult};
 
 use crate::{
     context::Context,
+    graph::{Graphs, capture::Member, step::Step},
     memory::physical::error,
     process,
     simulator::{Device, Simulator},
@@ -34,15 +35,46 @@ pub struct Target {
     pub context: Arc<Context>,
     /// The stream.
     pub stream: Arc<Stream>,
+    graphs: &'static Graphs,
 }
 
 impl Target {
-    /// Adds work to the stream.
+    /// The stream as captures know it.
+    pub fn member(&self) -> Member {
+        Member { stream: self.stream.id, context: self.context.handle(), is_blocking: self.stream.is_blocking() }
+    }
+
+    /// Whether the stream's work goes into a graph.
+    pub fn is_captured(&self) -> bool {
+        self.graphs.captures.includes(self.stream.id)
+    }
+
+    /// What no captured stream allows.
     ///
     /// # Errors
-    /// `CUDA_ERROR_OUT_OF_MEMORY` when no thread can be started.
+    /// `CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED`, `CUDA_ERROR_STREAM_CAPTURE_IMPLICIT`.
+    pub fn forbid_capture(&self) -> CuResult {
+        self.graphs.captures.forbid_on(self.member(), self.stream.is_legacy())
+    }
+
+    /// Adds work to the stream that no graph can hold.
+    ///
+    /// # Errors
+    /// `CUDA_ERROR_OUT_OF_MEMORY` when no thread can be started; what a captured stream does not allow.
     pub fn submit(&self, op: Op) -> CuResult<Ticket> {
+        self.forbid_capture()?;
         self.context.streams.submit(&self.stream, op)
+    }
+
+    /// Adds a step to the stream, or to the graph that it is captured into.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn enqueue(&self, step: Step) -> CuResult {
+        match self.graphs.captures.add(self.graphs, self.stream.id, step)? {
+            Some(step) => self.submit(step.into_op()).map(|_| ()),
+            None => Ok(()),
+        }
     }
 
     /// Adds work to the stream and waits for it.
@@ -57,8 +89,9 @@ impl Target {
     /// Waits for the stream.
     ///
     /// # Errors
-    /// The error that broke the context.
+    /// The error that broke the context; what a captured stream does not allow.
     pub fn synchronize(&self) -> CuResult {
+        self.forbid_capture()?;
         for ticket in self.context.streams.unfinished(&self.stream) {
             ticket.wait();
         }
@@ -128,12 +161,24 @@ impl Call {
             let stream = self.simulator.streams.get(handle).ok_or(error(CUresult::CUDA_ERROR_INVALID_HANDLE))?;
             let context = self.context(stream.engine.context)?;
             context.engine.status.ok()?;
-            return Ok(Target { context, stream });
+            return Ok(self.target(context, stream));
         }
         let context = self.current()?;
         let per_thread = handle == PER_THREAD || (handle != LEGACY && self.per_thread);
         let stream = if per_thread { context.streams.per_thread() } else { context.streams.legacy() };
-        Ok(Target { context, stream })
+        Ok(self.target(context, stream))
+    }
+
+    fn target(&self, context: Arc<Context>, stream: Arc<Stream>) -> Target {
+        Target { context, stream, graphs: &self.simulator.graphs }
+    }
+
+    /// Comes first in calls that a thread must not make while it captures, or another one does for all threads.
+    ///
+    /// # Errors
+    /// `CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED`.
+    pub fn unsafe_in_capture(&self) -> CuResult {
+        self.simulator.graphs.captures.forbid_unsafe()
     }
 
     /// The stream that a call without a stream argument uses.

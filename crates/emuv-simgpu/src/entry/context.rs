@@ -47,6 +47,14 @@ fn destroy(call: &Call, handle: u64) -> CuResult {
     Ok(())
 }
 
+fn synchronize(call: &Call, handle: u64) -> CuResult {
+    let context = call.context(handle)?;
+    context.engine.status.ok()?;
+    call.simulator.graphs.captures.forbid_in(context.handle())?;
+    call.unsafe_in_capture()?;
+    context.synchronize()
+}
+
 fn limit_default(limit: CUlimit) -> u64 {
     match limit {
         CU_LIMIT_STACK_SIZE => 1024,
@@ -135,9 +143,9 @@ entries! {
         out.write(3020)
     }
 
-    fn cuCtxSynchronize() |call| { call.current()?.synchronize() }
+    fn cuCtxSynchronize() |call| { synchronize(call, 0) }
 
-    fn cuCtxSynchronize_v2(context: CUcontext) |call| { call.context(context.address())?.synchronize() }
+    fn cuCtxSynchronize_v2(context: CUcontext) |call| { synchronize(call, context.address()) }
 
     fn cuCtxGetLimit(out: *mut usize, limit: CUlimit) |call| {
         let context = call.current()?;

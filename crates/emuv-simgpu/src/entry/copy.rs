@@ -15,65 +15,15 @@ use super::{
     call::{Call, Target},
 };
 use crate::{
+    graph::step::Step,
     memory::{
         physical::error,
+        rows::{Box3, Plane},
         scratch::{Scratch, Unreachable},
-        view::{Side, Stop, View},
+        view::Side,
     },
     stream::queue::Op,
 };
-
-/// One end of a copy of rows and slices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Plane {
-    /// Whose address it is.
-    pub side: Side,
-    /// Where the first row begins.
-    pub address: u64,
-    /// Bytes from one row to the next.
-    pub pitch_bytes: u64,
-    /// Bytes from one slice to the next.
-    pub slice_bytes: u64,
-}
-
-/// A copy of `depth` slices of `height` rows of `width` bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Box3 {
-    /// Target.
-    pub to: Plane,
-    /// Source.
-    pub from: Plane,
-    /// Bytes of a row.
-    pub width_bytes: usize,
-    /// Rows of a slice.
-    pub height: u64,
-    /// Slices.
-    pub depth: u64,
-}
-
-impl Box3 {
-    /// Copies row by row.
-    ///
-    /// # Errors
-    /// [`Stop`].
-    pub fn run(&self, view: &mut View<'_>) -> Result<(), Stop> {
-        for slice in 0..self.depth {
-            for row in 0..self.height {
-                let at = |plane: &Plane| {
-                    let offset =
-                        slice.wrapping_mul(plane.slice_bytes).wrapping_add(row.wrapping_mul(plane.pitch_bytes));
-                    (plane.side, plane.address.wrapping_add(offset))
-                };
-                view.copy(at(&self.to), at(&self.from), self.width_bytes)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn has_host_side(&self) -> bool {
-        self.to.side == Side::Host || self.from.side == Side::Host
-    }
-}
 
 /// Where rows lie, as the copy structures say it.
 struct Position {
@@ -143,7 +93,7 @@ fn box2(copy: &CUDA_MEMCPY2D_v2) -> CuResult<Box3> {
     })
 }
 
-fn box3(copy: &CUDA_MEMCPY3D_v2) -> CuResult<Box3> {
+pub(super) fn box3(copy: &CUDA_MEMCPY3D_v2) -> CuResult<Box3> {
     let from = Position {
         kind: copy.srcMemoryType,
         host: copy.srcHost.expose_provenance() as u64,
@@ -175,10 +125,14 @@ fn box3(copy: &CUDA_MEMCPY3D_v2) -> CuResult<Box3> {
 }
 
 /// Copies planes. With a pageable host side, the call returns when the copy is through.
-fn planes(target: &Target, copy: Box3, wait: bool) -> CuResult {
-    let wait = wait || copy.has_host_side();
-    let op = Op::device(move |view| copy.run(view));
-    if wait { target.carry_out(op) } else { target.submit(op).map(|_| ()) }
+fn planes(call: &Call, target: &Target, copy: Box3, wait: bool) -> CuResult {
+    if wait {
+        call.unsafe_in_capture()?;
+    }
+    if target.is_captured() || !(wait || copy.has_host_side()) {
+        return target.enqueue(Step::Copy(copy));
+    }
+    target.carry_out(Step::Copy(copy).into_op())
 }
 
 /// Whether the GPU could not reach host memory by itself.
@@ -206,10 +160,11 @@ fn stage(address: u64, bytes: usize) -> CuResult<Vec<u8>> {
 
 fn sync(call: &Call, to: (Side, u64), from: (Side, u64), bytes: usize) -> CuResult {
     let target = call.default_stream()?;
+    call.unsafe_in_capture()?;
     if bytes == 0 {
         return Ok(());
     }
-    target.carry_out(Op::device(move |view| view.copy(to, from, bytes)))
+    target.carry_out(Step::Copy(Box3::line(to, from, bytes)).into_op())
 }
 
 /// Pageable memory is read when the call is made, and written before it returns, as the driver does.
@@ -218,12 +173,16 @@ fn asynchronous(call: &Call, to: (Side, u64), from: (Side, u64), bytes: usize, s
     if bytes == 0 {
         return Ok(());
     }
+    let step = Step::Copy(Box3::line(to, from, bytes));
+    // A graph reads and writes pageable memory each time that it runs.
+    if target.is_captured() {
+        return target.enqueue(step);
+    }
     if from.0 == Side::Host && is_pageable(call, from.1) && to.0 == Side::Device {
         let staged = stage(from.1, bytes)?;
         return target.submit(Op::device(move |view| view.store_staged(to.1, &staged))).map(|_| ());
     }
-    let op = Op::device(move |view| view.copy(to, from, bytes));
-    if to.0 == Side::Host && is_pageable(call, to.1) { target.carry_out(op) } else { target.submit(op).map(|_| ()) }
+    if to.0 == Side::Host && is_pageable(call, to.1) { target.carry_out(step.into_op()) } else { target.enqueue(step) }
 }
 
 entries! {
@@ -287,19 +246,19 @@ entries! {
     fn cuMemcpy2D_v2 / cuMemcpy2D_v2_ptds / cuMemcpy2DUnaligned_v2 / cuMemcpy2DUnaligned_v2_ptds(
         copy: *const CUDA_MEMCPY2D_v2,
     ) |call| {
-        planes(&call.default_stream()?, box2(&copy.read()?)?, true)
+        planes(call, &call.default_stream()?, box2(&copy.read()?)?, true)
     }
 
     fn cuMemcpy2DAsync_v2 / cuMemcpy2DAsync_v2_ptsz(copy: *const CUDA_MEMCPY2D_v2, stream: CUstream) |call| {
-        planes(&call.stream(stream.address())?, box2(&copy.read()?)?, false)
+        planes(call, &call.stream(stream.address())?, box2(&copy.read()?)?, false)
     }
 
     fn cuMemcpy3D_v2 / cuMemcpy3D_v2_ptds(copy: *const CUDA_MEMCPY3D_v2) |call| {
-        planes(&call.default_stream()?, box3(&copy.read()?)?, true)
+        planes(call, &call.default_stream()?, box3(&copy.read()?)?, true)
     }
 
     fn cuMemcpy3DAsync_v2 / cuMemcpy3DAsync_v2_ptsz(copy: *const CUDA_MEMCPY3D_v2, stream: CUstream) |call| {
-        planes(&call.stream(stream.address())?, box3(&copy.read()?)?, false)
+        planes(call, &call.stream(stream.address())?, box3(&copy.read()?)?, false)
     }
 }
 

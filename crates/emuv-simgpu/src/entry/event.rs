@@ -9,9 +9,10 @@ use emuv_cuda::{
 
 use super::{
     abi::{Out, entries, pointer},
-    call::Call,
+    call::{Call, Target},
 };
 use crate::{
+    graph::capture::Mark,
     memory::physical::error,
     stream::{event::Event, queue::Op},
 };
@@ -27,14 +28,36 @@ fn record(call: &Call, handle: u64, stream: u64) -> CuResult {
     if event.engine.context != target.context.handle() {
         return Err(error(CUresult::CUDA_ERROR_INVALID_HANDLE));
     }
+    if let Some(mark) = call.simulator.graphs.captures.mark(target.stream.id)? {
+        event.set_captured(mark);
+        return Ok(());
+    }
+    target.forbid_capture()?;
     target.context.streams.record(&target.stream, &event)
+}
+
+/// An event that the host may ask for.
+fn reachable(call: &Call, handle: u64) -> CuResult<Arc<Event>> {
+    let event = event(call, handle)?;
+    if event.captured().is_some() {
+        return Err(error(CUresult::CUDA_ERROR_CAPTURED_EVENT));
+    }
+    Ok(event)
 }
 
 fn elapsed(call: &Call, out: Out<f32>, start: u64, end: u64) -> CuResult {
     out.required()?;
-    let (start, end) = (event(call, start)?, event(call, end)?);
+    let (start, end) = (reachable(call, start)?, reachable(call, end)?);
     start.engine.status.ok()?;
     out.write(start.elapsed_ms(&end)?)
+}
+
+/// A stream that waits for a captured event is captured too; the legacy stream cannot be.
+fn wait_in_capture(call: &Call, target: &Target, mark: &Mark) -> CuResult {
+    if target.stream.is_legacy() {
+        return Err(error(CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED));
+    }
+    call.simulator.graphs.captures.join(target.member(), mark)
 }
 
 entries! {
@@ -65,14 +88,16 @@ entries! {
     }
 
     fn cuEventQuery(handle: CUevent) |call| {
-        let event = event(call, handle.address())?;
+        let event = reachable(call, handle.address())?;
+        call.unsafe_in_capture()?;
         let is_done = event.is_done();
         event.engine.status.ok()?;
         if is_done { Ok(()) } else { Err(error(CUresult::CUDA_ERROR_NOT_READY)) }
     }
 
     fn cuEventSynchronize(handle: CUevent) |call| {
-        let event = event(call, handle.address())?;
+        let event = reachable(call, handle.address())?;
+        call.unsafe_in_capture()?;
         event.wait();
         event.engine.status.ok()
     }
@@ -87,7 +112,11 @@ entries! {
         }
         let event = event(call, handle.address())?;
         let target = call.stream(stream.address())?;
+        if let Some(mark) = event.captured() {
+            return wait_in_capture(call, &target, &mark);
+        }
         let Some(record) = event.record() else { return Ok(()) };
+        call.simulator.graphs.captures.forbid_outside(target.stream.id)?;
         let op = Op { after: vec![record.ticket], ..Op::always(|_| {}) };
         target.submit(op).map(|_| ())
     }

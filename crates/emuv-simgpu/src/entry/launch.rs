@@ -9,13 +9,13 @@ use emuv_cuda::{
 
 use super::{
     abi::{In, Out, entries, shared_bytes_for},
-    call::Call,
+    call::{Call, Target},
     device::{MAX_THREADS_PER_BLOCK, MAX_THREADS_PER_MULTIPROCESSOR, MULTIPROCESSORS, SHARED_BYTES_PER_BLOCK_OPTIN},
 };
 use crate::{
+    graph::step::{Kernel, Shape, Step},
     kernel::builtin::{Arguments, Builtin},
     memory::physical::error,
-    stream::queue::Op,
 };
 
 /// Keys of the `extra` array.
@@ -25,23 +25,15 @@ const LAUNCH_PARAM_BUFFER_SIZE: u64 = 2;
 /// The array has two pairs and an end; more is a mistake.
 const MAX_EXTRA_WORDS: usize = 16;
 
-struct Shape {
-    grid: [c_uint; 3],
-    block: [c_uint; 3],
-    shared_bytes: c_uint,
-}
-
-impl Shape {
-    fn check(&self) -> CuResult {
-        let threads = self.block.iter().try_fold(1_u32, |product, size| product.checked_mul(*size)).unwrap_or(u32::MAX);
-        let threads = c_int::try_from(threads).unwrap_or(c_int::MAX);
-        let shared = c_int::try_from(self.shared_bytes).unwrap_or(c_int::MAX);
-        let grid_is_valid = !self.grid.contains(&0) && self.grid[1..].iter().all(|size| *size <= 65_535);
-        if !grid_is_valid || !(1..=MAX_THREADS_PER_BLOCK).contains(&threads) || shared > SHARED_BYTES_PER_BLOCK_OPTIN {
-            return Err(error(CUresult::INVALID_VALUE));
-        }
-        Ok(())
+fn check(shape: &Shape) -> CuResult {
+    let threads = shape.block.iter().try_fold(1_u32, |product, size| product.checked_mul(*size)).unwrap_or(u32::MAX);
+    let threads = c_int::try_from(threads).unwrap_or(c_int::MAX);
+    let shared = c_int::try_from(shape.shared_bytes).unwrap_or(c_int::MAX);
+    let grid_is_valid = !shape.grid.contains(&0) && shape.grid[1..].iter().all(|size| *size <= 65_535);
+    if !grid_is_valid || !(1..=MAX_THREADS_PER_BLOCK).contains(&threads) || shared > SHARED_BYTES_PER_BLOCK_OPTIN {
+        return Err(error(CUresult::INVALID_VALUE));
     }
+    Ok(())
 }
 
 /// Copies the arguments out of the program's memory: they count as they are at the launch.
@@ -73,24 +65,45 @@ fn arguments(builtin: &'static Builtin, pointers: Out<*mut c_void>, extra: Out<*
     Arguments::new(builtin, buffer).ok_or_else(invalid)
 }
 
-fn launch(
+/// A kernel with its arguments as they are now. It runs in `context`, or where the program launches it.
+pub(super) fn kernel(
     call: &Call,
-    function: u64,
-    shape: &Shape,
-    stream: u64,
+    (function, is_library_kernel): (u64, bool),
+    context: u64,
+    shape: Shape,
     (pointers, extra): (Out<*mut c_void>, Out<*mut c_void>),
-) -> CuResult {
-    let target = call.stream(stream)?;
+) -> CuResult<Kernel> {
     let builtin = call.simulator.function(function)?.builtin;
-    shape.check()?;
-    let arguments = arguments(builtin, pointers, extra)?;
+    check(&shape)?;
+    Ok(Kernel::new((function, is_library_kernel), context, shape, builtin, arguments(builtin, pointers, extra)?))
+}
+
+/// Counts launched kernels; the last one may lose the GPU.
+pub(super) fn count(call: &Call, target: &Target, kernels: usize) -> CuResult {
     let machine = &call.simulator.machine;
-    machine.count_launch();
+    for _ in 0..kernels {
+        machine.count_launch();
+    }
     if machine.is_lost() {
         target.context.engine.status.fail(CUresult::CUDA_ERROR_LAUNCH_FAILED);
         return Err(error(CUresult::CUDA_ERROR_LAUNCH_FAILED));
     }
-    target.submit(Op::device(move |view| (builtin.run)(view, &arguments))).map(|_| ())
+    Ok(())
+}
+
+fn launch(
+    call: &Call,
+    function: u64,
+    shape: Shape,
+    stream: u64,
+    arguments: (Out<*mut c_void>, Out<*mut c_void>),
+) -> CuResult {
+    let target = call.stream(stream)?;
+    let kernel = kernel(call, (function, false), target.context.handle(), shape, arguments)?;
+    if !target.is_captured() {
+        count(call, &target, 1)?;
+    }
+    target.enqueue(Step::Kernel(kernel))
 }
 
 fn active_blocks(block_size: c_int, shared_bytes: usize) -> CuResult<c_int> {
@@ -125,7 +138,7 @@ entries! {
         block_z: c_uint, shared_bytes: c_uint, stream: CUstream, pointers: *mut *mut c_void, extra: *mut *mut c_void,
     ) |call| {
         let shape = Shape { grid: [grid_x, grid_y, grid_z], block: [block_x, block_y, block_z], shared_bytes };
-        launch(call, function.address(), &shape, stream.address(), (pointers, extra))
+        launch(call, function.address(), shape, stream.address(), (pointers, extra))
     }
 
     fn cuLaunchCooperativeKernel / cuLaunchCooperativeKernel_ptsz(
@@ -134,7 +147,7 @@ entries! {
     ) |call| {
         let shape = Shape { grid: [grid_x, grid_y, grid_z], block: [block_x, block_y, block_z], shared_bytes };
         let none = pointers.required()?;
-        launch(call, function.address(), &shape, stream.address(), (none, none))
+        launch(call, function.address(), shape, stream.address(), (none, none))
     }
 
     fn cuLaunchKernelEx / cuLaunchKernelEx_ptsz(
@@ -147,7 +160,7 @@ entries! {
             shared_bytes: config.sharedMemBytes,
         };
         let stream = config.hStream.expose_provenance() as u64;
-        launch(call, function.address(), &shape, stream, (pointers, extra))
+        launch(call, function.address(), shape, stream, (pointers, extra))
     }
 
     fn cuOccupancyMaxActiveBlocksPerMultiprocessor(

@@ -26,6 +26,7 @@ const DEVICE_MAP: u32 = 2;
 fn allocate_host(call: &Call, out: Out<*mut c_void>, bytes: usize, flags: u32) -> CuResult {
     out.required()?;
     let context = call.current()?;
+    call.unsafe_in_capture()?;
     if bytes == 0 || flags > 7 {
         return Err(error(CUresult::INVALID_VALUE));
     }
@@ -65,6 +66,7 @@ fn range(call: &Call, address: u64) -> CuResult<(u64, u64)> {
 entries! {
     fn cuMemAlloc_v2(out: *mut CUdeviceptr, bytes: usize) |call| {
         let context = call.current()?;
+        call.unsafe_in_capture()?;
         out.required()?;
         out.write(context.allocate(bytes as u64, 0)?.base)
     }
@@ -73,6 +75,7 @@ entries! {
         out: *mut CUdeviceptr, pitch: *mut usize, width: usize, height: usize, element_bytes: c_uint,
     ) |call| {
         let context = call.current()?;
+        call.unsafe_in_capture()?;
         let invalid = || error(CUresult::INVALID_VALUE);
         let _ = (out.required()?, pitch.required()?);
         if width == 0 || height == 0 || ![4, 8, 16].contains(&element_bytes) {
@@ -86,6 +89,7 @@ entries! {
 
     fn cuMemFree_v2(address: CUdeviceptr) |call| {
         let context = call.current()?;
+        call.unsafe_in_capture()?;
         if address == 0 {
             return Ok(());
         }
@@ -129,6 +133,7 @@ entries! {
 
     fn cuMemFreeHost(address: *mut c_void) |call| {
         let context = call.current()?;
+        call.unsafe_in_capture()?;
         let space = &call.simulator.machine.space;
         let known = space.with_host(address.address(), |base, host| base == address.address() && !host.registered);
         if known != Some(true) {
@@ -140,6 +145,7 @@ entries! {
 
     fn cuMemHostRegister / cuMemHostRegister_v2(address: *mut c_void, bytes: usize, flags: c_uint) |call| {
         let context = call.current()?;
+        call.unsafe_in_capture()?;
         if address.is_null() || bytes == 0 {
             return Err(error(CUresult::INVALID_VALUE));
         }
@@ -157,6 +163,7 @@ entries! {
     }
 
     fn cuMemHostUnregister(address: *mut c_void) |call| {
+        call.unsafe_in_capture()?;
         call.current()?.synchronize()?;
         let removed = call.simulator.machine.space.remove_host(address.address(), true);
         removed.map(|_| ()).ok_or(error(CUresult::CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED))

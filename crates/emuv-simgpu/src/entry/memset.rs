@@ -9,61 +9,23 @@ use emuv_cuda::{
 
 use super::{abi::entries, call::Call};
 use crate::{
-    memory::{
-        physical::error,
-        scratch::BLOCK_BYTES,
-        view::{Stop, View},
-    },
-    stream::queue::Op,
+    graph::step::Step,
+    memory::{physical::error, rows::Fill},
 };
 
-/// What to fill: `height` rows of `width` elements.
-#[derive(Debug, Clone, Copy)]
-pub struct Fill {
-    /// Where the first row begins.
-    pub address: u64,
-    /// Bytes from one row to the next.
-    pub pitch_bytes: usize,
-    /// Elements of a row.
-    pub width: usize,
-    /// Rows.
-    pub height: usize,
-}
-
-impl Fill {
-    /// Fills with a pattern of 1, 2 or 4 bytes.
-    ///
-    /// # Errors
-    /// [`Stop`].
-    pub fn run(&self, view: &mut View<'_>, pattern: &[u8]) -> Result<(), Stop> {
-        let row_bytes = self.width.checked_mul(pattern.len()).ok_or(Stop::IllegalAddress(self.address))?;
-        let block = pattern.repeat(row_bytes.min(BLOCK_BYTES) / pattern.len());
-        for row in 0..self.height as u64 {
-            let mut at = self.address.wrapping_add(row.wrapping_mul(self.pitch_bytes as u64));
-            let mut rest = row_bytes;
-            while rest > 0 {
-                view.check()?;
-                let part = rest.min(block.len());
-                view.store(at, &block[..part])?;
-                at = at.wrapping_add(part as u64);
-                rest -= part;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn fill(call: &Call, stream: u64, what: Fill, pattern: &[u8]) -> CuResult {
-    let target = call.stream(stream)?;
+/// A fill of elements of 1, 2 or 4 bytes; `None` where there is nothing to fill.
+pub(super) fn step(what: Fill, pattern: &[u8]) -> CuResult<Option<Step>> {
     let size = pattern.len();
     if !what.address.is_multiple_of(size as u64) || (what.height > 1 && !what.pitch_bytes.is_multiple_of(size)) {
         return Err(error(CUresult::INVALID_VALUE));
     }
-    if what.width == 0 || what.height == 0 {
-        return Ok(());
-    }
-    let pattern = pattern.to_vec();
-    target.submit(Op::device(move |view| what.run(view, &pattern))).map(|_| ())
+    let is_nothing = what.width == 0 || what.height == 0;
+    Ok((!is_nothing).then(|| Step::Fill(what, pattern.to_vec())))
+}
+
+fn fill(call: &Call, stream: u64, what: Fill, pattern: &[u8]) -> CuResult {
+    let target = call.stream(stream)?;
+    step(what, pattern)?.map_or(Ok(()), |step| target.enqueue(step))
 }
 
 fn line(address: u64, width: usize) -> Fill {

@@ -4,15 +4,18 @@ pub mod abi;
 pub mod call;
 
 pub mod array;
+pub mod capture;
 pub mod context;
 pub mod copy;
 pub mod device;
 pub mod event;
+pub mod graph;
 pub mod init;
 pub mod launch;
 pub mod memory;
 pub mod memset;
 pub mod module;
+pub mod node;
 pub mod nvml;
 pub mod pointer;
 pub mod pool;

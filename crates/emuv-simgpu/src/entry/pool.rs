@@ -23,6 +23,8 @@ fn pool(call: &Call, handle: u64) -> CuResult<Arc<Pool>> {
 fn allocate(call: &Call, out: Out<CUdeviceptr>, bytes: usize, handle: Option<u64>, stream: u64) -> CuResult {
     let target = call.stream(stream)?;
     out.required()?;
+    // A graph cannot hold allocations here: a captured stream is refused.
+    target.forbid_capture()?;
     let device = call.device(target.context.engine.ordinal)?;
     let handle = handle.unwrap_or_else(|| device.current_pool.load(Ordering::Relaxed));
     let pool = pool(call, handle)?;

@@ -9,9 +9,8 @@ use std::{
 use emuv_cuda::{
     CUresult, CuResult,
     types::{
-        CU_STREAM_CAPTURE_STATUS_NONE, CU_STREAM_NON_BLOCKING, CU_STREAM_WAIT_VALUE_AND, CU_STREAM_WAIT_VALUE_EQ,
-        CU_STREAM_WAIT_VALUE_GEQ, CU_STREAM_WAIT_VALUE_NOR, CUcontext, CUdevice, CUdeviceptr_v2, CUgraph,
-        CUgraphEdgeData, CUgraphNode, CUhostFn, CUstream, CUstreamCallback, CUstreamCaptureMode, CUstreamCaptureStatus,
+        CU_STREAM_NON_BLOCKING, CU_STREAM_WAIT_VALUE_AND, CU_STREAM_WAIT_VALUE_EQ, CU_STREAM_WAIT_VALUE_GEQ,
+        CU_STREAM_WAIT_VALUE_NOR, CUcontext, CUdevice, CUdeviceptr_v2, CUhostFn, CUstream, CUstreamCallback,
         cuuint32_t, cuuint64_t,
     },
 };
@@ -22,6 +21,7 @@ use super::{
     context::PRIORITIES,
 };
 use crate::{
+    graph::step::Step,
     memory::{
         physical::error,
         view::{Stop, View},
@@ -68,20 +68,20 @@ fn load(view: &mut View<'_>, address: u64, is_short: bool) -> Result<u64, Stop> 
 fn wait_value(target: &Target, address: u64, wanted: u64, is_short: bool, flags: c_uint) -> CuResult {
     let reached = compare(flags)?;
     aligned(address, is_short)?;
-    let op = Op::device(move |view| {
+    let wait = move |view: &mut View<'_>| {
         while !reached(load(view, address, is_short)?, wanted, is_short) {
             view.check()?;
             thread::sleep(POLL_INTERVAL);
         }
         Ok(())
-    });
-    target.submit(op).map(|_| ())
+    };
+    target.enqueue(Step::Words(Box::new(wait)))
 }
 
 fn write_value(target: &Target, address: u64, value: &[u8]) -> CuResult {
     aligned(address, value.len() == 4)?;
     let value = value.to_vec();
-    target.submit(Op::device(move |view| view.store(address, &value))).map(|_| ())
+    target.enqueue(Step::Words(Box::new(move |view| view.store(address, &value))))
 }
 
 fn aligned(address: u64, is_short: bool) -> CuResult {
@@ -91,12 +91,7 @@ fn aligned(address: u64, is_short: bool) -> CuResult {
 
 fn host_function(call: &Call, stream: u64, function: CUhostFn, argument: Out<c_void>) -> CuResult {
     let host = HostCall::new(function, argument)?;
-    let op = Op::always(move |status| {
-        if status == CUresult::SUCCESS {
-            host.run();
-        }
-    });
-    call.stream(stream)?.submit(op).map(|_| ())
+    call.stream(stream)?.enqueue(Step::Host(Box::new(move || host.run())))
 }
 
 entries! {
@@ -107,13 +102,18 @@ entries! {
     }
 
     fn cuStreamDestroy / cuStreamDestroy_v2(stream: CUstream) |call| {
-        call.stream(stream.address())?;
+        let target = call.stream(stream.address())?;
+        if target.is_captured() {
+            target.forbid_capture()?;
+        }
         let removed = call.simulator.streams.remove(stream.address());
         removed.map(|_| ()).ok_or(error(CUresult::CUDA_ERROR_INVALID_HANDLE))
     }
 
     fn cuStreamQuery / cuStreamQuery_ptsz(stream: CUstream) |call| {
         let target = call.stream(stream.address())?;
+        target.forbid_capture()?;
+        call.unsafe_in_capture()?;
         if target.context.streams.unfinished(&target.stream).is_empty() {
             // The last operation may have broken the context since.
             target.context.engine.status.ok()
@@ -123,7 +123,10 @@ entries! {
     }
 
     fn cuStreamSynchronize / cuStreamSynchronize_ptsz(stream: CUstream) |call| {
-        call.stream(stream.address())?.synchronize()
+        let target = call.stream(stream.address())?;
+        target.forbid_capture()?;
+        call.unsafe_in_capture()?;
+        target.synchronize()
     }
 
     fn cuStreamGetCtx / cuStreamGetCtx_ptsz(stream: CUstream, out: *mut CUcontext) |call| {
@@ -144,46 +147,6 @@ entries! {
 
     fn cuStreamGetDevice / cuStreamGetDevice_ptsz(stream: CUstream, out: *mut CUdevice) |call| {
         out.write(call.stream(stream.address())?.context.engine.ordinal)
-    }
-
-    fn cuStreamIsCapturing / cuStreamIsCapturing_ptsz(stream: CUstream, out: *mut CUstreamCaptureStatus) |call| {
-        call.stream(stream.address())?;
-        out.write(CU_STREAM_CAPTURE_STATUS_NONE)
-    }
-
-    fn cuStreamGetCaptureInfo / cuStreamGetCaptureInfo_ptsz(
-        stream: CUstream, out: *mut CUstreamCaptureStatus, id: *mut cuuint64_t,
-    ) |call| {
-        call.stream(stream.address())?;
-        id.offer(0);
-        out.write(CU_STREAM_CAPTURE_STATUS_NONE)
-    }
-
-    fn cuStreamGetCaptureInfo_v2 / cuStreamGetCaptureInfo_v2_ptsz(
-        stream: CUstream, out: *mut CUstreamCaptureStatus, id: *mut cuuint64_t, graph: *mut CUgraph,
-        nodes: *mut *const CUgraphNode, count: *mut usize,
-    ) |call| {
-        let _ = (id, graph, nodes, count);
-        call.stream(stream.address())?;
-        out.write(CU_STREAM_CAPTURE_STATUS_NONE)
-    }
-
-    fn cuStreamGetCaptureInfo_v3 / cuStreamGetCaptureInfo_v3_ptsz(
-        stream: CUstream, out: *mut CUstreamCaptureStatus, id: *mut cuuint64_t, graph: *mut CUgraph,
-        nodes: *mut *const CUgraphNode, edges: *mut *const CUgraphEdgeData, count: *mut usize,
-    ) |call| {
-        let _ = (id, graph, nodes, edges, count);
-        call.stream(stream.address())?;
-        out.write(CU_STREAM_CAPTURE_STATUS_NONE)
-    }
-
-    fn cuThreadExchangeStreamCaptureMode(mode: *mut CUstreamCaptureMode) |_call| {
-        let wanted = mode.read()?;
-        if wanted > 2 {
-            return Err(error(CUresult::INVALID_VALUE));
-        }
-        // Nothing is ever captured: only the answer counts.
-        mode.write(CAPTURE_MODE.replace(wanted))
     }
 
     fn cuLaunchHostFunc / cuLaunchHostFunc_ptsz(stream: CUstream, function: CUhostFn, argument: *mut c_void) |call| {
@@ -232,10 +195,6 @@ entries! {
         let _ = flags;
         write_value(&call.stream(stream.address())?, address, &value.to_le_bytes())
     }
-}
-
-thread_local! {
-    static CAPTURE_MODE: std::cell::Cell<CUstreamCaptureMode> = const { std::cell::Cell::new(0) };
 }
 
 #[cfg(test)]

@@ -65,6 +65,11 @@ impl Arguments {
         (buffer.len() >= builtin.buffer_bytes()).then_some(Self { builtin, buffer })
     }
 
+    /// Where the buffer lies. It stays there while the arguments are not changed or cloned.
+    pub fn address(&self) -> u64 {
+        self.buffer.as_ptr().expose_provenance() as u64
+    }
+
     fn bytes<const N: usize>(&self, index: usize) -> [u8; N] {
         let mut bytes = [0; N];
         if let Some(offset) = self.builtin.offset(index)

@@ -3,6 +3,7 @@
 pub mod heap;
 pub mod physical;
 pub mod region;
+pub mod rows;
 pub mod scratch;
 pub mod space;
 pub mod view;

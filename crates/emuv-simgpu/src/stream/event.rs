@@ -8,7 +8,7 @@ use std::{
 use emuv_cuda::{CUresult, CuResult};
 
 use super::queue::Ticket;
-use crate::{machine::Engine, memory::physical::error, sync::lock};
+use crate::{graph::capture::Mark, machine::Engine, memory::physical::error, sync::lock};
 
 /// One recording of an event.
 #[derive(Debug, Clone)]
@@ -26,23 +26,47 @@ pub struct Event {
     pub engine: Arc<Engine>,
     /// Whether times are kept.
     pub timed: bool,
-    last: Mutex<Option<Record>>,
+    last: Mutex<Last>,
+}
+
+/// Where an event was recorded last.
+#[derive(Debug, Clone)]
+enum Last {
+    Nowhere,
+    InStream(Record),
+    InCapture(Mark),
 }
 
 impl Event {
     /// An event that was not recorded yet.
     pub fn new(engine: Arc<Engine>, timed: bool) -> Self {
-        Self { engine, timed, last: Mutex::new(None) }
+        Self { engine, timed, last: Mutex::new(Last::Nowhere) }
     }
 
     /// Replaces the recording.
     pub fn set(&self, record: Record) {
-        *lock(&self.last) = Some(record);
+        *lock(&self.last) = Last::InStream(record);
+    }
+
+    /// Replaces the recording by a place in a capture.
+    pub fn set_captured(&self, mark: Mark) {
+        *lock(&self.last) = Last::InCapture(mark);
+    }
+
+    /// The place in a capture where it was recorded last.
+    pub fn captured(&self) -> Option<Mark> {
+        match &*lock(&self.last) {
+            Last::InCapture(mark) => Some(mark.clone()),
+            _ => None,
+        }
     }
 
     /// The recording that counts now.
     pub fn record(&self) -> Option<Record> {
-        lock(&self.last).clone()
+        match &*lock(&self.last) {
+            Last::InStream(record) => Some(record.clone()),
+            _ => None,
+        }
     }
 
     /// Whether the recorded mark is reached; an event that was never recorded counts as reached.

@@ -30,6 +30,18 @@ pub struct Stream {
     queue: Arc<Queue>,
 }
 
+impl Stream {
+    /// Whether it is the legacy default stream.
+    pub fn is_legacy(&self) -> bool {
+        self.kind == Kind::Legacy
+    }
+
+    /// Whether its work and the legacy stream's work wait for each other.
+    pub fn is_blocking(&self) -> bool {
+        self.kind == Kind::Blocking
+    }
+}
+
 /// How a stream relates to the legacy default stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {

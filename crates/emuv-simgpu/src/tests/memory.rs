@@ -6,8 +6,12 @@ use emuv_policy::Bytes;
 use super::{Argument::*, Rig};
 use crate::{
     context::POISON,
-    entry::copy::{Box3, Plane},
-    memory::{physical::Place, region::Access, view::Side},
+    memory::{
+        physical::Place,
+        region::Access,
+        rows::{Box3, Plane},
+        view::Side,
+    },
     stream::queue::Op,
 };
 
