@@ -5,14 +5,15 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
-use emuv_cuda::CuResult;
+use emuv_cuda::{CUresult, CuResult};
 
 use crate::{
     handles,
     machine::{Engine, Gpu, Machine, Status},
     memory::{
         heap::{Allocation, Owner},
-        scratch::{BLOCK_BYTES, Scratch},
+        physical::error,
+        scratch::{BLOCK_BYTES, Scratch, Unreachable},
     },
     stream::set::StreamSet,
 };
@@ -89,23 +90,26 @@ impl Context {
         let owner = Owner { vram: &gpu.vram, ordinal: *ordinal, context: *context, pool };
         let allocation = machine.heap.allocate(&machine.space, owner, bytes)?;
         if machine.config.poison {
-            self.poison(allocation);
+            self.fill(allocation, POISON)?;
         }
         Ok(allocation)
     }
 
-    fn poison(&self, allocation: Allocation) {
-        // Without a scratch file the memory is zero: worse for finding mistakes, still correct.
-        let Ok(mut scratch) = Scratch::new() else { return };
-        let block = vec![POISON; BLOCK_BYTES];
+    /// Sets each byte of new memory.
+    ///
+    /// # Errors
+    /// `CUDA_ERROR_OUT_OF_MEMORY` where there is no room to work in.
+    pub fn fill(&self, allocation: Allocation, byte: u8) -> CuResult {
+        let out_of_memory = || error(CUresult::OUT_OF_MEMORY);
+        let mut scratch = Scratch::new().map_err(|_| out_of_memory())?;
+        let block = vec![byte; BLOCK_BYTES];
         let mut at = 0;
         while at < allocation.bytes {
             let part = usize::try_from(allocation.bytes - at).unwrap_or(BLOCK_BYTES).min(BLOCK_BYTES);
-            if scratch.store(allocation.base + at, &block[..part]).is_err() {
-                return;
-            }
+            scratch.store(allocation.base + at, &block[..part]).map_err(|Unreachable| out_of_memory())?;
             at += part as u64;
         }
+        Ok(())
     }
 
     /// Ends the context: work in flight stops, its memory is freed.

@@ -260,6 +260,7 @@ impl Simulator {
         let mut globals = BTreeMap::new();
         for (name, bytes) in &image.globals {
             let allocation = context.allocate((*bytes).max(1), 0)?;
+            context.fill(allocation, 0)?;
             globals.insert(name.clone(), (allocation.base, *bytes));
         }
         Ok(self.modules.insert(Module {
@@ -348,6 +349,21 @@ impl Simulator {
         let module = self.module(handle)?;
         let found = lock(&module.globals).get(name).copied();
         found.ok_or(fail(CUresult::NOT_FOUND))
+    }
+
+    /// Address of a global variable beside a function or kernel, in a context; `None` where there is none.
+    ///
+    /// # Errors
+    /// As [`Self::load_module`]: a library's variables come into being with its first kernel in the context.
+    pub fn global_of(&self, function: &Function, context: &Context, name: &str) -> CuResult<Option<u64>> {
+        let module = match self.libraries.get(function.owner) {
+            Some(library) if library.image.globals.iter().any(|(global, _)| global == name) => {
+                self.library_module(function.owner, context)?
+            }
+            Some(_) => return Ok(None),
+            None => function.owner,
+        };
+        Ok(self.module_global(module, name).ok().map(|(address, _)| address))
     }
 
     /// Loads a library.

@@ -14,7 +14,10 @@ use super::{
 };
 use crate::{
     graph::step::{Kernel, Shape, Step},
-    kernel::builtin::{Arguments, Builtin},
+    kernel::{
+        builtin::{Arguments, Builtin},
+        pointers::VARIABLE,
+    },
     memory::physical::error,
 };
 
@@ -73,9 +76,12 @@ pub(super) fn kernel(
     shape: Shape,
     (pointers, extra): (Out<*mut c_void>, Out<*mut c_void>),
 ) -> CuResult<Kernel> {
-    let builtin = call.simulator.function(function)?.builtin;
+    let named = call.simulator.function(function)?;
     check(&shape)?;
-    Ok(Kernel::new((function, is_library_kernel), context, shape, builtin, arguments(builtin, pointers, extra)?))
+    let arguments = arguments(named.builtin, pointers, extra)?;
+    let variable = call.simulator.global_of(&named, &*call.context(context)?, VARIABLE)?;
+    let arguments = arguments.with_variable(variable);
+    Ok(Kernel::new((function, is_library_kernel), context, shape, named.builtin, arguments))
 }
 
 /// Counts launched kernels; the last one may lose the GPU.

@@ -14,7 +14,12 @@ use super::{
 };
 use crate::{
     handles,
-    memory::{length, physical::error, region::Region, space::HostMemory},
+    memory::{
+        length,
+        physical::{Place, error},
+        region::Region,
+        space::HostMemory,
+    },
 };
 
 /// Rows of a pitched allocation begin at multiples of this.
@@ -60,7 +65,10 @@ fn range(call: &Call, address: u64) -> CuResult<(u64, u64)> {
     }
     // What lies in the heap's own mappings exists only where it is allocated.
     let mapped = machine.space.mapped(address).filter(|mapped| !machine.heap.owns(mapped.base));
-    mapped.map(|found| (found.base, found.physical.bytes())).ok_or(error(CUresult::NOT_FOUND))
+    let found = mapped.ok_or(error(CUresult::NOT_FOUND))?;
+    // The driver knows the size of a node's memory that the program mapped, and gives no base for it.
+    let base = if matches!(found.physical.place(), Place::Host(Some(_))) { 0 } else { found.base };
+    Ok((base, found.physical.bytes()))
 }
 
 entries! {

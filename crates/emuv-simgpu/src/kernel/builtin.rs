@@ -28,6 +28,8 @@ pub static BUILTINS: &[Builtin] = &[
     Builtin { name: "emuv_store_pointers", parameters: &[8, 8, 8, 8], run: pointers::store_pointers },
     Builtin { name: "emuv_link", parameters: &[8, 8, 8], run: pointers::link },
     Builtin { name: "emuv_walk", parameters: &[8, 8, 8], run: pointers::walk },
+    Builtin { name: "emuv_global_mix", parameters: &[8, 4], run: pointers::global_mix },
+    Builtin { name: "emuv_global_set", parameters: &[8], run: pointers::global_set },
     // The search for pointers that libemuv_shim.so brings along.
     Builtin { name: "emuv_search", parameters: &[8, 8, 8, 8, 8], run: pointers::search },
 ];
@@ -57,12 +59,27 @@ impl Builtin {
 pub struct Arguments {
     builtin: &'static Builtin,
     buffer: Vec<u8>,
+    /// Address of the variable [`pointers::VARIABLE`] of the kernel's module.
+    variable: Option<u64>,
 }
 
 impl Arguments {
     /// Arguments for a kernel; `None` where the buffer is too short.
     pub fn new(builtin: &'static Builtin, buffer: Vec<u8>) -> Option<Self> {
-        (buffer.len() >= builtin.buffer_bytes()).then_some(Self { builtin, buffer })
+        (buffer.len() >= builtin.buffer_bytes()).then_some(Self { builtin, buffer, variable: None })
+    }
+
+    /// The same arguments for a kernel whose module has the variable [`pointers::VARIABLE`] at that address.
+    pub fn with_variable(self, address: Option<u64>) -> Self {
+        Self { variable: address, ..self }
+    }
+
+    /// Where the module's variable is.
+    ///
+    /// # Errors
+    /// [`Stop::IllegalAddress`] for a module without it.
+    pub fn variable(&self) -> Result<u64, Stop> {
+        self.variable.ok_or(Stop::IllegalAddress(0))
     }
 
     /// Where the buffer lies. It stays there while the arguments are not changed or cloned.

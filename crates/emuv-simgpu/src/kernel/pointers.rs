@@ -62,6 +62,20 @@ pub fn walk(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
     view.store(out, &sum.to_le_bytes())
 }
 
+/// The module variable that the kernels below use: one pointer.
+pub const VARIABLE: &str = "emuv_pointer";
+
+/// As `emuv_mix`, for the buffer of `n` words whose address is in the module's variable.
+pub fn global_mix(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
+    let buffer = view.load_u64(arguments.variable()?)?;
+    run::mix_words(view, buffer, arguments.word(0), arguments.half(1))
+}
+
+/// Stores an address into the module's variable.
+pub fn global_set(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
+    view.store(arguments.variable()?, &arguments.word(0).to_le_bytes())
+}
+
 /// For each of `words` words w from `start` on with `w - base < size`: sets bit `(w - base) >> 21` of the bitmap.
 pub fn search(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
     let [start, words, base, size, bitmap] = [0, 1, 2, 3, 4].map(|i| arguments.word(i));

@@ -1,7 +1,17 @@
 //! The built-in kernels against plain loops.
 
+use emuv_cuda::CUresult;
+
 use super::{Argument::*, Rig};
-use crate::kernel::run::mix;
+use crate::{
+    kernel::{
+        builtin::{Arguments, Builtin},
+        image::Image,
+        pointers::VARIABLE,
+        run::mix,
+    },
+    stream::queue::Op,
+};
 
 /// More than one block, and no multiple of one.
 const N: usize = 70_001;
@@ -106,4 +116,42 @@ fn chase_and_touch() {
     };
     assert_eq!(touched(a, 4), vec![vec![6, 1]; 4]);
     assert_eq!(touched(b, 2), vec![vec![7, 2]; 2]);
+}
+
+#[test]
+fn a_module_variable_names_the_buffer() {
+    let rig = Rig::new("vram=64M,poison=1");
+    let image = Image::parse(".visible .global .align 8 .u64 emuv_pointer; .visible .entry emuv_global_mix() {}");
+    let module = rig.simulator.load_module(&rig.context, image.clone()).unwrap();
+    let function = rig.simulator.module_function(module, "emuv_global_mix").unwrap();
+    let function = rig.simulator.function(function).unwrap();
+    let variable = rig.simulator.global_of(&function, &rig.context, VARIABLE).unwrap().unwrap();
+    assert_eq!(rig.simulator.module_global(module, VARIABLE).unwrap(), (variable, 8));
+    assert_eq!(rig.read(variable, 2), [0, 0], "a variable begins as zero");
+
+    let buffer = place(&rig, &[3, 4]);
+    let run = |kernel: &str, bytes: Vec<u8>| {
+        let builtin = Builtin::find(kernel).unwrap();
+        let arguments = Arguments::new(builtin, bytes).unwrap().with_variable(Some(variable));
+        let stream = rig.context.streams.create(0, 0);
+        rig.context.streams.submit(&stream, Op::device(move |view| (builtin.run)(view, &arguments))).unwrap();
+        rig.context.synchronize().unwrap();
+    };
+    run("emuv_global_set", buffer.to_le_bytes().to_vec());
+    run("emuv_global_mix", [2_u64.to_le_bytes().as_slice(), &7_u32.to_le_bytes()].concat());
+    let mixed = |x: u32| x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223).wrapping_add(7);
+    assert_eq!(rig.read(buffer, 2), [mixed(3), mixed(4)]);
+
+    // A library has its own variable in each context; a module without one has none.
+    let library = rig.simulator.load_library(image);
+    let kernel = rig.simulator.library_kernel(library, "emuv_global_mix").unwrap();
+    let kernel = rig.simulator.function(kernel).unwrap();
+    let other = rig.simulator.global_of(&kernel, &rig.context, VARIABLE).unwrap().unwrap();
+    assert_ne!(other, variable);
+    assert_eq!(rig.simulator.global_of(&kernel, &rig.context, VARIABLE).unwrap(), Some(other));
+    let bare = rig.simulator.load_module(&rig.context, Image::parse(".entry emuv_global_set() {}")).unwrap();
+    let bare = rig.simulator.module_function(bare, "emuv_global_set").unwrap();
+    let bare = rig.simulator.function(bare).unwrap();
+    assert_eq!(rig.simulator.global_of(&bare, &rig.context, VARIABLE).unwrap(), None);
+    assert_eq!(rig.run("emuv_global_set", &[Word(buffer)]).unwrap_err().code(), CUresult::ILLEGAL_ADDRESS);
 }
