@@ -98,10 +98,20 @@ pub struct Cost {
     pub evicted_bytes: u64,
 }
 
+/// Taking a mapping away, whatever its size.
+const UNMAP_US: f64 = 20.0;
+
+/// Of 32 MiB.
+#[allow(clippy::cast_precision_loss)] // For a duration.
+fn parts(bytes: u64) -> f64 {
+    bytes as f64 / (32 * MIB) as f64
+}
+
 struct Move {
     offset: u64,
     bytes: u64,
     to: Tier,
+    map: bool,
     copied_at: f64,
 }
 
@@ -203,14 +213,19 @@ impl Run<'_> {
                 let to_ram = done.to == Tier::Ram;
                 self.free_bytes += if to_ram { done.bytes } else { 0 };
                 self.residency.finish(done.offset, true);
-                let part = done.bytes as f64 / (32 * MIB) as f64;
-                self.mover_free_at = self.now + self.machine.remap_us[usize::from(to_ram)] * part;
+                let remap_us =
+                    if done.map { self.machine.remap_us[usize::from(to_ram)] * parts(done.bytes) } else { UNMAP_US };
+                self.mover_free_at = self.now + remap_us;
                 continue;
             }
             let coming = self.moves.iter().filter(|m| m.to == Tier::Ram).map(|m| m.bytes).sum();
             let room = MoveRoom { vram_bytes: self.free_bytes, ram_bytes: u64::MAX, vram_coming_bytes: coming };
             match self.residency.next_step(room) {
-                Step::Move { offset, bytes, to, copy } => self.start(offset, bytes, to, copy),
+                Step::Move { offset, bytes, to, copy, map } => self.start(offset, bytes, to, copy, map),
+                Step::Show { offset, bytes } => {
+                    self.residency.finish(offset, true);
+                    self.mover_free_at = self.now + self.machine.remap_us[1] * parts(bytes);
+                }
                 Step::Search(_) => self.residency.searched_all(Some(&[])),
                 Step::Collect => {
                     let searches = self.residency.collecting();
@@ -228,7 +243,7 @@ impl Run<'_> {
     }
 
     #[allow(clippy::cast_precision_loss)] // Rates.
-    fn start(&mut self, offset: u64, bytes: u64, to: Tier, copy: bool) {
+    fn start(&mut self, offset: u64, bytes: u64, to: Tier, copy: bool, map: bool) {
         let lane = usize::from(to == Tier::Ram);
         let other_busy = self.copies_free_at[1 - lane] > self.now;
         let rate = if other_busy { self.machine.both_bytes_per_us } else { self.machine.link_bytes_per_us };
@@ -244,7 +259,7 @@ impl Run<'_> {
         } else {
             self.total.evicted_bytes += copied;
         }
-        self.moves.push(Move { offset, bytes, to, copied_at: if copy { free_at } else { self.now } });
+        self.moves.push(Move { offset, bytes, to, map, copied_at: if copy { free_at } else { self.now } });
     }
 
     /// The program's next step. False: it cannot be made yet.

@@ -1,6 +1,6 @@
 //! The movement policy in virtual time: loops of works over chunks. What a round costs is compared with what physics
 //! allows.
-#![allow(clippy::print_stdout, clippy::cast_precision_loss)]
+#![allow(clippy::print_stdout, clippy::cast_precision_loss, clippy::unwrap_used)]
 
 use emuv_policy::{
     GRANULE, Policy,

@@ -61,11 +61,16 @@ struct World {
     /// Pointers in memory: extent -> extents that it points to.
     pointers: BTreeMap<u64, BTreeSet<u64>>,
     moving: BTreeSet<u64>,
+    /// Chunks without a mapping, and those that the move under way leaves without one.
+    unmapped: BTreeSet<u64>,
+    leaving: BTreeSet<u64>,
     tiers: BTreeMap<u64, Tier>,
     fences: Vec<(u64, u64)>,
     /// What searches behind works have found.
     found: BTreeSet<u64>,
+    shown: BTreeSet<u64>,
     moves: u64,
+    left: u64,
     beside: u64,
 }
 
@@ -90,10 +95,14 @@ impl World {
             held: Vec::new(),
             pointers: BTreeMap::new(),
             moving: BTreeSet::new(),
+            unmapped: BTreeSet::new(),
+            leaving: BTreeSet::new(),
             tiers,
             fences: Vec::new(),
             found: BTreeSet::new(),
+            shown: BTreeSet::new(),
             moves: 0,
+            left: 0,
             beside: 0,
         }
     }
@@ -138,8 +147,8 @@ impl World {
         match self.residency.begin(&work, hold) {
             Begin::Go(begun) => {
                 let touches = self.reach(&planned);
-                for offset in &self.moving {
-                    assert!(!touches.contains(&extent_of(*offset)), "a work began whose chunk is moving");
+                for offset in self.moving.iter().chain(&self.unmapped) {
+                    assert!(!touches.contains(&extent_of(*offset)), "a work began whose chunk is moving or not mapped");
                 }
                 if begun.measure {
                     self.residency.measured(planned.kind, begun.ram_bytes, 1e6);
@@ -216,7 +225,15 @@ impl World {
     fn advance_mover(&mut self) {
         let room = MoveRoom { vram_bytes: 4 * GRANULE, ram_bytes: 4 * GRANULE, vram_coming_bytes: 0 };
         match self.residency.next_step(room) {
-            Step::Move { offset, .. } => {
+            Step::Show { offset, .. } => {
+                assert!(self.unmapped.contains(&offset), "mapped twice");
+                assert!(self.shown.insert(offset) && !self.moving.contains(&offset));
+            }
+            Step::Move { offset, map, .. } => {
+                if !map {
+                    self.left += 1;
+                    self.leaving.insert(offset);
+                }
                 for work in &self.running {
                     assert!(!work.touches.contains(&extent_of(offset)), "a chunk moves under a work");
                 }
@@ -226,6 +243,7 @@ impl World {
             }
             Step::Search(ranges) => {
                 assert!(self.running.is_empty(), "a search through all memory beside work");
+                assert!(self.unmapped.is_empty(), "a search of what is not mapped");
                 let ranges: BTreeSet<u64> = ranges.iter().map(|(offset, _)| extent_of(*offset)).collect();
                 let found = self.targets(|at| ranges.contains(&at));
                 self.residency.searched_all(Some(&found));
@@ -248,14 +266,24 @@ impl World {
     }
 
     fn finish_move(&mut self) {
+        if let Some(offset) = self.shown.pop_first() {
+            self.residency.finish(offset, true);
+            self.unmapped.remove(&offset);
+        }
         let Some(offset) = self.moving.pop_first() else { return };
         let moved = !self.random.chance(5);
         self.residency.finish(offset, moved);
         if moved {
             let tier = self.tiers.get_mut(&offset).unwrap();
             *tier = if *tier == Tier::Vram { Tier::Ram } else { Tier::Vram };
+            self.unmapped.remove(&offset);
+            if self.leaving.contains(&offset) {
+                self.unmapped.insert(offset);
+            }
         }
+        self.leaving.remove(&offset);
         assert_eq!(self.residency.tier(offset), Some(self.tiers[&offset]));
+        assert_eq!(self.residency.without_mapping().len(), self.unmapped.len());
     }
 
     /// The program stops: everything that is held must get its turn.
@@ -270,7 +298,7 @@ impl World {
             }
             self.complete();
             self.advance_mover();
-            while !self.moving.is_empty() {
+            while !self.moving.is_empty() || !self.shown.is_empty() {
                 self.finish_move();
             }
             self.retry();
@@ -279,13 +307,13 @@ impl World {
     }
 }
 
-fn run(policy: impl Fn(u64) -> Policy) -> (u64, u64) {
+fn run(policy: impl Fn(u64) -> Policy) -> (u64, u64, u64) {
     let seed = std::env::var("EMUV_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         u64::try_from(now.as_nanos() % 1_000_000_007).unwrap()
     });
     println!("EMUV_SEED={seed}");
-    let (mut moves, mut beside) = (0, 0);
+    let (mut moves, mut beside, mut left) = (0, 0, 0);
     for case in 0..60 {
         let mut world = World::new(seed + case, policy(seed + case));
         for _ in 0..600 {
@@ -294,29 +322,33 @@ fn run(policy: impl Fn(u64) -> Policy) -> (u64, u64) {
         world.drain();
         moves += world.moves;
         beside += world.beside;
+        left += world.left;
     }
-    (moves, beside)
+    (moves, beside, left)
 }
 
 #[test]
 fn nothing_moves_under_a_work_and_no_work_begins_on_what_moves() {
-    let (moves, beside) = run(|state| Policy::Torture { state, safe: false });
-    assert!(moves > 1000 && beside > 100, "the test tested little: {moves} moves, {beside} beside work");
+    let (moves, beside, left) = run(|state| Policy::Torture { state, safe: false });
+    assert!(
+        moves > 1000 && beside > 100 && left > 20,
+        "the test tested little: {moves} moves, {beside} beside work, {left} left unmapped"
+    );
 }
 
 #[test]
 fn in_safe_mode_nothing_moves_beside_work() {
-    let (moves, beside) = run(|state| Policy::Torture { state, safe: true });
-    assert!(moves > 10 && beside == 0, "{moves} moves, {beside} beside work");
+    let (moves, beside, left) = run(|state| Policy::Torture { state, safe: true });
+    assert!(moves > 10 && beside == 0 && left == 0, "{moves} moves, {beside} beside work");
 }
 
 #[test]
 fn held_works_get_their_turn_while_chunks_are_brought_for_them() {
-    let (moves, _) = run(|_| Policy::Dynamic { safe: false });
+    let (moves, ..) = run(|_| Policy::Dynamic { safe: false });
     assert!(moves > 100, "{moves} moves");
 }
 
 #[test]
 fn nothing_moves_under_the_static_policy() {
-    assert_eq!(run(|_| Policy::Static), (0, 0));
+    assert_eq!(run(|_| Policy::Static), (0, 0, 0));
 }

@@ -69,7 +69,7 @@ pub(crate) struct Arena {
     pub settled: Condvar,
     /// When recording began, if everything is recorded.
     recording: Option<Instant>,
-    /// Under `emuv verify`: chunks that are not mapped now. Held while mappings change.
+    /// Where chunks may be hidden: those that are not mapped now. Held while `emuv verify` changes mappings.
     hidden: Option<Mutex<HashSet<u64>>>,
 }
 
@@ -339,24 +339,68 @@ impl Arena {
         }
     }
 
-    /// Puts another handle behind a chunk's address. What the chunk holds has been copied, and no work touches it.
-    pub fn replace(&self, offset: u64, bytes: u64, to: Tier, handle: Handle) -> Replaced {
+    /// Puts another handle behind a chunk's address (`map` false: in its place, with nothing behind the address until
+    /// [`Self::show`] or the next move). What the chunk holds has been copied, and no work touches it.
+    pub fn replace(&self, offset: u64, bytes: u64, to: Tier, handle: Handle, map: bool) -> Replaced {
         let Some(before) = lock(&self.handles).get(&offset).copied() else {
             return Replaced::Unchanged(CuError::INVALID_VALUE);
         };
         let address = self.base + offset;
-        if let Err(error) = self.gpu.unmap(address, bytes) {
+        let was_hidden = self.is_hidden(offset);
+        if !was_hidden && let Err(error) = self.gpu.unmap(address, bytes) {
             return Replaced::Unchanged(error);
         }
-        if let Err(error) = self.gpu.map(address, bytes, handle) {
+        if map && let Err(error) = self.gpu.map(address, bytes, handle) {
+            if was_hidden {
+                return Replaced::Unchanged(error);
+            }
             return match self.gpu.map(address, bytes, before) {
                 Ok(()) => Replaced::Unchanged(error),
                 Err(_) => Replaced::Unmapped(error),
             };
         }
+        self.set_hidden(offset, !map);
         lock(&self.handles).insert(offset, handle);
         self.with_memory(|memory| memory.moved(offset, to));
         Replaced::Done(before)
+    }
+
+    /// Maps a chunk that was left without a mapping.
+    ///
+    /// # Errors
+    /// The driver's own.
+    pub fn show(&self, offset: u64, bytes: u64) -> CuResult {
+        if self.is_hidden(offset) {
+            self.map_again(offset, bytes)?;
+            self.set_hidden(offset, false);
+        }
+        Ok(())
+    }
+
+    /// Where a chunk can be read from: its address, or another one where nothing is mapped there.
+    ///
+    /// # Errors
+    /// The driver's own.
+    pub fn readable_at(&self, offset: u64, bytes: u64) -> CuResult<u64> {
+        if !self.is_hidden(offset) {
+            return Ok(self.base + offset);
+        }
+        let handle = lock(&self.handles).get(&offset).copied().ok_or(CuError::INVALID_VALUE)?;
+        self.aliases.of(&*self.gpu, handle, bytes)
+    }
+
+    fn is_hidden(&self, offset: u64) -> bool {
+        self.hidden.as_ref().is_some_and(|hidden| lock(hidden).contains(&offset))
+    }
+
+    fn set_hidden(&self, offset: u64, to: bool) {
+        let Some(hidden) = &self.hidden else { return };
+        let mut hidden = lock(hidden);
+        if to {
+            hidden.insert(offset);
+        } else {
+            hidden.remove(&offset);
+        }
     }
 
     /// Maps again what lies behind a chunk's address after [`Replaced::Unmapped`].

@@ -68,7 +68,7 @@ impl Device {
         if session.trace.is_some() {
             arena.record();
         }
-        if session.verify.is_some() {
+        if session.verify.is_some() || session.moves() {
             arena.may_hide();
         }
         let device = Self {

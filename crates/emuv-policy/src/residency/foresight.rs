@@ -299,10 +299,19 @@ impl Foresight {
     /// In how many works the extent will be touched next; `None`: not within what is foreseen.
     pub fn next_use(&self, extent: ExtentId) -> Option<u64> {
         let place = self.place()?;
+        Some(self.next_place(extent, place)? - place)
+    }
+
+    /// Of which kind the work is that will touch the extent next.
+    pub fn next_kind(&self, extent: ExtentId) -> Option<u64> {
+        self.entry(self.next_place(extent, self.place()?)?).map(|entry| entry.kind)
+    }
+
+    fn next_place(&self, extent: ExtentId, place: u64) -> Option<u64> {
         let then = self.corresponding(extent, place, self.position() - 1, true)?;
         let uses = &self.lives.get(&then)?.uses;
         let after = uses.partition_point(|position| *position <= place);
-        uses.get(after).map(|position| position - place)
+        uses.get(after).copied()
     }
 
     /// The link's speed into VRAM, in bytes per microsecond.

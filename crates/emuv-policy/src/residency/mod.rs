@@ -24,6 +24,10 @@
 //!    ([`Mode::Exclusive`]); works that come meanwhile are held until those moves are done.
 //! 4. **A held work gets its turn**: what it waits for is settled and not moved away again before it begins.
 //!
+//! A chunk that is sent away may be left without a mapping (mapping RAM takes longer than copying to it): then obligation
+//! 2 holds for it until it is back or mapped. Only so where its allocation has not escaped, nothing has ever been seen
+//! that may touch everything, and what is foreseen to touch it next wants it in VRAM.
+//!
 //! A work takes effect between [`Residency::begin`] and [`Residency::completed`] of its number on its stream.
 //! Numbers of a stream rise; a fence recorded on a stream covers the works whose calls had returned then
 //! ([`Residency::fence`]), for which [`Residency::issued`] tells when a call has returned.
@@ -119,8 +123,12 @@ struct ChunkState {
     offset: u64,
     bytes: u64,
     tier: Tier,
-    /// Where it is moving to.
+    /// Where it is moving to (or being mapped).
     moving: Option<Tier>,
+    /// Something is behind its address. Not so: it lies in RAM, out of the way, and whatever touches it is held.
+    mapped: bool,
+    /// The move under way leaves it so.
+    leave: bool,
     /// The last work of each stream that may touch it.
     uses: Vec<Use>,
     extent: u32,
@@ -179,6 +187,10 @@ pub struct Residency {
     /// Everything from before works were told is known to be done.
     quiesced: bool,
     moving: usize,
+    /// Chunks that nothing is mapped to.
+    unmapped: usize,
+    /// There has been work that may touch anything: then everything stays mapped.
+    saw_everything: bool,
     exclusive: bool,
     pointers: Pointers,
     held: Vec<Held>,
@@ -207,6 +219,8 @@ impl Residency {
             everything: Vec::new(),
             quiesced: false,
             moving: 0,
+            unmapped: 0,
+            saw_everything: false,
             exclusive: false,
             pointers: Pointers::default(),
             held: Vec::new(),
@@ -254,6 +268,8 @@ impl Residency {
             bytes,
             tier,
             moving: None,
+            mapped: true,
+            leave: false,
             uses: Vec::new(),
             extent: NONE,
             fixed,
@@ -274,6 +290,7 @@ impl Residency {
             return false;
         }
         let range = granules(chunk.offset, chunk.bytes);
+        self.unmapped -= usize::from(!chunk.mapped);
         self.granules[range].fill(NONE);
         self.chunks[index as usize] = None;
         self.free_chunks.push(index);
@@ -332,7 +349,7 @@ impl Residency {
         let mut touched = std::mem::take(&mut self.scratch);
         touched.clear();
         self.resolve(&[offset], false, &mut touched);
-        let settled = touched.iter().all(|i| self.chunk(*i).is_none_or(|chunk| chunk.moving.is_none()));
+        let settled = touched.iter().all(|i| self.chunk(*i).is_none_or(|chunk| chunk.moving.is_none() && chunk.mapped));
         for other in touched.iter().chain([&index]) {
             if let Some(chunk) = self.chunk_mut(*other) {
                 // No new move starts, even where one is still under way.
@@ -436,13 +453,15 @@ impl Residency {
     }
 
     fn start(&mut self, index: u32, to: Tier, mode: Mode) -> Option<Step> {
+        let leave = to == Tier::Ram && mode == Mode::Beside && self.may_leave_unmapped(index);
         let chunk = self.chunk_mut(index)?;
         chunk.moving = Some(to);
+        chunk.leave = leave;
         let (offset, bytes, copy) = (chunk.offset, chunk.bytes, !chunk.dead);
         self.tell(|| Event::Start { offset, to, copy, exclusive: mode == Mode::Exclusive });
         self.moving += 1;
         self.exclusive |= mode == Mode::Exclusive;
-        Some(Step::Move { offset, bytes, to, copy })
+        Some(Step::Move { offset, bytes, to, copy, map: !leave })
     }
 
     /// A move is over: the chunk at `offset` lies where it was to go, or (`moved` false) where it was.
@@ -450,10 +469,14 @@ impl Residency {
         let Some(index) = self.at(offset) else { return };
         let Some(chunk) = self.chunk_mut(index) else { return };
         let Some(to) = chunk.moving.take() else { return };
+        let leave = std::mem::take(&mut chunk.leave);
+        let was_mapped = chunk.mapped;
         if moved {
             chunk.tier = to;
+            chunk.mapped = !leave;
         }
-        let offset = chunk.offset;
+        let (offset, is_mapped) = (chunk.offset, chunk.mapped);
+        self.unmapped = self.unmapped + usize::from(was_mapped) - usize::from(is_mapped);
         self.tell(|| Event::Finish { offset, moved });
         self.moving -= 1;
         if self.moving == 0 && !self.pointers.searching {

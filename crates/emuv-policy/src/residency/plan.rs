@@ -52,7 +52,7 @@ pub enum Policy {
 }
 
 impl Policy {
-    pub(super) fn promotes(self) -> bool {
+    pub(super) const fn promotes(self) -> bool {
         matches!(self, Self::Dynamic { .. })
     }
 
@@ -88,6 +88,15 @@ pub enum Step {
         to: Tier,
         /// Its bytes are somebody's; otherwise only the mapping has to change.
         copy: bool,
+        /// It is to be mapped where it then lies; otherwise nothing is behind its address.
+        map: bool,
+    },
+    /// Map this chunk where it lies; then [`Residency::finish`].
+    Show {
+        /// Where it lies in the arena.
+        offset: u64,
+        /// Its size.
+        bytes: u64,
     },
     /// Search these ranges (offset, bytes) for pointers, then [`Residency::searched_all`].
     Search(Vec<(u64, u64)>),
@@ -105,13 +114,16 @@ impl Residency {
         if !self.quiesced || self.moving >= DEPTH {
             return Step::Rest;
         }
+        if let Some(show) = self.show() {
+            return show;
+        }
         if let Some(ranges) = self.search_all() {
             return Step::Search(ranges);
         }
         if self.has_findings() {
             return Step::Collect;
         }
-        let mut needs_progress = self.pointers.stops_works();
+        let mut needs_progress = self.pointers.stops_works() || self.needs_findings();
         let step = match self.policy {
             Policy::Static => None,
             Policy::Torture { state, safe } => self.torture(state, safe, room, &mut needs_progress),
@@ -153,7 +165,57 @@ impl Residency {
         self.pointers.give_up();
         for chunk in self.chunks.iter_mut().flatten() {
             chunk.moving = None;
+            chunk.leave = false;
         }
+    }
+
+    /// Whether the chunk may be left without a mapping when it is sent away.
+    pub(super) fn may_leave_unmapped(&mut self, index: u32) -> bool {
+        if self.saw_everything || self.policy.only_when_idle() {
+            return false;
+        }
+        let Some(chunk) = self.chunk(index).filter(|chunk| !chunk.escaped && chunk.claims == 0) else { return false };
+        match self.policy {
+            Policy::Static => false,
+            Policy::Dynamic { .. } => {
+                let extent = self.extents.get(chunk.extent as usize).and_then(Option::as_ref);
+                let kind = extent.and_then(|extent| self.foresight.next_kind(extent.id));
+                kind.is_some_and(|kind| self.foresight.manner(kind) == Some(Manner::Move))
+            }
+            Policy::Torture { state, .. } => state & (1 << 40) != 0,
+        }
+    }
+
+    /// A chunk without a mapping that cannot stay so, though it does not come to VRAM now.
+    fn show(&mut self) -> Option<Step> {
+        if self.unmapped == 0 {
+            return None;
+        }
+        let all = self.saw_everything || self.pointers.want_everything() || self.policy == Policy::Static;
+        let waits = |index: u32| {
+            let promoted = self.policy.promotes();
+            self.held.iter().any(|h| !(promoted && h.promote && !h.hopeless) && h.chunks.contains(&index))
+        };
+        let (index, offset, bytes) = self.live().find_map(|(index, chunk)| {
+            let wanted = all || chunk.escaped || chunk.fixed || (chunk.claims > 0 && waits(index));
+            (!chunk.mapped && chunk.moving.is_none() && wanted).then_some((index, chunk.offset, chunk.bytes))
+        })?;
+        let chunk = self.chunk_mut(index)?;
+        chunk.moving = Some(Tier::Ram);
+        chunk.leave = false;
+        self.moving += 1;
+        Some(Step::Show { offset, bytes })
+    }
+
+    /// Chunks that nothing is mapped to: (offset, bytes). For an executor that gives up.
+    pub fn without_mapping(&self) -> Vec<(u64, u64)> {
+        self.live().filter(|(_, chunk)| !chunk.mapped).map(|(_, chunk)| (chunk.offset, chunk.bytes)).collect()
+    }
+
+    /// The executor has mapped everything, or nothing can be mapped any more.
+    pub fn everything_mapped(&mut self) {
+        self.unmapped = 0;
+        self.chunks.iter_mut().flatten().for_each(|chunk| chunk.mapped = true);
     }
 
     fn bring(&mut self, room: Room, needs_progress: &mut bool) -> Option<Step> {

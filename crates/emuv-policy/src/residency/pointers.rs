@@ -45,6 +45,11 @@ impl Pointers {
         self.stop = true;
     }
 
+    /// Whether all memory is to be searched, for which it has to be mapped.
+    pub fn want_everything(&self) -> bool {
+        self.all
+    }
+
     /// Nothing is searched any more.
     pub fn give_up(&mut self) {
         *self = Self::default();
@@ -72,7 +77,9 @@ impl Residency {
                 touched.push(index);
             }
         }
-        touched.iter().filter_map(|index| self.chunk(*index)).map(|chunk| (chunk.offset, chunk.bytes)).collect()
+        // What has no mapping has not been written to; whatever is held for it waits for this search.
+        let mapped = touched.iter().filter_map(|index| self.chunk(*index)).filter(|chunk| chunk.mapped);
+        mapped.map(|chunk| (chunk.offset, chunk.bytes)).collect()
     }
 
     /// All chunks as a work sees them, (offset, bytes) each: those that it may touch by these rules or that never
@@ -113,7 +120,7 @@ impl Residency {
 
     /// Begins a search through all memory, if one is wanted and nothing runs: (offset, bytes) of each chunk.
     pub(super) fn search_all(&mut self) -> Option<Vec<(u64, u64)>> {
-        if !self.pointers.all || self.pointers.searching || self.moving > 0 || !self.all_idle() {
+        if !self.pointers.all || self.pointers.searching || self.moving + self.unmapped > 0 || !self.all_idle() {
             return None;
         }
         self.pointers.searching = true;

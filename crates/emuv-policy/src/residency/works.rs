@@ -1,6 +1,6 @@
 //! Works: from the moment the program is about to give one to the GPU until it is known to be done.
 
-use super::{Begin, Begun, ExtentId, Held, HoldId, Lane, Manner, Residency, Use, Work, index_of};
+use super::{Begin, Begun, ChunkState, ExtentId, Held, HoldId, Lane, Manner, Residency, Use, Work, index_of};
 use crate::{
     GRANULE, StreamId, Tier,
     trace::{Event, WorkFlags},
@@ -27,8 +27,10 @@ impl Residency {
     fn begin_with(&mut self, work: &Work<'_>, hold: Option<HoldId>, touched: &[u32]) -> Begin {
         let blocked = self.exclusive
             || self.pointers.stops_works()
-            || (work.everything && self.moving > 0)
-            || (self.moving > 0 && touched.iter().any(|i| self.chunk(*i).is_some_and(|c| c.moving.is_some())));
+            || self.needs_findings()
+            || (work.everything && self.moving + self.unmapped > 0)
+            || (self.moving + self.unmapped > 0 && !self.are_in_place(touched));
+        self.saw_everything |= work.everything;
         let ram_bytes = self.movable_ram_bytes(touched);
         let manner = if ram_bytes > 0 { self.foresight.manner(work.kind) } else { None };
         let hopeless = hold.is_some_and(|id| self.held.iter().any(|held| held.id == id && held.hopeless));
@@ -91,6 +93,20 @@ impl Residency {
 
     fn offsets(&self, chunks: &[u32]) -> Vec<u64> {
         chunks.iter().filter_map(|index| self.chunk(*index)).map(|chunk| chunk.offset).collect()
+    }
+
+    /// Whether works are held until it is known what points where: a pointer that has just been stored may lead to what has
+    /// no mapping.
+    pub(super) fn needs_findings(&self) -> bool {
+        self.unmapped > 0 && !self.pointers.are_known()
+    }
+
+    /// Whether nothing that a work which names `touched` may touch is moving or without a mapping.
+    fn are_in_place(&self, touched: &[u32]) -> bool {
+        let in_place = |chunk: &ChunkState| chunk.moving.is_none() && chunk.mapped;
+        // What has escaped may be touched as well; it moves only when nothing runs, but may have been out when it did.
+        touched.iter().all(|index| self.chunk(*index).is_none_or(in_place))
+            && (self.unmapped == 0 || self.live().all(|(_, chunk)| chunk.mapped || !chunk.escaped))
     }
 
     fn movable_ram_bytes(&self, touched: &[u32]) -> u64 {

@@ -50,6 +50,18 @@ struct Job {
     to: Tier,
     /// What it is moving into.
     handle: Handle,
+    /// Whether it is mapped there.
+    map: bool,
+}
+
+/// What the state machine wants.
+#[derive(Debug, Clone, Copy)]
+struct Move {
+    offset: u64,
+    bytes: u64,
+    to: Tier,
+    copy: bool,
+    map: bool,
 }
 
 struct Mover {
@@ -252,8 +264,9 @@ impl Mover {
             };
             let step = arena.residency().next_step(room);
             match step {
-                Step::Move { offset, bytes, to, copy } => {
-                    if !self.begin_move(offset, bytes, to, copy) {
+                Step::Show { offset, bytes } => self.show(offset, bytes),
+                Step::Move { offset, bytes, to, copy, map } => {
+                    if !self.begin_move(Move { offset, bytes, to, copy, map }) {
                         self.settle(offset, false);
                         break;
                     }
@@ -275,7 +288,8 @@ impl Mover {
     }
 
     /// Starts a move. False: it cannot be made now; the chunk is as it was.
-    fn begin_move(&mut self, offset: u64, bytes: u64, to: Tier, copy: bool) -> bool {
+    fn begin_move(&mut self, step: Move) -> bool {
+        let Move { offset, bytes, to, copy, map } = step;
         let (arena, spares) = (&self.device.arena, &self.device.moves.spares);
         let session = self.session;
         let may_make = || to == Tier::Vram || host_has(session, bytes);
@@ -287,7 +301,7 @@ impl Mover {
                 return false;
             }
         };
-        let job = Job { offset, bytes, to, handle };
+        let job = Job { offset, bytes, to, handle, map };
         if !copy {
             self.swap(job);
             return true;
@@ -296,7 +310,8 @@ impl Mover {
         let started = arena
             .aliases
             .of(arena.gpu(), handle, bytes)
-            .and_then(|alias| copies.start(session.real, to, alias, arena.base() + offset, bytes));
+            .and_then(|target| Ok((target, arena.readable_at(offset, bytes)?)))
+            .and_then(|(target, source)| copies.start(session.real, to, target, source, bytes));
         match started {
             Ok(event) => {
                 let under_way = if to == Tier::Vram { &mut self.into_vram } else { &mut self.into_ram };
@@ -339,7 +354,7 @@ impl Mover {
     /// The chunk's bytes are where they are to be: puts that memory behind its address.
     fn swap(&mut self, job: Job) {
         let (arena, spares) = (&self.device.arena, &self.device.moves.spares);
-        match arena.replace(job.offset, job.bytes, job.to, job.handle) {
+        match arena.replace(job.offset, job.bytes, job.to, job.handle, job.map) {
             Replaced::Done(before) => {
                 spares.exchanged(job.to, job.bytes, before);
                 if let Some(counters) = self.session.counters(self.device.ordinal) {
@@ -369,6 +384,15 @@ impl Mover {
                 }
                 self.settle(job.offset, false);
             }
+        }
+    }
+
+    /// Maps a chunk that was sent away without a mapping; something waits for it.
+    fn show(&mut self, offset: u64, bytes: u64) {
+        let shown = self.device.arena.show(offset, bytes);
+        self.settle(offset, shown.is_ok());
+        if let Err(error) = shown {
+            self.fail("a mapping", error);
         }
     }
 
@@ -426,6 +450,20 @@ impl Mover {
             self.device.moves.spares.put(job.to, job.bytes, job.handle);
         }
         arena.residency().stop();
+        let hidden = arena.residency().without_mapping();
+        for (offset, bytes) in hidden {
+            for attempt in 0..REMAP_ATTEMPTS {
+                match arena.show(offset, bytes) {
+                    Ok(()) => break,
+                    Err(error) if attempt + 1 == REMAP_ATTEMPTS || !error.is_out_of_memory() => {
+                        log::error(format_args!("memory could not be mapped again: {error}"));
+                        break;
+                    }
+                    Err(_) => std::thread::sleep(POLL_IDLE),
+                }
+            }
+        }
+        arena.residency().everything_mapped();
         arena.settled.notify_all();
         let mut state = lock(&self.device.moves.state);
         state.still = true;
