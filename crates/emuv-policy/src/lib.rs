@@ -27,7 +27,7 @@ pub use memory::{
     Allocation, AllocationId, Answer, DeviceMemory, FreeError, HOT_BYTES, Owner, Plan, Release, Room, SMALL_BYTES,
     Ticket,
 };
-pub use residency::{Begin, Begun, HoldId, Manner, Mode, MoveRoom, Policy, Residency, Step, Work};
+pub use residency::{Begin, Begun, HoldId, Manner, Mode, MoveRoom, Policy, Residency, SearchRanges, Step, Work};
 pub use stream_clock::{Freed, StreamClocks, StreamId};
 pub use stream_pool::{Block, PoolId, PoolUse, StreamPools, Waste, block_bytes};
 pub use units::{Bytes, ParseBytesError};

@@ -229,7 +229,7 @@ impl Run<'_> {
                 Step::Search(_) => self.residency.searched_all(Some(&[])),
                 Step::Collect => {
                     let searches = self.residency.collecting();
-                    self.residency.collected(&searches, &[]);
+                    self.residency.collected(&searches, &[], &[]);
                 }
                 Step::Learn(_) => {
                     if let Some(number) = self.residency.fence(STREAM) {
@@ -296,6 +296,7 @@ impl Run<'_> {
             offsets: &work.chunks,
             everything: work.everything,
             may_store_pointers: false,
+            maker: 0,
             kind: work.kind,
             patient,
         };

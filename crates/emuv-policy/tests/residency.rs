@@ -25,7 +25,7 @@ impl Random {
 }
 
 const CHUNKS_PER_EXTENT: u64 = 3;
-const EXTENTS: u64 = 8;
+const EXTENTS: u64 = 24;
 const STREAMS: u64 = 3;
 
 fn extent_offset(extent: u64) -> u64 {
@@ -41,7 +41,11 @@ struct Planned {
     stream: u64,
     extents: Vec<u64>,
     everything: bool,
+    /// Stores a pointer at the first extent to the second.
     stores: Option<(u64, u64)>,
+    /// The launch is one that is searched.
+    searched: bool,
+    maker: u64,
     kind: u64,
 }
 
@@ -51,6 +55,9 @@ struct Running {
     /// Extents that it really touches, through pointers as well.
     touches: BTreeSet<u64>,
     call_returned: bool,
+    /// What the search behind it finds, and whether it makes its code a storer.
+    finds: Vec<u64>,
+    stored: bool,
 }
 
 struct World {
@@ -66,8 +73,10 @@ struct World {
     leaving: BTreeSet<u64>,
     tiers: BTreeMap<u64, Tier>,
     fences: Vec<(u64, u64)>,
-    /// What searches behind works have found.
+    /// What searches behind works have found, and whose works they were.
     found: BTreeSet<u64>,
+    storers: BTreeSet<u64>,
+    launches: BTreeMap<u64, u64>,
     shown: BTreeSet<u64>,
     moves: u64,
     left: u64,
@@ -100,6 +109,8 @@ impl World {
             tiers,
             fences: Vec::new(),
             found: BTreeSet::new(),
+            storers: BTreeSet::new(),
+            launches: BTreeMap::new(),
             shown: BTreeSet::new(),
             moves: 0,
             left: 0,
@@ -124,13 +135,19 @@ impl World {
 
     fn plan_work(&mut self) -> Planned {
         let r = &mut self.random;
-        let stores = r.chance(80).then(|| (r.below(EXTENTS), r.below(EXTENTS)));
+        let stores = r.chance(60).then(|| (r.below(EXTENTS), r.below(EXTENTS)));
         let mut extents: Vec<u64> = (0..=r.below(3)).map(|_| r.below(EXTENTS)).collect();
         if let Some((at, to)) = stores {
             extents.extend([at, to]);
         }
-        let everything = r.chance(50);
-        Planned { stream: r.below(STREAMS), extents, everything, stores, kind: r.below(20) + 1 }
+        let everything = r.chance(150);
+        let (stream, kind) = (r.below(STREAMS), r.below(20) + 1);
+        // Some code stores whenever it runs, the rest never does; each is searched behind ever more rarely.
+        let maker = if stores.is_some() { r.below(2) + 1 } else { r.below(6) + 3 };
+        let launches = self.launches.entry(maker).or_default();
+        *launches += 1;
+        let searched = everything || launches.is_power_of_two();
+        Planned { stream, extents, everything, stores, searched, maker, kind }
     }
 
     fn begin(&mut self, planned: Planned, hold: Option<HoldId>) {
@@ -140,7 +157,8 @@ impl World {
             stream: StreamId(planned.stream),
             offsets: &offsets,
             everything: planned.everything,
-            may_store_pointers: planned.stores.is_some() || planned.everything,
+            may_store_pointers: planned.searched,
+            maker: planned.maker,
             kind: planned.kind,
             patient: true,
         };
@@ -157,22 +175,26 @@ impl World {
                 if let Some((at, to)) = planned.stores {
                     self.pointers.entry(at).or_default().insert(to);
                 }
+                let (mut finds, mut stored) = (Vec::new(), false);
                 if begun.search {
-                    // The search stands behind the work on its stream; that it is looked at only after the work is
-                    // known to be done is `collecting`'s promise.
-                    let ranges: BTreeSet<u64> =
-                        self.residency.ranges(&offsets).iter().map(|(offset, _)| extent_of(*offset)).collect();
-                    let found = self.targets(|at| ranges.contains(&at));
-                    self.found.extend(found);
+                    // The search stands behind the work on its stream.
+                    let ranges = self.residency.ranges(&offsets, Some(&begun));
+                    let extents = |ranges: &[(u64, u64)]| -> BTreeSet<u64> {
+                        ranges.iter().map(|(offset, _)| extent_of(*offset)).collect()
+                    };
+                    let (own, named) = (extents(&ranges.own), extents(&ranges.named));
+                    let escaped = extents(&ranges.escaped);
+                    stored = self.targets(|at| own.contains(&at)).iter().any(|to| named.contains(&extent_of(*to)));
+                    finds = self.targets(|at| own.contains(&at) || escaped.contains(&at));
                 }
-                self.running.push(Running { planned, begun, touches, call_returned: false });
+                self.running.push(Running { planned, begun, touches, call_returned: false, finds, stored });
             }
             Begin::Hold(id) => self.held.push((id, planned)),
         }
     }
 
     fn step(&mut self) {
-        match self.random.below(14) {
+        match self.random.below(18) {
             0..2 => {
                 let planned = self.plan_work();
                 self.begin(planned, None);
@@ -181,7 +203,7 @@ impl World {
             5..7 => self.fence(),
             7..9 => self.complete(),
             9 => self.retry(),
-            10..12 => self.advance_mover(),
+            10..14 => self.advance_mover(),
             _ => self.finish_move(),
         }
     }
@@ -212,7 +234,11 @@ impl World {
         }
         let at = usize::try_from(self.random.below(self.fences.len() as u64)).unwrap();
         let (stream, number) = self.fences.remove(at);
-        self.running.retain(|work| work.planned.stream != stream || work.begun.number > number);
+        let done = |work: &mut Running| work.planned.stream == stream && work.begun.number <= number;
+        for work in self.running.extract_if(.., done) {
+            self.found.extend(work.finds);
+            self.storers.extend(work.stored.then_some(work.planned.maker));
+        }
         self.residency.completed(StreamId(stream), number);
     }
 
@@ -250,7 +276,8 @@ impl World {
             }
             Step::Collect => {
                 let searches = self.residency.collecting();
-                self.residency.collected(&searches, &self.found.iter().copied().collect::<Vec<_>>());
+                let list = |set: &BTreeSet<u64>| set.iter().copied().collect::<Vec<_>>();
+                self.residency.collected(&searches, &list(&self.found), &list(&self.storers));
             }
             Step::Learn(streams) => {
                 assert!(!streams.is_empty());
@@ -314,9 +341,9 @@ fn run(policy: impl Fn(u64) -> Policy) -> (u64, u64, u64) {
     });
     println!("EMUV_SEED={seed}");
     let (mut moves, mut beside, mut left) = (0, 0, 0);
-    for case in 0..60 {
+    for case in 0..300 {
         let mut world = World::new(seed + case, policy(seed + case));
-        for _ in 0..600 {
+        for _ in 0..400 {
             world.step();
         }
         world.drain();

@@ -101,7 +101,10 @@ impl Device {
     pub fn free_bytes(&self, session: &Session, driver_free_bytes: u64) -> u64 {
         let budgets = self.arena.with_memory(|memory| *memory.budgets());
         let ram = budgets.ram.room_bytes().min(session.ram_left_bytes());
-        budgets.vram.room_bytes().min(driver_free_bytes) + ram + self.moves.spare_bytes()
+        budgets.vram.room_bytes().min(driver_free_bytes)
+            + ram
+            + self.moves.spare_bytes()
+            + self.pools.late_bytes(&self.arena)
     }
 
     /// Makes an allocation for the current context, `owner`.

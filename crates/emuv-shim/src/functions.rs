@@ -131,6 +131,7 @@ impl Functions {
         sum.add(shape.function as u64);
         shape.dimensions.iter().for_each(|part| sum.add(u64::from(*part)));
         touch.kind = sum.end();
+        touch.maker = shape.function as u64;
         let launch = layout.launches.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         touch.may_store_pointers = launch.is_power_of_two();
         // SAFETY: the caller's word.

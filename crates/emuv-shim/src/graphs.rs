@@ -142,6 +142,7 @@ impl Reach {
         let mut sum = Sum::new();
         sum.add(exec as u64);
         touch.kind = sum.end();
+        touch.maker = exec as u64;
         for word in &self.words {
             look_at(&mut touch, *word);
         }

@@ -59,6 +59,8 @@ pub(crate) struct Pools {
     default_seen: AtomicBool,
     /// Some pool may hold more than its release threshold.
     surplus: AtomicBool,
+    /// Blocks of no pool any more, not yet given back.
+    late: Mutex<Vec<u64>>,
 }
 
 impl Pools {
@@ -290,7 +292,7 @@ impl Pools {
     /// Gives free blocks back so that `bytes` become free; with `wait`, after waiting for what streams have
     /// freed. Says whether anything was given back.
     pub fn make_room(&self, session: &Session, arena: &Arena, bytes: u64, wait: bool) -> bool {
-        if session.captures.any() || self.with(|pools| pools.free_bytes()) == 0 {
+        if session.captures.any() || self.with(|pools| pools.free_bytes()) == 0 && lock(&self.late).is_empty() {
             return false;
         }
         let unsettled = self.with(|pools| pools.clocks.unsettled());
@@ -304,8 +306,7 @@ impl Pools {
             }
         }
         let gone = self.with(|pools| pools.trim_bytes(bytes));
-        retire(arena, &gone);
-        !gone.is_empty()
+        self.retire(arena, gone, wait)
     }
 
     /// Gives the free blocks of a pool back until it holds no more than `keep_bytes`.
@@ -314,7 +315,7 @@ impl Pools {
             let unsettled = self.with(|pools| pools.clocks.unsettled());
             self.poll(session, &unsettled);
         }
-        retire(arena, &self.with(|pools| pools.trim(pool, keep_bytes)));
+        self.retire(arena, self.with(|pools| pools.trim(pool, keep_bytes)), false);
     }
 
     /// A pool is destroyed. What the program still holds of it stays until it is freed.
@@ -349,8 +350,7 @@ impl Pools {
             }
             pools.over_threshold().into_iter().flat_map(|pool| pools.trim_to_threshold(pool)).collect()
         });
-        retire(&device.arena, &gone);
-        if !gone.is_empty() {
+        if self.retire(&device.arena, gone, false) {
             device.publish(session);
         }
         self.note_surplus();
@@ -376,8 +376,27 @@ impl Pools {
         if primary {
             let gone: Vec<u64> =
                 self.with(|pools| pools.pools().into_iter().flat_map(|pool| pools.remove(pool)).collect());
-            retire(arena, &gone);
+            self.retire(arena, gone, true);
         }
+    }
+
+    /// Gives blocks' memory back, as far as that can be done at once (or, where `wait` is set, in any case): what is being
+    /// searched for pointers stays until that is over. Says whether any was given back.
+    fn retire(&self, arena: &Arena, mut blocks: Vec<u64>, wait: bool) -> bool {
+        blocks.append(&mut lock(&self.late));
+        let is_late = |address: &mut u64| !wait && arena.residency().is_searched(*address - arena.base());
+        lock(&self.late).extend(blocks.extract_if(.., is_late));
+        for address in &blocks {
+            if let Ok(release) = arena.free(*address) {
+                arena.retire(release.id);
+            }
+        }
+        !blocks.is_empty()
+    }
+
+    /// Bytes of blocks that are to be given back.
+    pub fn late_bytes(&self, arena: &Arena) -> u64 {
+        lock(&self.late).iter().filter_map(|address| arena.find(*address)).map(|(_, block)| block.bytes).sum()
     }
 }
 
@@ -388,15 +407,6 @@ pub(crate) enum Wait {
     Stream(On),
     /// All of a context.
     Context(Owner),
-}
-
-/// Gives blocks' memory back.
-fn retire(arena: &Arena, addresses: &[u64]) {
-    for &address in addresses {
-        if let Ok(release) = arena.free(address) {
-            arena.retire(release.id);
-        }
-    }
 }
 
 /// The stream that a call names.

@@ -18,6 +18,8 @@ pub(crate) struct Touch {
     pub pinned: Vec<(u64, u64)>,
     /// It may leave pointers into the arenas in memory that it writes, which no later argument shows.
     pub may_store_pointers: bool,
+    /// The code that runs: a function or an executable graph, by its handle. Zero: none that could choose what to store.
+    pub maker: u64,
     /// Names what the work does whatever the data: function and grid, without arguments. Works of a kind read their
     /// data alike. Zero: not worth one.
     pub kind: u64,
@@ -33,6 +35,7 @@ impl Touch {
             everything: false,
             pinned: Vec::new(),
             may_store_pointers: false,
+            maker: 0,
             kind: 0,
         }
     }

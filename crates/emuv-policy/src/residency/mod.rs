@@ -43,6 +43,7 @@ pub use foresight::Manner;
 use foresight::{ExtentId, Foresight};
 pub use plan::{Policy, Room as MoveRoom, Step};
 use pointers::Pointers;
+pub use pointers::SearchRanges;
 
 use crate::{
     GRANULE, StreamId, Tier,
@@ -61,8 +62,10 @@ pub struct Work<'a> {
     pub offsets: &'a [u64],
     /// It may touch anything.
     pub everything: bool,
-    /// It may store pointers into what it touches.
+    /// It may store pointers into what it touches: a search is to follow it.
     pub may_store_pointers: bool,
+    /// The code that it runs. Zero: none that could choose what to store.
+    pub maker: u64,
     /// Names what it does, whatever the data: works of a kind read their data alike. Zero: it has no name.
     pub kind: u64,
     /// It would rather wait than read slowly from RAM what is worth moving.
@@ -131,6 +134,8 @@ struct ChunkState {
     leave: bool,
     /// The last work of each stream that may touch it.
     uses: Vec<Use>,
+    /// The last work of each stream behind which it is searched: it stays mapped until that is over.
+    searches: Vec<Use>,
     extent: u32,
     /// Never moves: shared with others, or many small allocations.
     fixed: bool,
@@ -192,6 +197,8 @@ pub struct Residency {
     /// There has been work that may touch anything: then everything stays mapped.
     saw_everything: bool,
     exclusive: bool,
+    /// A chunk that is to be removed waits for searches.
+    removal_waits: bool,
     pointers: Pointers,
     held: Vec<Held>,
     next_hold: u64,
@@ -222,6 +229,7 @@ impl Residency {
             unmapped: 0,
             saw_everything: false,
             exclusive: false,
+            removal_waits: false,
             pointers: Pointers::default(),
             held: Vec::new(),
             next_hold: 0,
@@ -271,6 +279,7 @@ impl Residency {
             mapped: true,
             leave: false,
             uses: Vec::new(),
+            searches: Vec::new(),
             extent: NONE,
             fixed,
             escaped: false,
@@ -286,7 +295,9 @@ impl Residency {
     pub fn remove_chunk(&mut self, offset: u64) -> bool {
         let Some(index) = self.at(offset) else { return true };
         let Some(chunk) = self.chunk(index) else { return true };
-        if chunk.moving.is_some() || self.pointers.searching {
+        let searched = !chunk.searches.iter().all(|last| self.is_done(*last));
+        if chunk.moving.is_some() || self.pointers.searching || searched {
+            self.removal_waits |= searched;
             return false;
         }
         let range = granules(chunk.offset, chunk.bytes);
@@ -299,6 +310,12 @@ impl Residency {
         }
         self.tell(|| Event::Removed { offset });
         true
+    }
+
+    /// Whether the chunk at `offset` is being looked through behind some work that is not known to be done.
+    pub fn is_searched(&self, offset: u64) -> bool {
+        let chunk = self.at(offset).and_then(|index| self.chunk(index));
+        chunk.is_some_and(|chunk| !chunk.searches.iter().all(|last| self.is_done(*last)))
     }
 
     /// The program has got `bytes` at `offset`: an extent of chunks that are there already. What they hold is

@@ -123,7 +123,8 @@ impl Residency {
         if self.has_findings() {
             return Step::Collect;
         }
-        let mut needs_progress = self.pointers.stops_works() || self.needs_findings();
+        let removal_waits = std::mem::take(&mut self.removal_waits);
+        let mut needs_progress = self.pointers.stops_works() || self.needs_findings() || removal_waits;
         let step = match self.policy {
             Policy::Static => None,
             Policy::Torture { state, safe } => self.torture(state, safe, room, &mut needs_progress),
@@ -152,9 +153,9 @@ impl Residency {
         self.held.iter().any(|held| held.hopeless)
     }
 
-    /// Whether some work is held.
+    /// Whether some work is held, or a chunk cannot be removed yet.
     pub fn is_waited_for(&self) -> bool {
-        !self.held.is_empty()
+        !self.held.is_empty() || self.removal_waits
     }
 
     /// Nothing moves any more, whatever was under way has not happened, and nothing waits for a move.
@@ -166,6 +167,7 @@ impl Residency {
         for chunk in self.chunks.iter_mut().flatten() {
             chunk.moving = None;
             chunk.leave = false;
+            chunk.searches.clear();
         }
     }
 

@@ -7,20 +7,49 @@
 //! What was found is collected once the search is known to be done; from the work's beginning until then nothing
 //! moves beside other work. That a pointer was found somewhere is never forgotten as long as the chunk lives.
 //!
+//! Code that has been seen to store a pointer to what it was given is a *storer*: from then on whatever it is given
+//! escapes, as it can store no pointers but those and such as it found in memory. What its launches are given between a
+//! search and the verdict escapes with the verdict.
+//!
 //! Where no search can follow (the work may have written anything; it was there before works were told), all memory is
 //! searched when nothing runs, and works that come meanwhile are held.
 
-use super::{Residency, Use, works::note_use};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use super::{Begun, NONE, Residency, Use, Work, works::note_use};
 use crate::trace::Event;
 
 /// (offset, bytes) of chunks.
 type Ranges = Vec<(u64, u64)>;
 
+/// A piece of code, and what is known of it.
+#[derive(Debug, Default)]
+struct Maker {
+    /// It has stored a pointer to what it was given.
+    stores: bool,
+    /// Searches behind it that have not been collected.
+    searches: u32,
+    /// Chunks that it was given meanwhile.
+    given: BTreeSet<u64>,
+}
+
+/// What a search behind a work has to look through, (offset, bytes) each.
+#[derive(Debug, Default)]
+pub struct SearchRanges {
+    /// Chunks that the work names.
+    pub own: Ranges,
+    /// Others that it may have written to: those that have escaped.
+    pub escaped: Ranges,
+    /// What it names and what may move: a pointer to it makes the work's code a storer.
+    pub named: Ranges,
+}
+
 /// See the module's head.
 #[derive(Debug, Default)]
 pub(super) struct Pointers {
-    /// Works whose search has not been collected: the last of each stream.
-    followed: Vec<Use>,
+    /// Works whose search has not been collected, by stream: their numbers and their code.
+    followed: BTreeMap<u32, VecDeque<(u64, u64)>>,
+    makers: HashMap<u64, Maker>,
     /// All memory has to be searched; `stop` means at once, and new works wait for it.
     all: bool,
     stop: bool,
@@ -57,29 +86,69 @@ impl Pointers {
 }
 
 impl Residency {
-    /// A work begins that may store pointers. Says whether a search is to follow it.
-    pub(super) fn stores(&mut self, everything: bool, work: Use) -> bool {
-        if everything {
-            self.pointers.all = true;
-        } else {
-            note_use(&mut self.pointers.followed, work.0, work.1);
+    /// A work begins. Says whether a search for pointers is to follow it.
+    pub(super) fn may_store(&mut self, work: &Work<'_>, touched: &[u32], (lane, number): Use) -> bool {
+        if work.everything {
+            self.pointers.all |= work.may_store_pointers;
+            return false;
         }
-        !everything
-    }
-
-    /// What a search behind a work that names `offsets` has to look through: (offset, bytes) of each chunk, those that
-    /// have escaped among them.
-    pub fn ranges(&mut self, offsets: &[u64]) -> Vec<(u64, u64)> {
-        let mut touched = Vec::new();
-        self.resolve(offsets, false, &mut touched);
-        for (index, chunk) in self.live() {
-            if chunk.escaped && !touched.contains(&index) {
-                touched.push(index);
+        self.give(work.maker, touched);
+        if work.may_store_pointers {
+            self.pointers.followed.entry(lane).or_default().push_back((number, work.maker));
+            if work.maker != 0 {
+                self.pointers.makers.entry(work.maker).or_default().searches += 1;
             }
         }
-        // What has no mapping has not been written to; whatever is held for it waits for this search.
-        let mapped = touched.iter().filter_map(|index| self.chunk(*index)).filter(|chunk| chunk.mapped);
-        mapped.map(|chunk| (chunk.offset, chunk.bytes)).collect()
+        work.may_store_pointers
+    }
+
+    /// Code is given these chunks.
+    fn give(&mut self, maker: u64, chunks: &[u32]) {
+        let Some(known) = self.pointers.makers.get(&maker).filter(|known| known.stores || known.searches > 0) else {
+            return;
+        };
+        let (stores, offsets) = (known.stores, self.offsets(chunks));
+        if stores {
+            offsets.iter().for_each(|offset| self.escape(*offset));
+        } else if let Some(known) = self.pointers.makers.get_mut(&maker) {
+            known.given.extend(offsets);
+        }
+    }
+
+    /// The same for a work that runs outside these rules, and alone (`emuv verify`).
+    pub fn given(&mut self, maker: u64, offsets: &[u64]) {
+        let mut touched = Vec::new();
+        self.resolve(offsets, false, &mut touched);
+        self.give(maker, &touched);
+    }
+
+    /// What a search behind a work that names `offsets` has to look through; `begun`: and it stays mapped until then.
+    pub fn ranges(&mut self, offsets: &[u64], begun: Option<&Begun>) -> SearchRanges {
+        let mut touched = Vec::new();
+        self.resolve(offsets, false, &mut touched);
+        let mut ranges = SearchRanges::default();
+        for chunk in touched.iter().filter_map(|index| self.chunk(*index)) {
+            // What has no mapping has not been written to; whatever is held for it waits for this search.
+            if chunk.mapped {
+                ranges.own.push((chunk.offset, chunk.bytes));
+            }
+            if !chunk.fixed {
+                ranges.named.push((chunk.offset, chunk.bytes));
+            }
+        }
+        touched.sort_unstable();
+        let others = self.live().filter(|(index, _)| touched.binary_search(index).is_err());
+        ranges.escaped =
+            others.filter(|(_, chunk)| chunk.escaped && chunk.mapped).map(|(_, c)| (c.offset, c.bytes)).collect();
+        if let Some(begun) = begun {
+            for (offset, _) in ranges.own.iter().chain(&ranges.escaped) {
+                let index = self.at(*offset).unwrap_or(NONE);
+                if let Some(chunk) = self.chunk_mut(index) {
+                    note_use(&mut chunk.searches, begun.lane, begun.number);
+                }
+            }
+        }
+        ranges
     }
 
     /// All chunks as a work sees them, (offset, bytes) each: those that it may touch by these rules or that never
@@ -102,20 +171,47 @@ impl Residency {
         self.pointers.all = true;
     }
 
+    /// Whether there are searches behind works whose findings have not been collected.
+    pub fn awaits_findings(&self) -> bool {
+        !self.pointers.followed.is_empty()
+    }
+
     /// Whether searches are done whose findings have not been collected.
     pub(super) fn has_findings(&self) -> bool {
-        self.pointers.followed.iter().any(|work| self.is_done(*work))
+        self.pointers.followed.iter().any(|(lane, works)| works.front().is_some_and(|(n, _)| self.is_done((*lane, *n))))
     }
 
     /// Before the findings are read: what they will cover, for [`Self::collected`].
     pub fn collecting(&self) -> Vec<(u32, u64)> {
-        self.pointers.followed.iter().copied().filter(|work| self.is_done(*work)).collect()
+        let last = |(lane, works): (&u32, &VecDeque<(u64, u64)>)| {
+            let done = works.partition_point(|(number, _)| self.is_done((*lane, *number)));
+            Some((*lane, works.get(done.checked_sub(1)?)?.0))
+        };
+        self.pointers.followed.iter().filter_map(last).collect()
     }
 
-    /// The findings of these searches: offsets that are pointed to.
-    pub fn collected(&mut self, searches: &[(u32, u64)], found: &[u64]) {
-        self.pointers.followed.retain(|work| !searches.contains(work));
-        found.iter().for_each(|offset| self.escape(*offset));
+    /// The findings of these searches: offsets that are pointed to, and code that has stored pointers to what it was given.
+    pub fn collected(&mut self, searches: &[(u32, u64)], found: &[u64], storers: &[u64]) {
+        for maker in storers {
+            self.pointers.makers.entry(*maker).or_default().stores = true;
+        }
+        let mut escaped: Vec<u64> = found.to_vec();
+        for &(lane, last) in searches {
+            let Some(works) = self.pointers.followed.get_mut(&lane) else { continue };
+            while let Some((_, maker)) = works.pop_front_if(|(number, _)| *number <= last) {
+                let Some(known) = self.pointers.makers.get_mut(&maker) else { continue };
+                known.searches = known.searches.saturating_sub(1);
+                if known.stores {
+                    escaped.extend(std::mem::take(&mut known.given));
+                } else if known.searches == 0 {
+                    known.given.clear();
+                }
+            }
+            if works.is_empty() {
+                self.pointers.followed.remove(&lane);
+            }
+        }
+        escaped.iter().for_each(|offset| self.escape(*offset));
     }
 
     /// Begins a search through all memory, if one is wanted and nothing runs: (offset, bytes) of each chunk.
@@ -133,7 +229,7 @@ impl Residency {
 
     /// The search through all memory is over: these offsets are pointed to. `None`: it failed, so anything may be.
     pub fn searched_all(&mut self, found: Option<&[u64]>) {
-        self.pointers = Pointers { followed: std::mem::take(&mut self.pointers.followed), ..Pointers::default() };
+        (self.pointers.all, self.pointers.stop, self.pointers.searching) = (false, false, false);
         if self.moving == 0 {
             self.exclusive = false;
         }

@@ -61,7 +61,7 @@ impl Residency {
         if work.everything {
             note_use(&mut self.everything, lane, number);
         }
-        let search = work.may_store_pointers && self.stores(work.everything, (lane, number));
+        let search = self.may_store(work, touched, (lane, number));
         self.foresee(work, touched);
         let measure =
             ram_bytes >= GRANULE && work.kind != 0 && manner.is_none() && !work.everything && self.policy.promotes();
@@ -91,7 +91,7 @@ impl Residency {
         self.foresight.note(work.kind, &extents, bytes);
     }
 
-    fn offsets(&self, chunks: &[u32]) -> Vec<u64> {
+    pub(super) fn offsets(&self, chunks: &[u32]) -> Vec<u64> {
         chunks.iter().filter_map(|index| self.chunk(*index)).map(|chunk| chunk.offset).collect()
     }
 

@@ -28,7 +28,7 @@ use emuv_cuda::{
     CUresult,
     types::{CUdevice, CUstream},
 };
-use emuv_policy::{Begin, Begun, Owner, Policy, Work};
+use emuv_policy::{Begin, Begun, Owner, Policy, SearchRanges, Work};
 
 use crate::{
     arena::{Arena, lock},
@@ -40,7 +40,7 @@ use crate::{
 };
 
 use lanes::{Lane, Lanes};
-use search::Searcher;
+use search::{Search, Searcher};
 use spares::Spares;
 use verify::What;
 
@@ -148,7 +148,7 @@ pub(crate) fn around(
     let after = before.and_then(|_| calls::timed_event(session.real, stream, per_thread).ok());
     for (device, lane, begun) in entered {
         if begun.search {
-            device.moves.search_behind(session, device, context, lane, touch);
+            device.moves.search_behind(session, device, context, (lane, &begun), touch);
         }
         device.arena.residency().issued(&begun);
         if begun.measure {
@@ -161,6 +161,8 @@ pub(crate) fn around(
             if !sampled {
                 device.arena.residency().unmeasured(touch.kind);
             }
+        }
+        if begun.measure || begun.search {
             device.moves.wake_mover();
         }
         device.moves.lanes.issued(session.real, &device.arena, lane, touch.everything);
@@ -233,6 +235,17 @@ pub(crate) fn capture_begun(session: &Session) {
     session.devices().for_each(|device| device.moves.lanes.allow());
 }
 
+/// A search behind a work of `maker`.
+fn searching(arena: &Arena, ranges: SearchRanges, maker: u64) -> Search {
+    let addresses =
+        |ranges: Vec<(u64, u64)>| ranges.into_iter().map(|(at, bytes)| (arena.base() + at, bytes)).collect();
+    Search {
+        own: addresses(ranges.own),
+        others: addresses(ranges.escaped),
+        by: (maker != 0).then_some((maker, ranges.named)),
+    }
+}
+
 impl Moves {
     /// Whether calls are tracked and chunks may move.
     pub fn is_active(&self) -> bool {
@@ -260,23 +273,29 @@ impl Moves {
     }
 
     /// Issues a search for pointers in what a work may have written, right behind it.
-    fn search_behind(&self, session: &Session, device: &Device, context: Owner, lane: Lane, touch: &Touch) {
+    fn search_behind(
+        &self,
+        session: &Session,
+        device: &Device,
+        context: Owner,
+        (lane, begun): (Lane, &Begun),
+        touch: &Touch,
+    ) {
         let arena = &device.arena;
         if let Some(counters) = session.counters(device.ordinal) {
             counters.searches.fetch_add(1, Ordering::Relaxed);
         }
         let offsets: Vec<u64> = touch.addresses().filter(|a| arena.contains(*a)).map(|a| a - arena.base()).collect();
-        let ranges = arena.residency().ranges(&offsets);
-        let mut ranges: Vec<(u64, u64)> =
-            ranges.iter().map(|(offset, bytes)| (arena.base() + offset, *bytes)).collect();
-        ranges.extend(session.globals.of(Some(context)));
-        ranges.extend(&touch.pinned);
+        let ranges = arena.residency().ranges(&offsets, Some(begun));
+        let mut search = searching(arena, ranges, touch.maker);
+        search.others.extend(session.globals.of(Some(context)));
+        search.others.extend(&touch.pinned);
         let window = (arena.base(), arena.bytes());
         if !self.searcher.is_ready(context) && !session.captures.any() {
             // Loading code is not allowed while something is captured.
             let _ = self.searcher.prepare(session.real, context, window);
         }
-        if self.searcher.issue(session.real, context, lane.handle(), &ranges, window).is_err() {
+        if self.searcher.issue(session.real, context, lane.handle(), &search, window).is_err() {
             arena.residency().search_failed();
         }
     }
@@ -303,6 +322,7 @@ impl Moves {
             offsets,
             everything: touch.everything,
             may_store_pointers: touch.may_store_pointers,
+            maker: touch.maker,
             kind: touch.kind,
             patient: true,
         };

@@ -17,6 +17,7 @@ use emuv_state::HostMemory;
 use super::{
     copies::{self, Copies, UnderWay},
     record::Recording,
+    search::Search,
     thread,
 };
 use crate::{
@@ -126,15 +127,22 @@ impl Mover {
             let mut busy = self.finish_copies();
             let (reached, awaited) = self.device.moves.lanes.poll(self.session.real, &self.device.arena);
             busy |= reached;
+            if reached {
+                self.device.arena.settled.notify_all();
+            }
             if self.ready() {
                 busy |= self.take_steps();
             }
             self.recording.write(&self.device.arena, false);
             let copying = self.into_vram.len() + self.into_ram.len() > 0;
+            let (waited_for, searching) = {
+                let residency = self.device.arena.residency();
+                (residency.is_waited_for(), residency.awaits_findings())
+            };
             wait = match () {
                 () if busy => None,
-                () if copying || !self.quiesced || self.device.arena.residency().is_waited_for() => Some(POLL),
-                () if awaited => Some(POLL_IDLE),
+                () if copying || !self.quiesced || waited_for => Some(POLL),
+                () if awaited || searching => Some(POLL_IDLE),
                 () => Some(SLEEP),
             };
         }
@@ -421,9 +429,10 @@ impl Mover {
         let (Some(context), Some(copies)) = (self.context, &self.copies) else { return Err(CuError::INVALID_VALUE) };
         let stream = copies.stream(Tier::Vram);
         searcher.prepare(real, context, window)?;
-        searcher.issue(real, context, stream, ranges, window)?;
+        let search = Search { others: ranges.to_vec(), ..Search::default() };
+        searcher.issue(real, context, stream, &search, window)?;
         calls::synchronize_stream(real, stream)?;
-        Ok(searcher.findings(window))
+        Ok(searcher.findings(window).offsets)
     }
 
     /// Reads what the searches behind works have found.
@@ -431,7 +440,7 @@ impl Mover {
         let arena = &self.device.arena;
         let searches = arena.residency().collecting();
         let found = self.device.moves.searcher.findings((arena.base(), arena.bytes()));
-        arena.residency().collected(&searches, &found);
+        arena.residency().collected(&searches, &found.offsets, &found.storers);
     }
 
     /// Something went wrong. Want of memory passes; anything else ends all moving.

@@ -4,14 +4,15 @@
 //!
 //! What is found stays marked in a bitmap of the arena's granules: a pointer that was there once may have been copied
 //! elsewhere. The bitmaps lie in pinned memory of the host (16 KiB for 256 GiB): finds are rare, it costs no VRAM, and
-//! what a search found can be read as soon as the search is known to be done.
+//! what a search found can be read as soon as the search is known to be done. Behind each bitmap lie flags, one for each
+//! piece of code: it has left a pointer to what it was given.
 //!
 //! # Safety
 //! Each block is one driver call on a module and memory that were made here, in the context that the caller has made
 //! current, on a stream of that context; or it reads a bitmap, which lives as long as its context, and contexts go only
 //! while nobody is in here (the mover keeps still, and [`Searcher::forget`] comes before it goes on). The kernel only
 //! reads the ranges that it is given, which are mapped when it runs (they are a work's own, right behind it, or nothing
-//! is unmapped meanwhile), and sets bits in the bitmap.
+//! is unmapped meanwhile), and sets bits in the bitmap and flags behind it.
 #![allow(unsafe_code)]
 
 use core::ffi::c_void;
@@ -35,6 +36,12 @@ const MOST_BLOCKS: u64 = 2048;
 /// The arena that pointers are searched for: address and size in bytes.
 pub(crate) type Arena = (u64, u64);
 
+/// Flags. The code that comes after so many others shares the last one.
+const FLAGS: usize = 1 << 14;
+
+/// Ranges that a search tells apart as a work's own.
+const NAMED: usize = 8;
+
 /// What was made in one context.
 #[derive(Debug, Clone, Copy)]
 struct Kernel {
@@ -45,7 +52,34 @@ struct Kernel {
 
 /// See the module's head. One per device.
 #[derive(Debug, Default)]
-pub(crate) struct Searcher(Mutex<HashMap<Owner, Kernel>>);
+pub(crate) struct Searcher(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    kernels: HashMap<Owner, Kernel>,
+    /// Code -> its flag.
+    flags: HashMap<u64, usize>,
+}
+
+/// What to search, in what order: addresses and sizes in bytes.
+#[derive(Debug, Default)]
+pub(crate) struct Search {
+    /// What the work before it names.
+    pub own: Vec<(u64, u64)>,
+    /// What else it may have written to.
+    pub others: Vec<(u64, u64)>,
+    /// The code that ran, and the parts of the arena (offset, bytes) to which it may have stored pointers.
+    pub by: Option<(u64, Vec<(u64, u64)>)>,
+}
+
+/// What searches have found so far.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    /// Offsets of granules that are pointed to.
+    pub offsets: Vec<u64>,
+    /// Code that has stored pointers to what it was given.
+    pub storers: Vec<u64>,
+}
 
 fn bitmap_words(arena: Arena) -> usize {
     usize::try_from(arena.1 / GRANULE / 64).unwrap_or(0) + 1
@@ -57,88 +91,143 @@ impl Searcher {
     /// # Errors
     /// The driver's own.
     pub fn prepare(&self, real: &Real, context: Owner, arena: Arena) -> CuResult {
-        if lock(&self.0).contains_key(&context) {
+        if self.is_ready(context) {
             return Ok(());
         }
+        let bytes = bitmap_words(arena) * 8 + FLAGS * 4;
         let (mut module, mut function) = (std::ptr::null_mut(), std::ptr::null_mut());
         let mut bitmap = std::ptr::null_mut();
         // SAFETY: see the module's head; a text that ends with a zero, live locals, and the new memory's own size.
         unsafe {
             real.driver.cuModuleLoadData(&raw mut module, PTX.as_ptr().cast()).ok()?;
             real.driver.cuModuleGetFunction(&raw mut function, module, c"emuv_search".as_ptr()).ok()?;
-            real.driver.cuMemHostAlloc(&raw mut bitmap, bitmap_words(arena) * 8, DEVICE_MAP).ok()?;
-            bitmap.cast::<u8>().write_bytes(0, bitmap_words(arena) * 8);
+            real.driver.cuMemHostAlloc(&raw mut bitmap, bytes, DEVICE_MAP).ok()?;
+            bitmap.cast::<u8>().write_bytes(0, bytes);
         }
-        lock(&self.0).insert(context, Kernel { function: function as usize, bitmap: bitmap as u64 });
+        lock(&self.0).kernels.insert(context, Kernel { function: function as usize, bitmap: bitmap as u64 });
         Ok(())
     }
 
     /// Whether the kernel is loaded in a context.
     pub fn is_ready(&self, context: Owner) -> bool {
-        lock(&self.0).contains_key(&context)
+        lock(&self.0).kernels.contains_key(&context)
     }
 
     /// Contexts have gone, and what was made in them.
     pub fn forget(&self, contexts: &[Owner]) {
-        lock(&self.0).retain(|context, _| !contexts.contains(context));
+        lock(&self.0).kernels.retain(|context, _| !contexts.contains(context));
     }
 
-    /// Issues a search through these ranges (address, bytes) on a stream of `context`, which is current.
+    /// Issues a search on a stream of `context`, which is current.
     ///
     /// # Errors
-    /// The driver's own; `CUDA_ERROR_INVALID_CONTEXT` where the kernel is not loaded.
-    pub fn issue(
-        &self,
-        real: &Real,
-        context: Owner,
-        stream: CUstream,
-        ranges: &[(u64, u64)],
-        arena: Arena,
-    ) -> CuResult {
-        let kernel = lock(&self.0).get(&context).copied().ok_or(emuv_cuda::CuError::INVALID_VALUE)?;
-        ranges.iter().try_for_each(|range| launch(real, kernel, stream, *range, arena))
+    /// The driver's own; `CUDA_ERROR_INVALID_VALUE` where the kernel is not loaded.
+    pub fn issue(&self, real: &Real, context: Owner, stream: CUstream, search: &Search, arena: Arena) -> CuResult {
+        let (kernel, flag) = {
+            let mut state = lock(&self.0);
+            let kernel = *state.kernels.get(&context).ok_or(emuv_cuda::CuError::INVALID_VALUE)?;
+            let next = state.flags.len().min(FLAGS - 1);
+            (kernel, search.by.as_ref().map(|(maker, _)| *state.flags.entry(*maker).or_insert(next)))
+        };
+        let flag = flag.map_or(0, |index| kernel.bitmap + (bitmap_words(arena) * 8 + index * 4) as u64);
+        let named = named(search, arena);
+        let aim = |news: bool| Aim { arena, bitmap: kernel.bitmap, flag, news: news.into(), named };
+        search.own.iter().try_for_each(|range| launch(real, kernel.function, stream, *range, aim(false)))?;
+        search.others.iter().try_for_each(|range| launch(real, kernel.function, stream, *range, aim(true)))
     }
 
-    /// What searches that are done have found, in all contexts: offsets of granules that are pointed to.
-    pub fn findings(&self, arena: Arena) -> Vec<u64> {
-        let mut bits = vec![0_u64; bitmap_words(arena)];
-        for kernel in lock(&self.0).values() {
+    /// What searches that are done have found, in all contexts.
+    pub fn findings(&self, arena: Arena) -> Findings {
+        let state = lock(&self.0);
+        let words = bitmap_words(arena);
+        let mut bits = vec![0_u64; words];
+        let mut findings = Findings::default();
+        for kernel in state.kernels.values() {
             for (index, bits) in bits.iter_mut().enumerate() {
                 // SAFETY: see the module's head; within the bitmap, which the GPU may be writing to.
                 *bits |= unsafe { (kernel.bitmap as *const u64).add(index).read_volatile() };
             }
+            let flags = (kernel.bitmap as *const u64).wrapping_add(words).cast::<u32>();
+            // SAFETY: see the module's head; within the flags, likewise.
+            let is_set = |index: usize| unsafe { flags.add(index).read_volatile() } != 0;
+            findings.storers.extend(state.flags.iter().filter(|(_, index)| is_set(**index)).map(|(maker, _)| *maker));
         }
-        let mut offsets = Vec::new();
         for (index, &word) in bits.iter().enumerate() {
             let mut rest = word;
             while rest != 0 {
-                offsets.push((index as u64 * 64 + u64::from(rest.trailing_zeros())) * GRANULE);
+                findings.offsets.push((index as u64 * 64 + u64::from(rest.trailing_zeros())) * GRANULE);
                 rest &= rest - 1;
             }
         }
-        offsets
+        findings
     }
 }
 
+/// The parts of the arena whose pointers make the search raise its flag. Where there are too many: all of it.
+fn named(search: &Search, arena: Arena) -> [(u64, u64); NAMED] {
+    let mut ranges = search.by.as_ref().map_or_else(Vec::new, |(_, named)| named.clone());
+    ranges.sort_unstable();
+    ranges.dedup_by(|next, before| {
+        let joins = next.0 <= before.0 + before.1;
+        if joins {
+            before.1 = before.1.max(next.0 + next.1 - before.0);
+        }
+        joins
+    });
+    let mut named = [(0, 0); NAMED];
+    if ranges.len() > NAMED {
+        named[0] = (0, arena.1);
+    } else {
+        named[..ranges.len()].copy_from_slice(&ranges);
+    }
+    named
+}
+
+/// What a search looks for and where it notes it down.
+#[derive(Clone, Copy)]
+struct Aim {
+    arena: Arena,
+    bitmap: u64,
+    /// Null: none.
+    flag: u64,
+    /// Not 0: only pointers that were not known raise the flag.
+    news: u64,
+    named: [(u64, u64); NAMED],
+}
+
 #[allow(clippy::cast_possible_truncation)] // At most MOST_BLOCKS.
-fn launch(real: &Real, kernel: Kernel, stream: CUstream, (address, bytes): (u64, u64), arena: Arena) -> CuResult {
-    let mut start = address.next_multiple_of(8);
-    let mut words = (address + bytes).saturating_sub(start) / 8;
+fn launch(real: &Real, function: usize, stream: CUstream, (address, bytes): (u64, u64), aim: Aim) -> CuResult {
+    let start = address.next_multiple_of(8);
+    let words = (address + bytes).saturating_sub(start) / 8;
     if words == 0 {
         return Ok(());
     }
-    let (mut base, mut size, mut bitmap) = (arena.0, arena.1, kernel.bitmap);
-    let mut parameters: [*mut c_void; 5] = [
-        (&raw mut start).cast(),
-        (&raw mut words).cast(),
-        (&raw mut base).cast(),
-        (&raw mut size).cast(),
-        (&raw mut bitmap).cast(),
-    ];
+    let mut arguments = [0_u64; 7 + 2 * NAMED];
+    arguments[..7].copy_from_slice(&[start, words, aim.arena.0, aim.arena.1, aim.bitmap, aim.flag, aim.news]);
+    for (pair, (first, bytes)) in arguments[7..].as_chunks_mut::<2>().0.iter_mut().zip(aim.named) {
+        *pair = [first, bytes];
+    }
+    let mut parameters = arguments.each_mut().map(|argument| std::ptr::from_mut(argument).cast::<c_void>());
     let blocks = words.div_ceil(u64::from(BLOCK)).clamp(1, MOST_BLOCKS) as u32;
-    let function = kernel.function as CUfunction;
+    let function = function as CUfunction;
     let none = std::ptr::null_mut();
     // SAFETY: see the module's head; the parameters are those of the kernel, in order.
     unsafe { real.driver.cuLaunchKernel(function, blocks, 1, 1, BLOCK, 1, 1, 0, stream, parameters.as_mut_ptr(), none) }
         .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_named_side_by_side_is_one_range_and_too_many_are_everything() {
+        let of = |ranges: &[(u64, u64)]| {
+            named(&Search { by: Some((1, ranges.to_vec())), ..Search::default() }, (0, 1 << 40))
+        };
+        assert_eq!(of(&[(64, 32), (0, 32), (32, 32)])[..2], [(0, 96), (0, 0)]);
+        assert_eq!(of(&[(64, 32), (0, 32)])[..3], [(0, 32), (64, 32), (0, 0)]);
+        let many: Vec<(u64, u64)> = (0..9).map(|i| (i * 100, 10)).collect();
+        assert_eq!(of(&many)[..2], [(0, 1 << 40), (0, 0)]);
+    }
 }

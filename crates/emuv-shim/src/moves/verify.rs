@@ -17,9 +17,10 @@ use emuv_cuda::{
     CUresult, CuError, CuResult,
     types::{CUfunction, CUstream},
 };
-use emuv_policy::{Bytes, Owner};
+use emuv_policy::{Bytes, Owner, SearchRanges};
 use emuv_state::{Verdict, verdict_file};
 
+use super::search::{Findings, Search};
 use crate::{arena::lock, calls, device::Device, log, session::Session, touch::Touch};
 
 /// Allocations that a message lists at most.
@@ -145,7 +146,9 @@ impl State {
         }
         let mut hidden = 0;
         for device in session.devices() {
-            hidden += device.arena.show_only(&offsets(device, touch), touch.everything)?;
+            let offsets = offsets(device, touch);
+            device.arena.residency().given(touch.maker, &offsets);
+            hidden += device.arena.show_only(&offsets, touch.everything)?;
         }
         Ok(hidden)
     }
@@ -157,9 +160,11 @@ impl State {
             return;
         }
         for device in session.devices() {
-            let ranges = device.arena.residency().ranges(&offsets(device, touch));
-            match search(session, device, context, &ranges, &touch.pinned) {
-                Ok(found) => device.arena.residency().collected(&[], &found),
+            let ranges = device.arena.residency().ranges(&offsets(device, touch), None);
+            let mut search = super::searching(&device.arena, ranges, touch.maker);
+            search.others.extend(&touch.pinned);
+            match self::search(session, device, context, search) {
+                Ok(found) => device.arena.residency().collected(&[], &found.offsets, &found.storers),
                 Err(_) => self.search_all = true,
             }
         }
@@ -196,32 +201,25 @@ fn show_all(session: &Session) {
 fn search_everything(session: &Session, context: Owner) -> CuResult {
     for device in session.devices() {
         device.arena.show_only(&[], true)?;
-        let (ranges, _) = device.arena.residency().access_set(&[], true);
-        let found = search(session, device, context, &ranges, &[]);
-        device.arena.residency().searched_all(found.as_deref().ok());
+        let (all, _) = device.arena.residency().access_set(&[], true);
+        let ranges = SearchRanges { escaped: all, ..SearchRanges::default() };
+        let found = search(session, device, context, super::searching(&device.arena, ranges, 0));
+        device.arena.residency().searched_all(found.as_ref().ok().map(|found| &found.offsets[..]));
     }
     Ok(())
 }
 
-/// Searches chunks of a device, the globals, and memory of the host, for pointers into the device's arena.
-fn search(
-    session: &Session,
-    device: &Device,
-    current: Owner,
-    chunks: &[(u64, u64)],
-    pinned: &[(u64, u64)],
-) -> CuResult<Vec<u64>> {
+/// Searches memory, and the globals, for pointers into a device's arena.
+fn search(session: &Session, device: &Device, current: Owner, mut search: Search) -> CuResult<Findings> {
     let (real, arena, searcher) = (session.real, &device.arena, &device.moves.searcher);
     let contexts = device.contexts();
     let context = contexts.iter().find(|context| **context == current).or(contexts.first()).copied();
     let Some(context) = context else { return Err(CuError::INVALID_VALUE) };
     let window = (arena.base(), arena.bytes());
-    let mut ranges: Vec<(u64, u64)> = chunks.iter().map(|(offset, bytes)| (arena.base() + offset, *bytes)).collect();
-    ranges.extend(session.globals.of(Some(context)));
-    ranges.extend(pinned);
+    search.others.extend(session.globals.of(Some(context)));
     calls::in_context(real, context, || {
         searcher.prepare(real, context, window)?;
-        searcher.issue(real, context, std::ptr::null_mut(), &ranges, window)
+        searcher.issue(real, context, std::ptr::null_mut(), &search, window)
     })?;
     calls::synchronize(real, context)?;
     Ok(searcher.findings(window))

@@ -76,29 +76,34 @@ pub fn global_set(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop
     view.store(arguments.variable()?, &arguments.word(0).to_le_bytes())
 }
 
-/// For each of `words` words w from `start` on with `w - base < size`: sets bit `(w - base) >> 21` of the bitmap.
+/// For each of `words` words w from `start` on with `w - base < size`: sets bit `(w - base) >> 21` of the bitmap. If such a
+/// `w - base` lies in one of eight ranges (and, where `news` is not 0, its bit was not set before), `*flag = 1`.
 pub fn search(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
-    let [start, words, base, size, bitmap] = [0, 1, 2, 3, 4].map(|i| arguments.word(i));
+    let [start, words, base, size, bitmap, flag, news] = [0, 1, 2, 3, 4, 5, 6].map(|i| arguments.word(i));
+    let named: Vec<(u64, u64)> = (0..8).map(|i| (arguments.word(7 + 2 * i), arguments.word(8 + 2 * i))).collect();
     let mut block = vec![0; 4 * crate::memory::length(BLOCK_WORDS)];
-    let mut found: BTreeMap<u64, u32> = BTreeMap::new();
+    // By granule: whether a pointer into a named range was among those found.
+    let mut found: BTreeMap<u64, bool> = BTreeMap::new();
     for (first, bytes) in blocks(words.saturating_mul(2)) {
         view.check()?;
         view.load(element(start, first, 4)?, &mut block[..bytes])?;
         for word in block[..bytes].as_chunks::<8>().0 {
             let offset = u64::from_le_bytes(*word).wrapping_sub(base);
             if offset < size {
-                let granule = offset >> 21;
-                *found.entry(granule >> 5).or_default() |= 1 << (granule & 31);
+                let is_named = named.iter().any(|(first, size)| offset.wrapping_sub(*first) < *size);
+                *found.entry(offset >> 21).or_default() |= is_named;
             }
         }
     }
     let engine = std::sync::Arc::clone(view.engine());
     let _guard = lock(&engine.machine.atomics);
-    for (index, bits) in found {
-        let at = element(bitmap, index, 4)?;
-        let mut word = [0; 4];
-        view.load(at, &mut word)?;
-        view.store(at, &(u32::from_le_bytes(word) | bits).to_le_bytes())?;
+    for (granule, is_named) in found {
+        let (at, bit) = (element(bitmap, granule >> 5, 4)?, 1 << (granule & 31));
+        let before = view.load_u32(at)?;
+        view.store(at, &(before | bit).to_le_bytes())?;
+        if flag != 0 && is_named && (news == 0 || before & bit == 0) {
+            view.store(flag, &1_u32.to_le_bytes())?;
+        }
     }
     Ok(())
 }

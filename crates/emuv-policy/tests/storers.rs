@@ -1,0 +1,95 @@
+//! Code that stores pointers to what it is given: whatever its launches are given is known to be pointed to, though only
+//! some of them are searched behind.
+#![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
+
+use std::collections::BTreeSet;
+
+use emuv_policy::{Begin, GRANULE, MoveRoom, Policy, Residency, Step, StreamId, Tier, Work};
+
+const STORER: u64 = 7;
+const OTHER: u64 = 8;
+const TABLE: u64 = 0;
+
+/// Six extents of one chunk each: a table of pointers, and what they may lead to.
+fn residency() -> Residency {
+    let mut residency = Residency::new(Policy::Torture { state: 1, safe: false });
+    residency.quiesced();
+    for extent in 0..6 {
+        residency.add_chunk(extent * GRANULE, GRANULE, Tier::Vram, false);
+        residency.add_extent(extent * GRANULE, GRANULE);
+    }
+    let Step::Search(_) = residency.next_step(NO_ROOM) else { panic!("what was there is not searched") };
+    residency.searched_all(Some(&[]));
+    residency
+}
+
+const NO_ROOM: MoveRoom = MoveRoom { vram_bytes: 0, ram_bytes: 0, vram_coming_bytes: 0 };
+
+/// A work of `maker` on its stream that is given these extents; its number there.
+fn run(residency: &mut Residency, stream: u64, maker: u64, extents: &[u64], searched: bool) -> u64 {
+    let offsets: Vec<u64> = extents.iter().map(|extent| extent * GRANULE).collect();
+    let work = Work {
+        stream: StreamId(stream),
+        offsets: &offsets,
+        everything: false,
+        may_store_pointers: searched,
+        maker,
+        kind: maker,
+        patient: true,
+    };
+    let Begin::Go(begun) = residency.begin(&work, None) else { panic!("held") };
+    assert_eq!(begun.search, searched);
+    residency.issued(&begun);
+    begun.number
+}
+
+/// What the mover would move while this is so.
+fn movable(residency: &mut Residency) -> BTreeSet<u64> {
+    let room = MoveRoom { vram_bytes: 0, ram_bytes: GRANULE, vram_coming_bytes: 0 };
+    let mut seen = BTreeSet::new();
+    for _ in 0..500 {
+        if let Step::Move { offset, .. } = residency.next_step(room) {
+            seen.insert(offset / GRANULE);
+            residency.finish(offset, false);
+        }
+    }
+    seen
+}
+
+#[test]
+fn whatever_a_known_storer_is_given_has_escaped() {
+    let mut residency = residency();
+    let first = run(&mut residency, 1, STORER, &[TABLE, 1], true);
+    residency.completed(StreamId(1), first);
+    let searches = residency.collecting();
+    residency.collected(&searches, &[GRANULE], &[STORER]);
+    let second = run(&mut residency, 1, STORER, &[TABLE, 2], false);
+    residency.completed(StreamId(1), second);
+    run(&mut residency, 2, OTHER, &[5], false);
+    assert_eq!(movable(&mut residency), BTreeSet::from([3, 4]));
+}
+
+#[test]
+fn what_it_was_given_before_it_was_known_has_escaped_with_the_verdict() {
+    let mut residency = residency();
+    run(&mut residency, 1, STORER, &[TABLE, 1], true);
+    let second = run(&mut residency, 1, STORER, &[TABLE, 2], false);
+    residency.completed(StreamId(1), second);
+    run(&mut residency, 2, OTHER, &[5], false);
+    assert!(movable(&mut residency).is_empty(), "nothing moves beside work before the verdict");
+    let searches = residency.collecting();
+    residency.collected(&searches, &[GRANULE], &[STORER]);
+    assert_eq!(movable(&mut residency), BTreeSet::from([3, 4]));
+}
+
+#[test]
+fn code_that_stores_nothing_is_given_what_it_wants() {
+    let mut residency = residency();
+    run(&mut residency, 1, OTHER, &[TABLE, 1], true);
+    let second = run(&mut residency, 1, OTHER, &[TABLE, 2], false);
+    residency.completed(StreamId(1), second);
+    let searches = residency.collecting();
+    residency.collected(&searches, &[], &[]);
+    run(&mut residency, 2, OTHER, &[5], false);
+    assert_eq!(movable(&mut residency), BTreeSet::from([0, 1, 2, 3, 4]));
+}
