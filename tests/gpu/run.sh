@@ -156,16 +156,10 @@ runs() {
     case " $RUNS " in *" $1 "*) true ;; *) false ;; esac
 }
 
-# The simulated driver lacks what these need.
-not_simulated() {
-    [ -n "$SIM" ] && case $1 in graphs | global_pointer) true ;; *) false ;; esac
-}
-
 build_programs() {
     local source name flags
     for source in tests/programs/*.c; do
         name=$(basename "$source" .c)
-        not_simulated "$name" && continue
         flags=()
         grep -q '#define EMUV_PROGRAM_WITHOUT_LINKING' "$source" || flags+=(-L "$WORK/driver" -lcuda)
         [ "$name" = rpath ] && flags+=("-Wl,--disable-new-dtags,-rpath,$WORK/driver")
@@ -201,8 +195,8 @@ step_programs() {
     program cooperative 12 32 12
     program reuse 192 192 200
     program steady 12 32 12 2
-    not_simulated graphs || program graphs 12 32 1000
-    not_simulated global_pointer || program global_pointer 12 32 60
+    program graphs 12 32 1000
+    program global_pointer 12 32 60
     program meminfo
     if [ -n "$SIM" ]; then
         program oom 32 "" PLAIN::900 PLAIN::1024 EMUV::700 EMUV::768
