@@ -72,9 +72,10 @@ struct Pool {
     chunks: BTreeMap<u64, PoolChunk>,
     /// Free small pieces by size; the most recently freed last.
     small: BTreeMap<u64, Vec<(u64, Option<Freed>)>>,
-    /// Addresses at which blocks of a size were freed, the last one last. Only hints: the chunks there may
-    /// have been used otherwise since.
-    recent: HashMap<u64, Vec<u64>>,
+    /// Addresses at which blocks of a size were freed. Only hints: the chunks there may have been used otherwise since.
+    /// The lowest is taken first: so what a program gets depends on what is free, not on the order in which it was
+    /// freed, and one that repeats itself gets the same addresses again, which is what moving ahead of need lives on.
+    hints: HashMap<u64, BTreeSet<u64>>,
     usage: PoolUse,
     release_threshold: u64,
 }
@@ -161,13 +162,23 @@ impl Pool {
         Some(free.swap_remove(index).0)
     }
 
-    fn take_recent(&mut self, size: u64, usable: &impl Fn(Option<Freed>) -> bool) -> Option<u64> {
-        while let Some(address) = self.recent.get_mut(&size)?.pop() {
+    fn take_hinted(&mut self, size: u64, usable: &impl Fn(Option<Freed>) -> bool) -> Option<u64> {
+        let (mut found, mut stale) = (None, Vec::new());
+        for &address in self.hints.get(&size)? {
             if self.is_run(address, size, usable) {
-                return Some(address);
+                found = Some(address);
+                break;
+            }
+            // What others have freed may be usable later; what is used otherwise comes back with a hint of its own.
+            if !self.is_run(address, size, &|_| true) {
+                stale.push(address);
             }
         }
-        None
+        let hints = self.hints.get_mut(&size)?;
+        stale.iter().chain(&found).for_each(|address| {
+            hints.remove(address);
+        });
+        found
     }
 
     /// Memory for a block of `size`: its address and size.
@@ -176,8 +187,8 @@ impl Pool {
             return self.take_small(size, usable).map(|address| (address, size));
         }
         let most = if waste == Waste::Any { u64::MAX } else { size + size / 8 };
-        let recent = self.take_recent(size, usable).map(|address| (address, size));
-        let (address, bytes) = recent.or_else(|| self.find_run(size, most, usable))?;
+        let hinted = self.take_hinted(size, usable).map(|address| (address, size));
+        let (address, bytes) = hinted.or_else(|| self.find_run(size, most, usable))?;
         self.set(address, bytes, State::Used);
         Some((address, bytes))
     }
@@ -252,12 +263,7 @@ impl StreamPools {
             pool.small.entry(block.block_bytes).or_default().push((address, freed));
         } else {
             pool.set(address, block.block_bytes, State::Free(freed));
-            let recent = pool.recent.entry(block.block_bytes).or_default();
-            // Stale hints must not pile up: what matters is what was freed last.
-            if recent.len() >= 64 {
-                recent.drain(..32);
-            }
-            recent.push(address);
+            pool.hints.entry(block.block_bytes).or_default().insert(address);
         }
         true
     }

@@ -1,12 +1,10 @@
 //! What comes next, and how well each kind of work reads from RAM: learned from what has happened.
 //!
 //! Programs repeat: training steps, tokens, layers. The log of works is followed at the place of the past that
-//! corresponds to now; what came after that place is the forecast.
+//! corresponds to now; what came after that place is the forecast (which chunks come next: `history.rs`).
 //!
-//! What stays (weights) is recognised by itself; what is made anew in each round (activations) lies somewhere else each
-//! time, and is recognised by when it was made: an extent *corresponds* to the one that was made at the corresponding
-//! place. A work that uses what it used long ago says where the place is; works on what has just been made do not, so
-//! they only confirm it. How long "long ago" is follows from the length of the loop.
+//! A work that uses what it used long ago (weights) says where the place is; works on what has just been made (activations)
+//! do not, so they only confirm it. How long "long ago" is follows from the length of the loop.
 //!
 //! The forecast is believed while it comes true, by bytes. A loop is foreseen from its second round on, a change of phase
 //! is noticed soon, and what never repeats is never foreseen.
@@ -41,6 +39,10 @@ const USUAL_LINK: f64 = 25_000.0;
 /// The part of the link's speed from which on a work is taken to read each byte about once.
 const READ_ONCE: f64 = 0.6;
 
+/// What a work takes at least, and what it does in VRAM: for estimates of when things happen in a round.
+const WORK_US: f64 = 5.0;
+const WORK_BYTES_PER_US: f64 = 1.5e6;
+
 /// How a kind of work does with data in RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manner {
@@ -59,15 +61,15 @@ struct Entry {
     /// Number of its first touch, counted from the beginning.
     first_touch: u64,
     touches: u32,
+    bytes: u64,
 }
 
 #[derive(Debug, Default)]
 struct Life {
-    /// How many works had begun when it was made, and how many extents were made since the work before.
+    /// How many works had begun when it was made.
     born: u64,
-    order: u32,
-    /// Positions of the works that touched it.
-    uses: VecDeque<u64>,
+    /// Works in the log that touched it.
+    uses: u32,
     gone: bool,
 }
 
@@ -80,13 +82,13 @@ pub struct Foresight {
     touches: VecDeque<ExtentId>,
     touches_base: u64,
     lives: HashMap<ExtentId, Life, BuildHasherDefault<AsIs>>,
-    /// Position -> the first extent that was made when so many works had begun, and how many.
-    births: HashMap<u64, (ExtentId, u32), BuildHasherDefault<AsIs>>,
     next_extent: ExtentId,
     /// By kind of work and extent: where they were seen together last.
     seen: HashMap<u64, u64, BuildHasherDefault<AsIs>>,
     /// The position in the past that corresponds to the last work.
     follow: Option<u64>,
+    /// How often the forecast has begun, ended, or gone on elsewhere.
+    turns: u64,
     /// Averages: bytes that were foreseen, bytes touched; how long ago works' likes came, its square.
     foreseen: f64,
     touched: f64,
@@ -130,11 +132,7 @@ impl Foresight {
     pub fn born(&mut self) -> ExtentId {
         let id = self.next_extent;
         self.next_extent = id.wrapping_add(1);
-        let born = self.position();
-        let (_, count) = self.births.entry(born).or_insert((id, 0));
-        let order = *count;
-        *count += 1;
-        self.lives.insert(id, Life { born, order, ..Life::default() });
+        self.lives.insert(id, Life { born: self.position(), ..Life::default() });
         id
     }
 
@@ -142,14 +140,14 @@ impl Foresight {
     pub fn gone(&mut self, extent: ExtentId) {
         if let Some(life) = self.lives.get_mut(&extent) {
             life.gone = true;
-            if life.uses.is_empty() {
+            if life.uses == 0 {
                 self.lives.remove(&extent);
             }
         }
     }
 
-    /// How many works have begun.
-    fn position(&self) -> u64 {
+    /// How many works have begun: the position of the next one.
+    pub fn position(&self) -> u64 {
         self.base + self.log.len() as u64
     }
 
@@ -158,12 +156,14 @@ impl Foresight {
         let position = self.position();
         let first_touch = self.touches_base + self.touches.len() as u64;
         let touches = u32::try_from(extents.len()).unwrap_or(u32::MAX);
-        self.log.push_back(Entry { kind, first_touch, touches });
+        self.log.push_back(Entry { kind, first_touch, touches, bytes });
         self.touches.extend(extents);
+        let expected = self.place().map(|place| place + 1);
         self.advance(position, kind, extents, bytes);
+        self.turns += u64::from(self.place() != expected);
         for extent in extents {
             if let Some(life) = self.lives.get_mut(extent) {
-                life.uses.push_back(position);
+                life.uses += 1;
             }
         }
         if self.log.len() > LOG_WORKS {
@@ -226,8 +226,8 @@ impl Foresight {
         if self.gaps > 0.0 { self.squared_gaps / self.gaps } else { 0.0 }
     }
 
-    /// Where to read the forecast, if it is to be believed.
-    fn place(&self) -> Option<u64> {
+    /// Where to read the forecast, if it is to be believed: the position in the past that corresponds to the last work.
+    pub fn place(&self) -> Option<u64> {
         self.follow.filter(|_| self.foreseen > 0.0 && self.foreseen >= self.touched * BELIEVED)
     }
 
@@ -236,14 +236,11 @@ impl Foresight {
         for _ in 0..entry.touches {
             let Some(extent) = self.touches.pop_front() else { break };
             let Some(life) = self.lives.get_mut(&extent) else { continue };
-            if life.uses.front() == Some(&self.base) {
-                life.uses.pop_front();
-            }
-            if life.gone && life.uses.is_empty() {
+            life.uses -= 1;
+            if life.gone && life.uses == 0 {
                 self.lives.remove(&extent);
             }
         }
-        self.births.remove(&self.base);
         self.touches_base += u64::from(entry.touches);
         self.base += 1;
         if self.follow.is_some_and(|follow| follow < self.base) {
@@ -259,59 +256,37 @@ impl Foresight {
         self.log.get(usize::try_from(position.checked_sub(self.base)?).ok()?)
     }
 
-    /// The extent of a round before (`by` works) or after (`by` negative) that corresponds to this one: itself, if it
-    /// lived then.
-    fn corresponding(&self, extent: ExtentId, place: u64, now: u64, back: bool) -> Option<ExtentId> {
-        let life = self.lives.get(&extent)?;
-        let by = now - place;
-        let born = if back {
-            if life.born <= place {
-                return Some(extent);
-            }
-            life.born.checked_sub(by)?
-        } else {
-            if !life.gone {
-                return Some(extent);
-            }
-            life.born + by
-        };
-        let (first, count) = self.births.get(&born)?;
-        (life.order < *count).then(|| first.wrapping_add(life.order))
-    }
-
-    /// The works to come, at most `most`: how many works ahead, of which kind, and the extents of today that each will
-    /// touch. Nothing without a forecast.
-    pub fn upcoming(&self, most: usize) -> impl Iterator<Item = (u64, u64, impl Iterator<Item = ExtentId>)> {
-        let now = self.position().saturating_sub(1);
-        let place = self.place().unwrap_or(u64::MAX - 1);
-        (1..=most as u64).map_while(move |ahead| {
-            let entry = self.entry(place.checked_add(ahead)?)?;
-            let extents = self.extents(entry).filter_map(move |extent| self.corresponding(extent, place, now, false));
-            Some((ahead, entry.kind, extents))
-        })
-    }
-
     /// How many works the loop that is foreseen has.
     pub fn period(&self) -> Option<u64> {
         self.place().map(|place| self.position() - 1 - place)
     }
 
-    /// In how many works the extent will be touched next; `None`: not within what is foreseen.
-    pub fn next_use(&self, extent: ExtentId) -> Option<u64> {
-        let place = self.place()?;
-        Some(self.next_place(extent, place)? - place)
+    /// See [`Self::turns`]: what was foreseen under another number of turns does not hold.
+    pub fn turns(&self) -> u64 {
+        self.turns
     }
 
-    /// Of which kind the work is that will touch the extent next.
-    pub fn next_kind(&self, extent: ExtentId) -> Option<u64> {
-        self.entry(self.next_place(extent, self.place()?)?).map(|entry| entry.kind)
+    /// When the works behind `place` began, up to the next one to come: estimated with everything in VRAM, in microseconds.
+    #[allow(clippy::cast_precision_loss)] // An estimate.
+    pub fn times(&self, place: u64) -> Vec<f64> {
+        let first = usize::try_from((place + 1).saturating_sub(self.base)).unwrap_or(usize::MAX);
+        let mut now = 0.0;
+        let mut times = vec![now];
+        for entry in self.log.iter().skip(first) {
+            now += WORK_US + entry.bytes as f64 / WORK_BYTES_PER_US;
+            times.push(now);
+        }
+        times
     }
 
-    fn next_place(&self, extent: ExtentId, place: u64) -> Option<u64> {
-        let then = self.corresponding(extent, place, self.position() - 1, true)?;
-        let uses = &self.lives.get(&then)?.uses;
-        let after = uses.partition_point(|position| *position <= place);
-        uses.get(after).copied()
+    /// How a work of the log does with data in RAM.
+    pub fn manner_at(&self, position: u64) -> Option<Manner> {
+        self.manner(self.entry(position)?.kind)
+    }
+
+    /// The link's speed as far as it is known, in bytes per microsecond.
+    pub fn link(&self) -> f64 {
+        self.link.unwrap_or(USUAL_LINK)
     }
 
     /// The link's speed into VRAM, in bytes per microsecond.
@@ -321,7 +296,7 @@ impl Foresight {
 
     /// How a kind of work does with data in RAM; `None`: not known yet.
     pub fn manner(&self, kind: u64) -> Option<Manner> {
-        let read_once = READ_ONCE * self.link.unwrap_or(USUAL_LINK);
+        let read_once = READ_ONCE * self.link();
         self.rates.get(&kind).map(|rate| if *rate >= read_once { Manner::InPlace } else { Manner::Move })
     }
 
@@ -358,15 +333,13 @@ mod tests {
         rounds(&mut foresight, &weights, 1);
         assert!(foresight.place().is_none());
         rounds(&mut foresight, &weights, 1);
-        assert!(foresight.place().is_some());
-        assert_eq!(foresight.next_use(weights[0]), Some(1));
-        assert_eq!(foresight.next_use(weights[9]), Some(10));
-        let next: Vec<u32> = foresight.upcoming(3).flat_map(|(_, _, extents)| extents).collect();
-        assert_eq!(next, weights[..3]);
+        assert_eq!(foresight.place(), Some(9));
+        assert_eq!(foresight.period(), Some(10));
+        assert_eq!(foresight.times(9).len(), 11);
     }
 
     #[test]
-    fn what_is_made_anew_in_each_round_is_recognised_by_when_it_was_made() {
+    fn what_is_made_anew_in_each_round_does_not_hide_the_loop() {
         let mut foresight = Foresight::default();
         let weights = weights(&mut foresight, 10);
         let mut made = Vec::new();
@@ -380,18 +353,8 @@ mod tests {
                 foresight.note(2, &[*weight, *activation], 1);
             }
         }
-        // The third round's activations are used up; the next round's first work is next.
         assert_eq!(foresight.period(), Some(20));
-        assert_eq!(foresight.next_use(weights[0]), Some(1));
-        made.drain(..).for_each(|extent| foresight.gone(extent));
-        for weight in &weights[..4] {
-            made.push(foresight.born());
-            foresight.note(1, &[*weight, made[made.len() - 1]], 1);
-        }
-        assert_eq!(foresight.next_use(made[3]), Some(13), "after 6 more works forwards and 6 backwards");
-        assert_eq!(foresight.next_use(made[0]), Some(16));
-        let soon: Vec<ExtentId> = foresight.upcoming(13).flat_map(|(_, _, extents)| extents).collect();
-        assert!(soon.contains(&made[3]) && !soon.contains(&made[2]));
+        assert_eq!(foresight.place(), Some(39));
     }
 
     #[test]
@@ -408,7 +371,6 @@ mod tests {
             }
         }
         assert_eq!(foresight.period(), Some(120));
-        assert_eq!(foresight.next_use(weights[7]), Some(43));
     }
 
     #[test]
@@ -418,8 +380,10 @@ mod tests {
         rounds(&mut foresight, &weights, 3);
         foresight.note(9, &[], 0);
         rounds(&mut foresight, &weights[..5], 1);
+        let turns = foresight.turns();
         rounds(&mut foresight, &weights[6..8], 1);
-        assert_eq!(foresight.next_use(weights[8]), Some(1));
+        assert_eq!(foresight.place(), Some(27), "where the one before weights[8] was");
+        assert!(foresight.turns() > turns);
     }
 
     #[test]
@@ -430,7 +394,7 @@ mod tests {
         rounds(&mut foresight, &weights[10..], 1);
         assert!(foresight.place().is_none());
         rounds(&mut foresight, &weights[..4], 1);
-        assert_eq!(foresight.next_use(weights[5]), Some(2));
+        assert_eq!(foresight.place(), Some(13));
     }
 
     #[test]
@@ -443,7 +407,6 @@ mod tests {
         rounds(&mut foresight, &weights, u32::try_from(LOG_WORKS).unwrap());
         assert_eq!(foresight.log.len(), LOG_WORKS);
         assert!(!foresight.lives.contains_key(&first));
-        assert!(foresight.births.len() <= 1);
     }
 
     #[test]

@@ -26,21 +26,25 @@
 //!
 //! A chunk that is sent away may be left without a mapping (mapping RAM takes longer than copying to it): then obligation
 //! 2 holds for it until it is back or mapped. Only so where its allocation has not escaped, nothing has ever been seen
-//! that may touch everything, and what is foreseen to touch it next wants it in VRAM.
+//! that may touch everything, and it is planned to be back before it is used.
 //!
 //! A work takes effect between [`Residency::begin`] and [`Residency::completed`] of its number on its stream.
 //! Numbers of a stream rise; a fence recorded on a stream covers the works whose calls had returned then
 //! ([`Residency::fence`]), for which [`Residency::issued`] tells when a call has returned.
 
 mod foresight;
+mod history;
 mod plan;
 mod pointers;
+mod schedule;
 mod works;
 
 use std::collections::HashMap;
 
 pub use foresight::Manner;
 use foresight::{ExtentId, Foresight};
+use history::History;
+use plan::Planned;
 pub use plan::{Policy, Room as MoveRoom, Step};
 use pointers::Pointers;
 pub use pointers::SearchRanges;
@@ -145,6 +149,7 @@ struct ChunkState {
     /// Held works that touch it.
     claims: u32,
     visit: u32,
+    history: History,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -183,7 +188,6 @@ pub struct Residency {
     chunks: Vec<Option<ChunkState>>,
     free_chunks: Vec<u32>,
     extents: Vec<Option<Extent>>,
-    slots: HashMap<ExtentId, u32>,
     free_extents: Vec<u32>,
     names: HashMap<StreamId, u32>,
     lanes: Vec<Lane>,
@@ -203,6 +207,7 @@ pub struct Residency {
     held: Vec<Held>,
     next_hold: u64,
     foresight: Foresight,
+    planned: Planned,
     /// Kinds of work that are being timed.
     measuring: Vec<u64>,
     visit: u32,
@@ -219,7 +224,6 @@ impl Residency {
             chunks: Vec::new(),
             free_chunks: Vec::new(),
             extents: Vec::new(),
-            slots: HashMap::new(),
             free_extents: Vec::new(),
             names: HashMap::new(),
             lanes: Vec::new(),
@@ -234,6 +238,7 @@ impl Residency {
             held: Vec::new(),
             next_hold: 0,
             foresight: Foresight::default(),
+            planned: Planned::default(),
             measuring: Vec::new(),
             visit: 0,
             scratch: Vec::new(),
@@ -286,6 +291,7 @@ impl Residency {
             dead: self.quiesced && !fixed,
             claims: 0,
             visit: 0,
+            history: History::default(),
         });
     }
 
@@ -327,7 +333,6 @@ impl Residency {
             index_of(self.extents.len() - 1)
         });
         let name = self.foresight.born();
-        self.slots.insert(name, id);
         self.extents[id as usize] = Some(Extent { offset, bytes, id: name });
         let dead = self.quiesced;
         self.each_in(offset, bytes, |chunk| {
@@ -343,7 +348,6 @@ impl Residency {
         let Some(slot) = self.extents.get_mut(id as usize) else { return };
         let Some(extent) = slot.take_if(|extent| extent.offset == offset) else { return };
         self.free_extents.push(id);
-        self.slots.remove(&extent.id);
         self.foresight.gone(extent.id);
         self.tell(|| Event::Freed { offset });
         let dead = self.quiesced;

@@ -1,36 +1,33 @@
 //! What to do next: which chunk to bring, which to send away, what to find out first.
 //!
-//! Held works come first, then what the forecast says, in its order. For each chunk that is wanted in VRAM, room
-//! is made by sending away the chunk that will be needed last, and only if that is later than the wanted one
-//! (Belady's rule, which is optimal where the future is known); for what is brought ahead of need, a good part of the
-//! loop later, or chunks that have just been used would change places for ever. Without a forecast only held works make
-//! chunks move.
+//! Held works come first. In a loop that is foreseen, a plan says which chunks are out between which of their uses
+//! (`schedule.rs`): those are sent away as soon as nothing uses them, and brought back, the one that is needed soonest
+//! first, whenever there is room. What is not planned to be out stays, unless a held work needs its place: then the chunk
+//! goes that will be needed last (Belady's rule), or, where nothing is foreseen, that has not been used for longest.
 
-use super::{ChunkState, ExtentId, Manner, Mode, Obstacle, Residency};
+use super::{
+    Manner, Mode, Obstacle, Residency,
+    history::{Decision, NEVER},
+    schedule::{self, Gap, Round},
+};
 use crate::{StreamId, Tier};
 
-/// How far ahead of the program chunks are brought: this part of the loop. What is brought too early keeps the place of
-/// something else, which then has to be moved as well: of what does not fit, a round moves 1 / (1 - this part) as much.
-const AHEAD: u64 = 8;
-
-/// But at least so many works.
-const LEAST_AHEAD_WORKS: usize = 32;
-
-/// What is sent away for something that is brought ahead of need must be needed at least this part of the loop later,
-/// besides the part that does not fit.
-const MARGIN: u64 = 4;
-
-/// The next use of what is never used again, as far as is known.
-const NEVER: u64 = u32::MAX as u64;
-
-/// What can be sent away at once is, if its next use is at least this part of the latest one's away.
-const SOON_ENOUGH: (u64, u64) = (7, 8);
-
-/// Moves in flight at most.
+/// Moves in flight at most, and in one direction.
 const DEPTH: usize = 16;
+const DEPTH_EACH: usize = 6;
 
-/// A move costs as much time as copying this much more would, for its mappings (about 100 us at 50 GB/s).
-const OVERHEAD_BYTES: u64 = 6 << 20;
+/// VRAM that is kept for moves in flight: at most this, and at most this part of what chunks that move have.
+const SLACK_BYTES: u64 = 256 << 20;
+const SLACK_PART: u64 = 24;
+
+/// Room for so much more than the slack is made ahead, at most.
+const AHEAD_BYTES: u64 = 1 << 30;
+
+/// Works during which a chunk that is about to be used is not sent away.
+const SOON_WORKS: u64 = 4;
+
+/// A plan is made again after so many rounds, and then after ever more, up to this.
+const MOST_ROUNDS: u64 = 64;
 
 /// What chunks move for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +46,23 @@ pub enum Policy {
         /// Only while nothing runs.
         safe: bool,
     },
+}
+
+/// The plan in force.
+#[derive(Debug, Default)]
+pub(super) struct Planned {
+    /// The round that it was made from begins behind this position; `None`: there is no plan.
+    place: Option<u64>,
+    /// It is made again at this position, so many rounds later.
+    until: u64,
+    rounds: u64,
+    slack_bytes: u64,
+}
+
+/// Room that is not promised to anybody yet, in bytes.
+struct Left {
+    free: u64,
+    coming: u64,
 }
 
 impl Policy {
@@ -179,11 +193,7 @@ impl Residency {
         let Some(chunk) = self.chunk(index).filter(|chunk| !chunk.escaped && chunk.claims == 0) else { return false };
         match self.policy {
             Policy::Static => false,
-            Policy::Dynamic { .. } => {
-                let extent = self.extents.get(chunk.extent as usize).and_then(Option::as_ref);
-                let kind = extent.and_then(|extent| self.foresight.next_kind(extent.id));
-                kind.is_some_and(|kind| self.foresight.manner(kind) == Some(Manner::Move))
-            }
+            Policy::Dynamic { .. } => chunk.history.decision == Decision::Out,
             Policy::Torture { state, .. } => state & (1 << 40) != 0,
         }
     }
@@ -221,126 +231,214 @@ impl Residency {
     }
 
     fn bring(&mut self, room: Room, needs_progress: &mut bool) -> Option<Step> {
-        let mut free = room.vram_bytes;
-        // Room that is there or coming; wants take theirs from it in order.
-        let mut promised = room.vram_bytes + room.vram_coming_bytes;
-        for (want, ahead) in self.wants() {
-            let (bytes, tier) = self.chunk(want).map(|chunk| (chunk.bytes, chunk.tier))?;
-            if tier == Tier::Vram {
-                continue;
-            }
-            let mode = match self.may_move(want) {
-                Ok(mode) => mode,
-                Err(obstacle) => {
-                    *needs_progress |= obstacle == Obstacle::Busy;
-                    if self.chunk(want).is_some_and(|chunk| chunk.moving.is_none()) && ahead == 0 {
-                        // First things first: what a held work waits for is not overtaken.
-                        if obstacle != Obstacle::Fixed {
-                            return None;
-                        }
-                    }
-                    continue;
+        self.renew_plan(room);
+        let mut left = Left { free: room.vram_bytes, coming: room.vram_coming_bytes };
+        if let Some(step) = self.demand(&mut left, room, needs_progress) {
+            return Some(step);
+        }
+        if self.planned.place.is_none() || self.foresight.place().is_none() {
+            return None;
+        }
+        let wants = self.wants();
+        let wanted_bytes: u64 = wants.iter().filter_map(|(_, index)| self.chunk(*index)).map(|chunk| chunk.bytes).sum();
+        if let Some((soonest, _)) = wants.first()
+            && left.free + left.coming < wanted_bytes.min(AHEAD_BYTES) + self.planned.slack_bytes
+            && self.moving_to(Tier::Ram) < DEPTH_EACH
+            && let Some(step) = self.send_away(Some(*soonest), room, needs_progress)
+        {
+            return Some(step);
+        }
+        if self.moving_to(Tier::Vram) < DEPTH_EACH {
+            for (_, index) in wants {
+                let bytes = self.chunk(index).map_or(0, |chunk| chunk.bytes);
+                if bytes > left.free {
+                    // Nothing that is needed later takes the room of what is needed sooner.
+                    break;
                 }
-            };
-            if free >= bytes {
-                return self.start(want, Tier::Vram, mode);
+                match self.may_move(index) {
+                    Ok(mode) => {
+                        // Here it stays until it is used, however early it is.
+                        if let Some(chunk) = self.chunk_mut(index) {
+                            chunk.history.decision = Decision::Keep;
+                        }
+                        return self.start(index, Tier::Vram, mode);
+                    }
+                    Err(obstacle) => *needs_progress |= obstacle == Obstacle::Busy,
+                }
             }
-            if promised >= bytes {
-                promised -= bytes;
-                free = free.saturating_sub(bytes);
-                continue;
-            }
-            return self.send_away(ahead, room, needs_progress);
         }
         None
     }
 
-    /// Chunks that are wanted in VRAM and are not there, with how far ahead: held works', then the forecast's.
-    fn wants(&self) -> Vec<(u32, u64)> {
-        let in_ram = |index: &u32| {
-            self.chunk(*index).is_some_and(|chunk| chunk.tier == Tier::Ram && !chunk.fixed && chunk.moving.is_none())
-        };
-        let held = self.held.iter().filter(|held| held.promote && !held.hopeless);
-        let mut wants: Vec<(u32, u64)> = held.flat_map(|held| held.chunks.iter().copied()).map(|c| (c, 0)).collect();
-        wants.retain(|(index, _)| in_ram(index));
-        let period = self.foresight.period().unwrap_or(0);
-        let most = usize::try_from(period / AHEAD).unwrap_or(0).max(LEAST_AHEAD_WORKS);
-        for (ahead, kind, extents) in self.foresight.upcoming(most) {
-            if wants.len() >= 2 * DEPTH {
-                break;
+    /// Brings what held works wait for.
+    fn demand(&mut self, left: &mut Left, room: Room, needs_progress: &mut bool) -> Option<Step> {
+        let waiting = self.held.iter().filter(|held| held.promote && !held.hopeless);
+        let chunks: Vec<u32> = waiting.flat_map(|held| held.chunks.iter().copied()).collect();
+        for index in chunks {
+            let Some(chunk) = self.chunk(index) else { continue };
+            if chunk.tier == Tier::Vram || chunk.moving.is_some() || chunk.fixed {
+                continue;
             }
-            if self.foresight.manner(kind) == Some(Manner::Move) {
-                let chunks = extents.flat_map(|extent| self.chunks_of(extent));
-                wants.extend(chunks.filter(in_ram).map(|index| (index, ahead)));
+            let bytes = chunk.bytes;
+            match self.may_move(index) {
+                Ok(mode) if left.free >= bytes => return self.start(index, Tier::Vram, mode),
+                Ok(_) => {}
+                Err(obstacle) => *needs_progress |= obstacle == Obstacle::Busy,
+            }
+            let from_free = left.free.min(bytes);
+            left.free -= from_free;
+            let from_coming = left.coming.min(bytes - from_free);
+            left.coming -= from_coming;
+            if from_free + from_coming < bytes {
+                return self.send_away(None, room, needs_progress);
             }
         }
+        None
+    }
+
+    fn moving_to(&self, tier: Tier) -> usize {
+        self.live().filter(|(_, chunk)| chunk.moving == Some(tier)).count()
+    }
+
+    /// Chunks that are to come to VRAM, with the position at which they will be needed: the soonest first.
+    fn wants(&mut self) -> Vec<(u64, u32)> {
+        let (position, place, turns) = self.now();
+        let mut wants: Vec<(u64, u32)> = self
+            .chunks
+            .iter_mut()
+            .zip(0..)
+            .filter_map(|(chunk, index)| {
+                let chunk = chunk.as_mut()?;
+                let is_out = chunk.tier == Tier::Ram && chunk.moving.is_none() && !chunk.fixed && !chunk.escaped;
+                if !is_out || chunk.history.decision == Decision::Stay {
+                    return None;
+                }
+                let next = chunk.history.next(position, place, turns);
+                (next != NEVER).then_some((next, index))
+            })
+            .collect();
+        wants.sort_unstable();
         wants
     }
 
-    /// Sends away what will be needed last, if that is after `ahead` works. What is still being used is waited for if
-    /// it will be needed much later than what is not: sending away what is needed soon only makes it come back.
-    fn send_away(&mut self, ahead: u64, room: Room, needs_progress: &mut bool) -> Option<Step> {
-        let margin = if ahead == 0 { 1 } else { self.margin() };
-        let mut best: Option<(u64, u64, u32, Mode)> = None;
-        let mut latest = 0;
-        for (index, chunk) in self.live() {
+    /// The position of the last work, the one that corresponds to it, and the number of turns.
+    fn now(&self) -> (u64, Option<u64>, u64) {
+        (self.foresight.position().saturating_sub(1), self.foresight.place(), self.foresight.turns())
+    }
+
+    /// Sends a chunk away: of those that are planned to be out the one that will be needed last, if that is later than
+    /// `unless_before`; where there is none, and a held work needs room (`None`), whichever will be needed last.
+    fn send_away(&mut self, unless_before: Option<u64>, room: Room, needs_progress: &mut bool) -> Option<Step> {
+        let (position, place, turns) = self.now();
+        let mut best: Option<(bool, u64, u32, Mode)> = None;
+        for index in 0..super::index_of(self.chunks.len()) {
+            let Some(chunk) = self.chunk_mut(index) else { continue };
             if chunk.tier != Tier::Vram || chunk.fixed || chunk.claims > 0 || chunk.moving.is_some() {
                 continue;
             }
             if chunk.bytes > room.ram_bytes && !chunk.dead {
                 continue;
             }
-            let next = self.next_use(chunk).unwrap_or(NEVER);
-            if next <= ahead.saturating_add(margin) {
+            let planned = chunk.history.decision != Decision::Keep;
+            if !planned && unless_before.is_some() {
                 continue;
             }
-            let score = next.saturating_mul(chunk.bytes) / (chunk.bytes + OVERHEAD_BYTES);
-            if best.is_some_and(|(most, ..)| most >= score) {
+            let next = chunk.history.next(position, place, turns);
+            if unless_before.is_some_and(|before| next <= before) || next <= position + SOON_WORKS {
                 continue;
             }
+            // Without a forecast: the least recently used.
+            let later = if next == NEVER { NEVER - chunk.history.last() } else { next };
+            if best.is_some_and(|(other, latest, ..)| (other, latest) >= (planned, later)) {
+                continue;
+            }
+            let escaped = chunk.escaped;
             match self.may_move(index) {
-                Ok(mode) => best = Some((score, next, index, mode)),
-                Err(Obstacle::Busy) if !chunk.escaped => latest = latest.max(next),
+                Ok(mode) => best = Some((planned, later, index, mode)),
+                Err(Obstacle::Busy) if !escaped => *needs_progress = true,
                 Err(_) => {}
             }
         }
-        *needs_progress |= latest > 0;
-        let (_, next, index, mode) = best?;
-        if latest != NEVER && next.saturating_mul(SOON_ENOUGH.1) < latest.saturating_mul(SOON_ENOUGH.0) {
-            return None;
-        }
+        let (_, _, index, mode) = best?;
         self.start(index, Tier::Ram, mode)
     }
 
-    fn chunks_of(&self, extent: ExtentId) -> impl Iterator<Item = u32> {
-        let extent = self.slots.get(&extent).and_then(|slot| *self.extents.get(*slot as usize)?);
-        let end = extent.map_or(0, |extent| extent.offset + extent.bytes);
-        let mut at = extent.map_or(0, |extent| extent.offset);
-        std::iter::from_fn(move || {
-            let index = self.at(at).filter(|_| at < end)?;
-            let chunk = self.chunk(index)?;
-            at = chunk.offset + chunk.bytes;
-            Some(index)
-        })
-    }
-
-    /// In how many works the chunk is expected to be touched.
-    fn next_use(&self, chunk: &ChunkState) -> Option<u64> {
-        let extent = self.extents.get(chunk.extent as usize)?.as_ref()?;
-        self.foresight.next_use(extent.id)
-    }
-
-    /// How much later than what is brought ahead of need that which makes room for it must be needed: the part of the loop
-    /// that does not fit, or what has just been used would be brought back before the rest has been.
-    fn margin(&self) -> u64 {
-        let (mut all, mut spilled) = (0, 0);
-        for (_, chunk) in self.live().filter(|(_, chunk)| !chunk.fixed && self.next_use(chunk).is_some()) {
-            all += chunk.bytes;
-            spilled += if chunk.tier == Tier::Ram { chunk.bytes } else { 0 };
+    /// Makes a plan if it is time to.
+    fn renew_plan(&mut self, room: Room) {
+        let Some(place) = self.foresight.place() else { return };
+        let position = self.foresight.position();
+        if self.planned.place.is_some() && position < self.planned.until {
+            return;
         }
-        let period = self.foresight.period().unwrap_or(0);
-        let part = u128::from(period) * u128::from(spilled) / u128::from(all.max(1));
-        u64::try_from(part).unwrap_or(period) + period / MARGIN
+        let period = position - 1 - place;
+        self.planned.rounds = if self.planned.place.is_some() { (self.planned.rounds * 2).min(MOST_ROUNDS) } else { 1 };
+        self.planned.place = Some(place);
+        self.planned.until = position + self.planned.rounds * period;
+        self.plan(place, room);
+    }
+
+    #[allow(clippy::cast_precision_loss)] // Estimates.
+    fn plan(&mut self, place: u64, room: Room) {
+        let movable = |chunk: &super::ChunkState| !chunk.fixed && !chunk.escaped;
+        let sum = |tier: Tier| -> u64 {
+            self.live().filter(|(_, chunk)| movable(chunk) && chunk.tier == tier).map(|(_, chunk)| chunk.bytes).sum()
+        };
+        let (vram_bytes, ram_bytes) = (sum(Tier::Vram) + room.vram_bytes, sum(Tier::Ram));
+        self.planned.slack_bytes = SLACK_BYTES.min(vram_bytes / SLACK_PART);
+        let out_bytes = (ram_bytes + self.planned.slack_bytes).saturating_sub(room.vram_bytes + room.vram_coming_bytes);
+        let times = self.foresight.times(place);
+        let end = times.last().copied().unwrap_or(0.0);
+        let time =
+            |position: u64| times.get(usize::try_from(position - place - 1).unwrap_or(0)).copied().unwrap_or(end);
+        let link = self.foresight.link();
+        let round = Round { micros: end.max(1.0), out_bytes, link };
+        // Where the link is the limit, what reads each byte once is read where it is.
+        let in_place = out_bytes as f64 / link > round.micros / 2.0;
+        let mut gaps = Vec::new();
+        let mut owners = Vec::new();
+        for (index, chunk) in self.live().filter(|(_, chunk)| movable(chunk)) {
+            let is_out = chunk.tier == Tier::Ram;
+            let uses: Vec<_> = chunk.history.since(place).collect();
+            let gap = Gap {
+                bytes: chunk.bytes,
+                start: 0.0,
+                end: round.micros,
+                dead: chunk.dead,
+                in_place: None,
+                steady: is_out || chunk.history.decision != Decision::Keep,
+            };
+            owners.push((index, gaps.len(), uses.len()));
+            let reads_in_place = |position| self.foresight.manner_at(position) == Some(Manner::InPlace);
+            if in_place && !uses.is_empty() && uses.iter().all(|used| reads_in_place(used.position)) {
+                gaps.push(Gap { in_place: u32::try_from(uses.len()).ok(), start: time(uses[0].position), ..gap });
+                continue;
+            }
+            if uses.is_empty() {
+                gaps.push(gap);
+                continue;
+            }
+            for (at, used) in uses.iter().enumerate() {
+                let next = uses.get(at + 1);
+                let end = next.map_or_else(|| time(uses[0].position) + round.micros, |next| time(next.position));
+                let dead = next.map_or(uses[0].fresh, |next| next.fresh);
+                let steady = used.decision != Decision::Keep || (next.is_none() && is_out);
+                gaps.push(Gap { start: time(used.position + 1), end, dead, steady, ..gap });
+            }
+        }
+        let chosen = if out_bytes == 0 { vec![false; gaps.len()] } else { schedule::choose(&gaps, &round) };
+        for (index, first, uses) in owners {
+            let decision = |gap: usize| match (chosen[gap], gaps[gap].in_place) {
+                (false, _) => Decision::Keep,
+                (true, None) => Decision::Out,
+                (true, Some(_)) => Decision::Stay,
+            };
+            let Some(chunk) = self.chunk_mut(index) else { continue };
+            if gaps[first].in_place.is_some() {
+                chunk.history.decide(place, std::iter::repeat_n(decision(first), uses));
+            } else {
+                chunk.history.decide(place, (first..first + uses.max(1)).map(decision));
+            }
+        }
     }
 
     fn torture(&mut self, state: u64, safe: bool, room: Room, needs_progress: &mut bool) -> Option<Step> {

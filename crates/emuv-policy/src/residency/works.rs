@@ -34,8 +34,9 @@ impl Residency {
         let ram_bytes = self.movable_ram_bytes(touched);
         let manner = if ram_bytes > 0 { self.foresight.manner(work.kind) } else { None };
         let hopeless = hold.is_some_and(|id| self.held.iter().any(|held| held.id == id && held.hopeless));
-        let promote =
-            work.patient && !hopeless && ram_bytes > 0 && manner == Some(Manner::Move) && self.policy.promotes();
+        // What is not mapped is better brought than mapped where it is.
+        let wanted = manner == Some(Manner::Move) || touched.iter().any(|i| self.chunk(*i).is_some_and(|c| !c.mapped));
+        let promote = work.patient && !hopeless && ram_bytes > 0 && wanted && self.policy.promotes();
         // How this kind does with data in RAM is about to be known: better to wait than to do it all the slow way.
         let wait_to_know =
             work.patient && manner.is_none() && ram_bytes >= GRANULE && self.measuring.contains(&work.kind);
@@ -50,11 +51,15 @@ impl Residency {
         state.begun += 1;
         let number = state.begun;
         state.open.push(number);
+        let position = self.foresight.position();
+        self.foresee(work, touched);
+        let (place, turns) = (self.foresight.place(), self.foresight.turns());
         for &index in touched {
             if let Some(chunk) = self.chunks[index as usize].as_mut() {
-                chunk.dead = false;
+                let fresh = std::mem::take(&mut chunk.dead);
                 if !work.everything {
                     note_use(&mut chunk.uses, lane, number);
+                    chunk.history.note(position, fresh, place, turns);
                 }
             }
         }
@@ -62,7 +67,6 @@ impl Residency {
             note_use(&mut self.everything, lane, number);
         }
         let search = self.may_store(work, touched, (lane, number));
-        self.foresee(work, touched);
         let measure =
             ram_bytes >= GRANULE && work.kind != 0 && manner.is_none() && !work.everything && self.policy.promotes();
         if measure {

@@ -1,0 +1,138 @@
+//! When a chunk was used, and so when it will be used again: what happened to it behind the place of the past that
+//! corresponds to now ([`super::foresight`]). It is the chunk that is followed, not the allocation in it: a program that
+//! repeats itself has its memory at the same addresses again, and memory that is nobody's will be somebody's again.
+
+use std::collections::VecDeque;
+
+/// Works on both sides of the expected place among which the like of a use is looked for.
+const NEAR: u64 = 8;
+
+/// Uses that are remembered.
+const MOST_USES: usize = 4096;
+
+/// Not foreseen.
+pub(super) const NEVER: u64 = u64::MAX;
+
+/// Where a chunk is to be between one use and the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Decision {
+    /// In VRAM.
+    #[default]
+    Keep,
+    /// In RAM, and back in VRAM for the next use.
+    Out,
+    /// In RAM, for the next use as well.
+    Stay,
+}
+
+/// A work that touched the chunk.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ChunkUse {
+    pub position: u64,
+    /// What the chunk held before was nobody's.
+    pub fresh: bool,
+    /// For the time behind it.
+    pub decision: Decision,
+}
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    uses: VecDeque<ChunkUse>,
+    /// For the time behind the last use.
+    pub decision: Decision,
+    next: u64,
+    turns: u64,
+}
+
+impl History {
+    /// The chunk is used by the work at `position`, to which the one at `place` corresponds.
+    pub fn note(&mut self, position: u64, fresh: bool, place: Option<u64>, turns: u64) {
+        // A round later the same is done as a round before.
+        let like = place.and_then(|place| self.like(place));
+        self.decision = like.map_or_else(Decision::default, |like| like.decision);
+        self.uses.push_back(ChunkUse { position, fresh, decision: self.decision });
+        let oldest = place.unwrap_or(0).saturating_sub(NEAR);
+        while self.uses.len() > MOST_USES || self.uses.front().is_some_and(|first| first.position < oldest) {
+            self.uses.pop_front();
+        }
+        self.foresee(position, place, turns);
+    }
+
+    fn foresee(&mut self, position: u64, place: Option<u64>, turns: u64) {
+        self.turns = turns;
+        self.next = place.map_or(NEVER, |place| {
+            let after = self.uses.partition_point(|used| used.position <= place);
+            self.uses.get(after).map_or(NEVER, |used| position + (used.position - place))
+        });
+    }
+
+    fn like(&self, place: u64) -> Option<ChunkUse> {
+        let at = self.uses.partition_point(|used| used.position < place);
+        let around = [self.uses.get(at), at.checked_sub(1).and_then(|before| self.uses.get(before))];
+        let near = around.into_iter().flatten().filter(|used| used.position.abs_diff(place) <= NEAR);
+        near.min_by_key(|used| used.position.abs_diff(place)).copied()
+    }
+
+    /// The position of the next use, as seen after the work at `position`; [`NEVER`]: not foreseen.
+    pub fn next(&mut self, position: u64, place: Option<u64>, turns: u64) -> u64 {
+        if self.turns != turns || self.next <= position {
+            self.foresee(position, place, turns);
+        }
+        self.next
+    }
+
+    /// The position of the last use.
+    pub fn last(&self) -> u64 {
+        self.uses.back().map_or(0, |used| used.position)
+    }
+
+    /// The uses behind `place`.
+    pub fn since(&self, place: u64) -> impl Iterator<Item = &ChunkUse> {
+        self.uses.range(self.uses.partition_point(|used| used.position <= place)..)
+    }
+
+    /// Decides what comes behind each use behind `place`, in order; without any, what comes from now on.
+    pub fn decide(&mut self, place: u64, decisions: impl Iterator<Item = Decision>) {
+        let first = self.uses.partition_point(|used| used.position <= place);
+        let mut uses = self.uses.range_mut(first..);
+        for decision in decisions {
+            if let Some(used) = uses.next() {
+                used.decision = decision;
+            }
+            self.decision = decision;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_is_used_again_when_it_was_a_round_ago() {
+        let mut history = History::default();
+        for position in [0, 4, 10, 14, 20] {
+            history.note(position, false, position.checked_sub(10), 1);
+        }
+        assert_eq!(history.next(20, Some(10), 1), 24);
+        assert_eq!(history.next(23, Some(13), 1), 24);
+        assert_eq!(history.next(24, Some(14), 1), 30, "it was not used when it was expected");
+        assert_eq!(history.next(24, None, 2), NEVER);
+        assert_eq!(history.last(), 20);
+    }
+
+    #[test]
+    fn what_was_decided_holds_a_round_later() {
+        let mut history = History::default();
+        history.note(10, false, None, 0);
+        history.note(14, true, None, 0);
+        history.decide(9, [Decision::Keep, Decision::Out].into_iter());
+        assert_eq!(history.decision, Decision::Out);
+        history.note(20, false, Some(10), 0);
+        assert_eq!(history.decision, Decision::Keep);
+        history.note(25, false, Some(15), 0);
+        assert_eq!(history.decision, Decision::Out, "a work later than expected");
+        assert_eq!(history.since(14).map(|used| used.position).collect::<Vec<_>>(), [20, 25]);
+    }
+}

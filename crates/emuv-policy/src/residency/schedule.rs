@@ -1,0 +1,229 @@
+//! Which chunks are out of VRAM when, in a loop that does not fit: the plan of one round.
+//!
+//! Between two uses of a chunk lies a *gap*, during which it may be in RAM. At every moment of the round the chunks that
+//! are out must make up what does not fit. So gaps are chosen, cheapest coverage first (greedily: the problem is the
+//! weighted form of what Belady's rule solves, and NP-hard), until every moment is covered. What is chosen once is out in
+//! every round: a resident part is never disturbed, and evictions begin as soon as a gap does, not when room runs out.
+//!
+//! Where many gaps are alike, as in a cyclic scan, those are chosen that are spread evenly over the round, so that the link
+//! always has something to do.
+
+use std::collections::BinaryHeap;
+
+/// Parts of a round that are looked at.
+const PARTS: usize = 96;
+
+/// What a change of mapping costs, as much as copying this many bytes.
+const REMAP_BYTES: f64 = 3e6;
+
+/// Choosing again what was chosen before is worth so much more, and being where it is to be.
+const STEADY: f64 = 1.15;
+
+/// How much an even spread counts among gaps that are alike.
+const SPREAD: f64 = 0.1;
+
+/// A time in which a chunk is not used. Times are in microseconds from the beginning of the round.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Gap {
+    /// Size of the chunk.
+    pub bytes: u64,
+    /// From when.
+    pub start: f64,
+    /// Until when: behind the round's end if it reaches into the next one.
+    pub end: f64,
+    /// What the chunk holds meanwhile is nobody's.
+    pub dead: bool,
+    /// Uses to which the chunk need not come back, because they read it as well in RAM: it is out all the time.
+    pub in_place: Option<u32>,
+    /// It was chosen last time, or the chunk is out already.
+    pub steady: bool,
+}
+
+/// The round and the link.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Round {
+    /// How long it takes with everything in VRAM, in microseconds.
+    pub micros: f64,
+    /// What does not fit, in bytes.
+    pub out_bytes: u64,
+    /// The link's speed in bytes per microsecond.
+    pub link: f64,
+}
+
+impl Gap {
+    /// What moving out and in costs, in bytes.
+    #[allow(clippy::cast_precision_loss)] // An estimate.
+    fn cost(&self) -> f64 {
+        let bytes = self.bytes as f64;
+        match self.in_place {
+            Some(uses) => bytes * f64::from(uses) + REMAP_BYTES / 2.0,
+            None if self.dead => 2.0 * REMAP_BYTES,
+            None => bytes * 1.2 + 2.0 * REMAP_BYTES,
+        }
+    }
+
+    /// Whether there is time to move out and in.
+    #[allow(clippy::cast_precision_loss)] // An estimate.
+    fn is_long_enough(&self, round: &Round, stretch: f64) -> bool {
+        let moved = if self.dead { REMAP_BYTES } else { self.bytes as f64 + REMAP_BYTES };
+        self.in_place.is_some() || (self.end - self.start) * stretch >= 2.0 * moved / round.link
+    }
+
+    /// The parts of the round that it covers wholly: the first, and how many.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)] // Small numbers.
+    fn parts(&self, round: &Round) -> (usize, usize) {
+        if self.in_place.is_some() {
+            return (0, PARTS);
+        }
+        let part = round.micros / PARTS as f64;
+        let first = (self.start / part).ceil() as usize;
+        let last = (self.end / part).floor() as usize;
+        (first, last.saturating_sub(first).min(PARTS))
+    }
+}
+
+/// Chooses gaps so that at every moment `out_bytes` are out, as far as there are enough: whether each is chosen.
+#[allow(clippy::cast_precision_loss)] // Estimates.
+pub fn choose(gaps: &[Gap], round: &Round) -> Vec<bool> {
+    let mut chosen = vec![false; gaps.len()];
+    let mut need = [round.out_bytes as f64; PARTS];
+    // The round takes as long as the link needs.
+    let stretch = (round.out_bytes as f64 / round.link / round.micros.max(1.0)).max(1.0);
+    let mut heap: BinaryHeap<Candidate> = (0..gaps.len())
+        .filter(|index| gaps[*index].is_long_enough(round, stretch))
+        .filter_map(|index| Candidate::of(gaps, index, round, &need))
+        .collect();
+    while let Some(best) = heap.pop() {
+        // What has been chosen since may have made it less useful.
+        let Some(now) = Candidate::of(gaps, best.gap, round, &need) else { continue };
+        if heap.peek().is_some_and(|next| next.score > now.score) {
+            heap.push(now);
+            continue;
+        }
+        let gap = &gaps[best.gap];
+        chosen[best.gap] = true;
+        let (first, count) = gap.parts(round);
+        for part in first..first + count {
+            need[part % PARTS] -= gap.bytes as f64;
+        }
+        if need.iter().all(|need| *need <= 0.0) {
+            break;
+        }
+    }
+    chosen
+}
+
+#[derive(Debug, PartialEq)]
+struct Candidate {
+    score: f64,
+    gap: usize,
+}
+
+impl Candidate {
+    /// `None`: it covers nothing that still needs covering.
+    #[allow(clippy::cast_precision_loss)] // Estimates.
+    fn of(gaps: &[Gap], index: usize, round: &Round, need: &[f64; PARTS]) -> Option<Self> {
+        let gap = &gaps[index];
+        let (first, count) = gap.parts(round);
+        let bytes = gap.bytes as f64;
+        let useful: f64 = (first..first + count).map(|part| need[part % PARTS].clamp(0.0, bytes)).sum();
+        if useful <= 0.0 {
+            return None;
+        }
+        let steady = if gap.steady { STEADY } else { 1.0 };
+        // Starts in the order of a van der Corput sequence.
+        let spread = f64::from(part_of(gap.start, round.micros).reverse_bits()) / f64::from(u32::MAX);
+        Some(Self { score: useful / gap.cost() * steady * (1.0 + SPREAD * (1.0 - spread)), gap: index })
+    }
+}
+
+/// Where in the round, in 2^16 parts.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Less than 2^16.
+fn part_of(time: f64, round_micros: f64) -> u32 {
+    (time / round_micros.max(1.0) * 65536.0) as u32 & 0xffff
+}
+
+impl Eq for Candidate {}
+
+impl PartialOrd for Candidate {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Candidate {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.score.total_cmp(&other.score).then(other.gap.cmp(&self.gap))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn gap(bytes: u64, start: f64, end: f64) -> Gap {
+        Gap { bytes, start, end, dead: false, in_place: None, steady: false }
+    }
+
+    /// What is out in each hundredth of the round, in MiB.
+    fn out(gaps: &[Gap], chosen: &[bool], micros: f64) -> Vec<u64> {
+        (0..100)
+            .map(|part| (f64::from(part) + 0.5) * micros / 100.0)
+            .map(|at| {
+                let covers = |gap: &Gap| [at, at + micros].iter().any(|at| gap.start <= *at && *at < gap.end);
+                let chosen = gaps.iter().zip(chosen).filter(|(gap, chosen)| **chosen && covers(gap));
+                chosen.map(|(gap, _)| gap.bytes / MIB).sum()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn of_a_scan_evenly_spread_chunks_are_out() {
+        let gaps: Vec<Gap> =
+            (0..100).map(|i| gap(32 * MIB, f64::from(i) * 1e3, f64::from(i) * 1e3 + 99_900.0)).collect();
+        let round = Round { micros: 1e5, out_bytes: 25 * 32 * MIB, link: 50e3 };
+        let chosen = choose(&gaps, &round);
+        let places: Vec<usize> = (0..100).filter(|i| chosen[*i]).collect();
+        assert!((25..=27).contains(&places.len()), "{places:?}");
+        assert!(places.windows(2).all(|pair| pair[1] - pair[0] <= 8), "{places:?}");
+        // The same again: the plan is stable.
+        let again: Vec<Gap> = gaps.iter().zip(&chosen).map(|(gap, chosen)| Gap { steady: *chosen, ..*gap }).collect();
+        assert_eq!(choose(&again, &round), chosen);
+    }
+
+    #[test]
+    fn of_activations_the_first_are_out_longest() {
+        // Layer i is made at i ms and used again at 200 - i ms.
+        let gaps: Vec<Gap> = (0..100).map(|i| gap(32 * MIB, f64::from(i) * 1e3, 200e3 - f64::from(i) * 1e3)).collect();
+        let round = Round { micros: 200e3, out_bytes: 20 * 32 * MIB, link: 50e3 };
+        let chosen = choose(&gaps, &round);
+        let places: Vec<usize> = (0..100).filter(|i| chosen[*i]).collect();
+        assert!(places.len() < 60, "{places:?}");
+        assert!(out(&gaps, &chosen, 200e3)[60..90].iter().all(|mib| *mib >= 19 * 32));
+    }
+
+    #[test]
+    fn what_is_nobodys_goes_first() {
+        let mut gaps = vec![gap(32 * MIB, 0.0, 9e4); 10];
+        gaps.extend([Gap { dead: true, ..gaps[0] }; 10]);
+        let chosen = choose(&gaps, &Round { micros: 1e5, out_bytes: 5 * 32 * MIB, link: 50e3 });
+        assert!(chosen[..10].iter().all(|chosen| !chosen));
+        assert_eq!(chosen[10..].iter().filter(|chosen| **chosen).count(), 5);
+    }
+
+    #[test]
+    fn what_reads_as_well_in_place_is_not_moved() {
+        let mut gaps: Vec<Gap> = (0..10).map(|i| gap(32 * MIB, f64::from(i) * 1e4, f64::from(i) * 1e4 + 9e4)).collect();
+        gaps.extend(gaps.clone().iter().map(|gap| Gap { in_place: Some(1), ..*gap }));
+        let chosen = choose(&gaps, &Round { micros: 1e5, out_bytes: 5 * 32 * MIB, link: 50e3 });
+        assert!(chosen[..10].iter().all(|chosen| !chosen));
+    }
+
+    #[test]
+    fn a_gap_that_is_too_short_is_none() {
+        let gaps = [gap(32 * MIB, 0.0, 900.0)];
+        assert_eq!(choose(&gaps, &Round { micros: 1e5, out_bytes: 32 * MIB, link: 50e3 }), [false]);
+    }
+}
