@@ -13,6 +13,7 @@ mod budget;
 mod chunk;
 pub mod machine;
 mod memory;
+pub mod replay;
 mod residency;
 mod slab;
 mod space;

@@ -6,7 +6,7 @@
 //! the work's kind's slowness. Copies run one after the other in each direction, both directions at once. When a copy is
 //! over the mover, one thread, replaces the mapping.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::{Begin, Begun, HoldId, MoveRoom, Policy, Residency, Step, StreamId, Tier, Work};
 
@@ -68,6 +68,8 @@ pub struct GpuWork {
     pub kind: u64,
     /// It may touch anything.
     pub everything: bool,
+    /// How much slower than the link it reads from RAM in place.
+    pub slowness: f64,
 }
 
 /// See the module's head.
@@ -79,13 +81,21 @@ pub struct Machine {
     pub link_bytes_per_us: f64,
     /// The same while both directions are used.
     pub both_bytes_per_us: f64,
-    /// How much slower than the link works read from RAM in place.
-    pub in_place: f64,
-    /// Mapping 32 MiB in place of what was there, for a chunk that has come to VRAM and one that has come to RAM.
-    pub remap_us: [f64; 2],
     /// Between two works that the program issues.
     pub issue_us: f64,
+    /// Until a program that was held goes on.
+    pub wake_us: f64,
 }
+
+/// What changing mappings takes (H200, driver 580): of VRAM, whatever the size; of 32 MiB of RAM.
+const VRAM_MAP_US: f64 = 30.0;
+const VRAM_UNMAP_US: f64 = 17.0;
+const RAM_MAP_US: f64 = 359.0;
+const RAM_UNMAP_US: f64 = 99.0;
+
+/// VRAM that is left to allocations up to [`LARGE_BYTES`], as a part of all.
+const LEFT_TO_SMALL: u64 = 32;
+const LARGE_BYTES: u64 = 16 << 20;
 
 /// What a round cost.
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
@@ -97,9 +107,6 @@ pub struct Cost {
     /// Bytes moved into RAM.
     pub evicted_bytes: u64,
 }
-
-/// Taking a mapping away, whatever its size.
-const UNMAP_US: f64 = 20.0;
 
 /// Of 32 MiB.
 #[allow(clippy::cast_precision_loss)] // For a duration.
@@ -119,6 +126,7 @@ struct Run<'a> {
     machine: &'a Machine,
     residency: Residency,
     sizes: HashMap<u64, u64>,
+    hidden: HashSet<u64>,
     now: f64,
     free_bytes: u64,
     gpu_free_at: f64,
@@ -147,6 +155,7 @@ impl Machine {
             machine: self,
             residency,
             sizes: HashMap::new(),
+            hidden: HashSet::new(),
             now: 0.0,
             free_bytes: self.vram_bytes,
             gpu_free_at: 0.0,
@@ -213,8 +222,17 @@ impl Run<'_> {
                 let to_ram = done.to == Tier::Ram;
                 self.free_bytes += if to_ram { done.bytes } else { 0 };
                 self.residency.finish(done.offset, true);
-                let remap_us =
-                    if done.map { self.machine.remap_us[usize::from(to_ram)] * parts(done.bytes) } else { UNMAP_US };
+                let was_mapped = !self.hidden.remove(&done.offset);
+                let ram_us = if to_ram { RAM_MAP_US } else { RAM_UNMAP_US } * parts(done.bytes);
+                let remap_us = match (to_ram, done.map, was_mapped) {
+                    (true, true, _) => VRAM_UNMAP_US + ram_us,
+                    (true, false, _) => VRAM_UNMAP_US,
+                    (false, _, true) => VRAM_MAP_US + ram_us,
+                    (false, _, false) => VRAM_MAP_US,
+                };
+                if !done.map {
+                    self.hidden.insert(done.offset);
+                }
                 self.mover_free_at = self.now + remap_us;
                 continue;
             }
@@ -224,7 +242,8 @@ impl Run<'_> {
                 Step::Move { offset, bytes, to, copy, map } => self.start(offset, bytes, to, copy, map),
                 Step::Show { offset, bytes } => {
                     self.residency.finish(offset, true);
-                    self.mover_free_at = self.now + self.machine.remap_us[1] * parts(bytes);
+                    self.hidden.remove(&offset);
+                    self.mover_free_at = self.now + RAM_MAP_US * parts(bytes);
                 }
                 Step::Search(_) => self.residency.searched_all(Some(&[])),
                 Step::Collect => {
@@ -267,7 +286,8 @@ impl Run<'_> {
     fn take(&mut self, op: &Op, marks: &mut Vec<Cost>) -> bool {
         match op {
             Op::Map { offset, bytes } => {
-                let tier = if self.free_bytes >= *bytes { Tier::Vram } else { Tier::Ram };
+                let left = if *bytes > LARGE_BYTES { self.machine.vram_bytes / LEFT_TO_SMALL } else { 0 };
+                let tier = if self.free_bytes >= *bytes + left { Tier::Vram } else { Tier::Ram };
                 self.free_bytes -= if tier == Tier::Vram { *bytes } else { 0 };
                 self.sizes.insert(*offset, *bytes);
                 self.residency.add_chunk(*offset, *bytes, tier, false);
@@ -303,12 +323,12 @@ impl Run<'_> {
         match self.residency.begin(&asked, self.held.map(|(hold, _)| hold)) {
             Begin::Go(begun) => {
                 self.residency.issued(&begun);
-                let in_ram = begun.ram_bytes as f64 / self.machine.link_bytes_per_us * self.machine.in_place;
+                let in_ram = begun.ram_bytes as f64 / self.machine.link_bytes_per_us * work.slowness;
                 let micros = work.micros + in_ram;
                 self.gpu_free_at = self.gpu_free_at.max(self.now) + micros;
                 self.queue.push_back((self.gpu_free_at, begun, work.kind, micros));
-                self.held = None;
-                self.cpu_free_at = self.now + self.machine.issue_us;
+                let woken = if self.held.take().is_some() { self.machine.wake_us } else { 0.0 };
+                self.cpu_free_at = self.now + self.machine.issue_us + woken;
                 self.issued += 1;
                 if self.issued.is_multiple_of(WORKS_PER_FENCE)
                     && let Some(number) = self.residency.fence(STREAM)

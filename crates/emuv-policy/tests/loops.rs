@@ -17,7 +17,7 @@ struct Kernel {
 }
 
 /// Runs `rounds` rounds; gives the cost of the last one.
-fn run(machine: &Machine, sizes: &[u64], kernels: &[Kernel], rounds: usize) -> Cost {
+fn run(machine: &Machine, slowness: f64, sizes: &[u64], kernels: &[Kernel], rounds: usize) -> Cost {
     let mut program = Vec::new();
     let mut offsets = Vec::new();
     let mut offset = 0;
@@ -34,6 +34,7 @@ fn run(machine: &Machine, sizes: &[u64], kernels: &[Kernel], rounds: usize) -> C
                 micros: kernel.micros,
                 kind: kernel.kind,
                 everything: false,
+                slowness,
             }));
         }
     }
@@ -58,15 +59,8 @@ fn forward(layers: usize, weight_bytes: u64, micros: f64) -> (Vec<u64>, Vec<Kern
     (sizes, kernels)
 }
 
-fn pcie5(vram_bytes: u64, in_place: f64) -> Machine {
-    Machine {
-        vram_bytes,
-        link_bytes_per_us: 54_000.0,
-        both_bytes_per_us: 44_000.0,
-        in_place,
-        remap_us: [130.0, 380.0],
-        issue_us: 5.0,
-    }
+fn pcie5(vram_bytes: u64) -> Machine {
+    Machine { vram_bytes, link_bytes_per_us: 54_000.0, both_bytes_per_us: 44_000.0, issue_us: 5.0, wake_us: 50.0 }
 }
 
 fn report(what: &str, cost: Cost, bound_us: f64, spilled_bytes: u64) -> f64 {
@@ -84,9 +78,9 @@ fn report(what: &str, cost: Cost, bound_us: f64, spilled_bytes: u64) -> f64 {
 fn a_loop_that_the_link_limits_moves_little_more_than_what_does_not_fit() {
     let (sizes, kernels) = forward(140, 96 * MIB, 60.0);
     let total: u64 = sizes.iter().sum();
-    let machine = pcie5(9 << 30, 15.0);
+    let machine = pcie5(9 << 30);
     let spilled = total - machine.vram_bytes;
-    let cost = run(&machine, &sizes, &kernels, 8);
+    let cost = run(&machine, 15.0, &sizes, &kernels, 8);
     // What is brought pushes as much out: nobody can tell that it was not written to.
     let bound = spilled as f64 / machine.both_bytes_per_us;
     assert!(report("link-bound", cost, bound, spilled) > 80.0);
@@ -96,9 +90,9 @@ fn a_loop_that_the_link_limits_moves_little_more_than_what_does_not_fit() {
 fn a_loop_that_computes_long_enough_hides_the_link() {
     let (sizes, kernels) = forward(140, 96 * MIB, 1200.0);
     let total: u64 = sizes.iter().sum();
-    let machine = pcie5(9 << 30, 15.0);
+    let machine = pcie5(9 << 30);
     let spilled = total - machine.vram_bytes;
-    let cost = run(&machine, &sizes, &kernels, 6);
+    let cost = run(&machine, 15.0, &sizes, &kernels, 6);
     let bound: f64 = kernels.iter().map(|kernel| kernel.micros).sum();
     assert!(report("compute-bound", cost, bound, spilled) > 85.0);
 }
@@ -107,9 +101,9 @@ fn a_loop_that_computes_long_enough_hides_the_link() {
 fn what_reads_each_byte_once_is_left_where_it_is() {
     let (sizes, kernels) = forward(140, 96 * MIB, 25.0);
     let total: u64 = sizes.iter().sum();
-    let machine = pcie5(9 << 30, 1.05);
+    let machine = pcie5(9 << 30);
     let spilled = total - machine.vram_bytes;
-    let cost = run(&machine, &sizes, &kernels, 4);
+    let cost = run(&machine, 1.05, &sizes, &kernels, 4);
     assert_eq!(cost.promoted_bytes, 0);
     let compute: f64 = kernels.iter().map(|kernel| kernel.micros).sum();
     let bound = spilled as f64 / machine.link_bytes_per_us;
@@ -127,9 +121,9 @@ fn what_is_made_going_forward_and_used_going_back_is_moved_once_each_way() {
     let mut kernels: Vec<Kernel> = (0..layers).map(|l| Kernel { chunks: of(l), micros: 170.0, kind: 1 }).collect();
     kernels.extend((0..layers).rev().map(|l| Kernel { chunks: of(l), micros: 340.0, kind: 2 }));
     let total: u64 = sizes.iter().sum();
-    let machine = pcie5(total - (2 << 30), 10.0);
+    let machine = pcie5(total - (2 << 30));
     let spilled = total - machine.vram_bytes;
-    let cost = run(&machine, &sizes, &kernels, 8);
+    let cost = run(&machine, 15.0, &sizes, &kernels, 8);
     let (forwards, backwards) = (170.0 * layers as f64, 340.0 * layers as f64);
     let link = spilled as f64 / machine.link_bytes_per_us;
     assert!(report("training", cost, forwards.max(link) + backwards.max(link), spilled) > 60.0);

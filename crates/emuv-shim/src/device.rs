@@ -171,6 +171,12 @@ impl Device {
         bytes <= self.arena.with_memory(|memory| memory.vram_for(bytes, room))
     }
 
+    /// Whether there is RAM for `bytes` more.
+    pub fn has_ram_for(&self, session: &Session, bytes: u64) -> bool {
+        let budget = self.arena.with_memory(|memory| memory.budgets().ram.room_bytes());
+        bytes <= budget && bytes <= self.host_room(session)
+    }
+
     /// Makes a handle for the program: in VRAM by `in_vram` (the program's own call), else in RAM.
     ///
     /// # Errors
@@ -466,7 +472,7 @@ impl Device {
         counters.ram.set_used(budgets.ram.used_bytes());
         session.ram_used_bytes();
         counters.unspilled_bytes.store(unspilled, Relaxed);
-        if budgets.ram.used_bytes() > 0 {
+        if budgets.ram.used_bytes() > self.moves.spare_ram_bytes() {
             session.say_that_it_spills(budgets.vram.used_bytes(), budgets.ram.limit_bytes());
         }
         if budgets.ram.used_bytes() > 0 || session.trace.is_some() {

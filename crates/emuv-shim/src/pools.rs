@@ -177,7 +177,9 @@ impl Pools {
         if self.with(|pools| pools.usage(pool).reserved).saturating_add(size) > limit {
             return take(Waste::Any).ok_or(Refusal::NoRoom);
         }
-        if size > SMALL_BYTES && !device.has_vram_for(session, size) {
+        // Where data moves, what is used is in VRAM wherever it was put, and tight blocks at lasting addresses are worth more.
+        let moves = session.moves() && device.has_ram_for(session, size);
+        if size > SMALL_BYTES && !moves && !device.has_vram_for(session, size) {
             // Before anything goes to RAM: waste VRAM that is there, or exchange it for what is needed.
             if let Some(address) = take(Waste::Any) {
                 return Ok(address);

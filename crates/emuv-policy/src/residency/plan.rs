@@ -26,6 +26,9 @@ const AHEAD_BYTES: u64 = 1 << 30;
 /// Works during which a chunk that is about to be used is not sent away.
 const SOON_WORKS: u64 = 4;
 
+/// A round is the same one as long as its length differs by less than this part.
+const SAME_PERIOD: u64 = 16;
+
 /// A plan is made again after so many rounds, and then after ever more, up to this.
 const MOST_ROUNDS: u64 = 64;
 
@@ -53,6 +56,8 @@ pub enum Policy {
 pub(super) struct Planned {
     /// The round that it was made from begins behind this position; `None`: there is no plan.
     place: Option<u64>,
+    /// How many works that round had.
+    period: u64,
     /// It is made again at this position, so many rounds later.
     until: u64,
     rounds: u64,
@@ -367,12 +372,14 @@ impl Residency {
     fn renew_plan(&mut self, room: Room) {
         let Some(place) = self.foresight.place() else { return };
         let position = self.foresight.position();
-        if self.planned.place.is_some() && position < self.planned.until {
+        let period = position - 1 - place;
+        let same = self.planned.place.is_some() && period.abs_diff(self.planned.period) <= period / SAME_PERIOD;
+        if same && position < self.planned.until {
             return;
         }
-        let period = position - 1 - place;
-        self.planned.rounds = if self.planned.place.is_some() { (self.planned.rounds * 2).min(MOST_ROUNDS) } else { 1 };
+        self.planned.rounds = if same { (self.planned.rounds * 2).min(MOST_ROUNDS) } else { 1 };
         self.planned.place = Some(place);
+        self.planned.period = period;
         self.planned.until = position + self.planned.rounds * period;
         self.plan(place, room);
     }

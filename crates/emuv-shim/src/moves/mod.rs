@@ -379,6 +379,11 @@ impl Moves {
         if self.is_active() { self.spares.bytes() } else { 0 }
     }
 
+    /// Bytes of RAM that are charged to its budget and hold nothing.
+    pub fn spare_ram_bytes(&self) -> u64 {
+        self.spares.ram_bytes()
+    }
+
     /// Gives memory that is kept to move chunks into back to the budgets, and keeps the mover from taking it again
     /// while `attempt` runs. `None`: there was none.
     pub fn without_spares<T>(&self, session: &Session, arena: &Arena, attempt: impl FnOnce() -> T) -> Option<T> {

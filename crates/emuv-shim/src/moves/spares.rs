@@ -114,6 +114,11 @@ impl Spares {
         state.vram_bytes + state.ram_bytes
     }
 
+    /// The same in RAM alone.
+    pub fn ram_bytes(&self) -> u64 {
+        lock(&self.0).ram_bytes
+    }
+
     /// A handle that nothing is mapped to any more but its alias.
     pub fn put(&self, tier: Tier, bytes: u64, handle: Handle) {
         lock(&self.0).of(tier).0.entry(bytes).or_default().push(handle);
