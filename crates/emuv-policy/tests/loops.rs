@@ -83,7 +83,7 @@ fn a_loop_that_the_link_limits_moves_little_more_than_what_does_not_fit() {
     let cost = run(&machine, 15.0, &sizes, &kernels, 8);
     // What is brought pushes as much out: nobody can tell that it was not written to.
     let bound = spilled as f64 / machine.both_bytes_per_us;
-    assert!(report("link-bound", cost, bound, spilled) > 80.0);
+    assert!(report("link-bound", cost, bound, spilled) > 88.0);
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn a_loop_that_computes_long_enough_hides_the_link() {
     let spilled = total - machine.vram_bytes;
     let cost = run(&machine, 15.0, &sizes, &kernels, 6);
     let bound: f64 = kernels.iter().map(|kernel| kernel.micros).sum();
-    assert!(report("compute-bound", cost, bound, spilled) > 85.0);
+    assert!(report("compute-bound", cost, bound, spilled) > 95.0);
 }
 
 #[test]
@@ -104,10 +104,10 @@ fn what_reads_each_byte_once_is_left_where_it_is() {
     let machine = pcie5(9 << 30);
     let spilled = total - machine.vram_bytes;
     let cost = run(&machine, 1.05, &sizes, &kernels, 4);
-    assert_eq!(cost.promoted_bytes, 0);
+    assert!(cost.promoted_bytes <= 64 * MIB, "{} bytes were brought", cost.promoted_bytes);
     let compute: f64 = kernels.iter().map(|kernel| kernel.micros).sum();
     let bound = spilled as f64 / machine.link_bytes_per_us;
-    assert!(report("read once", cost, bound.max(compute), spilled) > 70.0);
+    assert!(report("read once", cost, bound.max(compute), spilled) > 80.0);
 }
 
 #[test]
@@ -126,5 +126,5 @@ fn what_is_made_going_forward_and_used_going_back_is_moved_once_each_way() {
     let cost = run(&machine, 15.0, &sizes, &kernels, 8);
     let (forwards, backwards) = (170.0 * layers as f64, 340.0 * layers as f64);
     let link = spilled as f64 / machine.link_bytes_per_us;
-    assert!(report("training", cost, forwards.max(link) + backwards.max(link), spilled) > 60.0);
+    assert!(report("training", cost, forwards.max(link) + backwards.max(link), spilled) > 70.0);
 }

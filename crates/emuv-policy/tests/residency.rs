@@ -182,10 +182,9 @@ impl World {
                     let extents = |ranges: &[(u64, u64)]| -> BTreeSet<u64> {
                         ranges.iter().map(|(offset, _)| extent_of(*offset)).collect()
                     };
-                    let (own, named) = (extents(&ranges.own), extents(&ranges.named));
-                    let escaped = extents(&ranges.escaped);
-                    stored = self.targets(|at| own.contains(&at)).iter().any(|to| named.contains(&extent_of(*to)));
-                    finds = self.targets(|at| own.contains(&at) || escaped.contains(&at));
+                    let (written, named) = (extents(&ranges.written), extents(&ranges.named));
+                    finds = self.targets(|at| written.contains(&at));
+                    stored = finds.iter().any(|to| named.contains(&extent_of(*to)));
                 }
                 self.running.push(Running { planned, begun, touches, call_returned: false, finds, stored });
             }

@@ -1,7 +1,7 @@
 //! One GPU as the session sees it: its arena, its contexts, what is accounted on it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Mutex, atomic::Ordering::Relaxed},
 };
 
@@ -33,6 +33,8 @@ pub(crate) struct Device {
     /// What is only charged.
     pub accounts: Accounts,
     physical_bytes: u64,
+    /// Handles that have meant the primary context.
+    primaries: Mutex<HashSet<Owner>>,
     /// Contexts seen so far, and whether each is the primary one.
     contexts: Mutex<HashMap<Owner, bool>>,
     /// Stream-ordered pools.
@@ -76,6 +78,7 @@ impl Device {
             arena,
             accounts: Accounts::default(),
             physical_bytes,
+            primaries: Mutex::default(),
             contexts: Mutex::default(),
             pools: Pools::default(),
             moves: Moves::default(),
@@ -401,7 +404,12 @@ impl Device {
         if lock(&self.contexts).contains_key(&owner) {
             return;
         }
-        let primary = calls::is_primary(session.real, self.ordinal, context);
+        // Between a reset and the next use the primary context is none, and yet it is what the handle will mean again.
+        let primary = calls::is_primary(session.real, self.ordinal, context)
+            || (lock(&self.primaries).contains(&owner) && !calls::primary_is_active(session.real, self.ordinal));
+        if primary {
+            lock(&self.primaries).insert(owner);
+        }
         lock(&self.contexts).insert(owner, primary);
     }
 

@@ -38,6 +38,8 @@ pub(crate) struct Reach {
     everything: bool,
     /// Every launch may bring pointers from memory that is not searched.
     brings_pointers: bool,
+    /// Addresses of copies and memsets: the driver looks at what lies there.
+    copied: Vec<u64>,
 }
 
 /// See the module's head. One per process.
@@ -60,11 +62,16 @@ impl Reach {
         Self { everything: true, ..Self::default() }
     }
 
-    /// Of one address.
+    /// Of one address, of a memset.
     pub fn of_address(address: u64) -> Self {
-        let mut reach = Self::default();
+        let mut reach = Self { copied: vec![address], ..Self::default() };
         reach.word(address);
         reach
+    }
+
+    /// Addresses that the driver looks at when it makes or changes an executable graph.
+    pub fn copied(&self) -> &[u64] {
+        &self.copied
     }
 
     /// Of a kernel with these arguments.
@@ -91,6 +98,7 @@ impl Reach {
         for word in [copy.srcDevice, copy.dstDevice, copy.srcHost as u64, copy.dstHost as u64] {
             reach.word(word);
         }
+        reach.copied = vec![copy.srcDevice, copy.dstDevice, copy.srcHost as u64, copy.dstHost as u64];
         reach.brings_pointers = !transfer::is_searched(session, copy.srcMemoryType, copy.srcDevice);
         reach
     }
@@ -132,6 +140,7 @@ impl Reach {
 
     fn join(&mut self, other: Self) {
         self.words.extend(other.words);
+        self.copied.extend(other.copied);
         self.everything |= other.everything;
         self.brings_pointers |= other.brings_pointers;
     }
@@ -251,6 +260,7 @@ fn read_node(session: &Session, node: CUgraphNode) -> CuResult<Reach> {
             let mut batch: CUDA_BATCH_MEM_OP_NODE_PARAMS = unsafe { std::mem::zeroed() };
             // SAFETY: see the module's head.
             unsafe { driver.cuGraphBatchMemOpNodeGetParams(node, &raw mut batch) }.ok()?;
+            session.host_ranges.changes_later();
             // SAFETY: see the module's head: the array is the node's.
             Ok(unsafe { Reach::of_operations(batch.paramArray, batch.count) })
         }
@@ -260,7 +270,13 @@ fn read_node(session: &Session, node: CUgraphNode) -> CuResult<Reach> {
             unsafe { driver.cuGraphChildGraphNodeGetGraph(node, &raw mut graph) }.ok()?;
             Ok(read(session, graph))
         }
-        kind => Ok(Reach::of_other(kind)),
+        kind => {
+            // Such nodes let the host write between a launch of the graph and the turn of what is behind them.
+            if matches!(kind, CU_GRAPH_NODE_TYPE_HOST | CU_GRAPH_NODE_TYPE_EXT_SEMAS_WAIT) {
+                session.host_ranges.changes_later();
+            }
+            Ok(Reach::of_other(kind))
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 //! without a call, so work that can reach such memory may touch everything. Only where all of it can be looked through
 //! at each launch (ordinary pinned memory, not much of it: flags and counters of libraries) and not one word has ever
 //! looked like a pointer, the work touches what it names. What kernels store there is found by the search behind them.
+//! And only as long as the program has not arranged to write there between a launch and its turn: in a function of the
+//! host that a stream runs, or behind a word that a stream waits for.
 //!
 //! # Safety
 //! The one block reads memory that the driver has pinned for the program, inside a range that is known: it is forgotten,
@@ -24,6 +26,8 @@ pub(crate) struct HostRanges {
     /// All ranges lie in here, so that most words are answered without the lock.
     least: AtomicU64,
     most: AtomicU64,
+    /// What is there at a launch may be something else when the work's turn comes.
+    changes_later: AtomicBool,
 }
 
 /// More is not looked through at each launch.
@@ -51,7 +55,12 @@ struct Range {
 
 impl Default for HostRanges {
     fn default() -> Self {
-        Self { ranges: RwLock::default(), least: AtomicU64::new(u64::MAX), most: AtomicU64::new(0) }
+        Self {
+            ranges: RwLock::default(),
+            least: AtomicU64::new(u64::MAX),
+            most: AtomicU64::new(0),
+            changes_later: AtomicBool::new(false),
+        }
     }
 }
 
@@ -70,6 +79,11 @@ impl HostRanges {
     /// Kernels can reach `bytes` at `start` until the library (or module) is unloaded.
     pub fn add_managed(&self, library: usize, start: u64, bytes: u64) {
         self.insert(start, Range { bytes, searchable: AtomicBool::new(false), library: Some(library) });
+    }
+
+    /// From now on the host may write there between a launch and its turn.
+    pub fn changes_later(&self) {
+        self.changes_later.store(true, Ordering::Release);
     }
 
     fn insert(&self, start: u64, range: Range) {
@@ -122,7 +136,7 @@ impl HostRanges {
         if word - start >= range.bytes {
             return Reach::Nothing;
         }
-        if !range.searchable.load(Ordering::Relaxed) {
+        if !range.searchable.load(Ordering::Relaxed) || self.changes_later.load(Ordering::Acquire) {
             return Reach::Pointers;
         }
         let first = start.next_multiple_of(8);
@@ -207,6 +221,17 @@ mod tests {
         assert_eq!(reach(), Reach::Pointers);
         memory[63] = 0;
         assert_eq!(reach(), Reach::Pointers, "there may be another one next time");
+    }
+
+    #[test]
+    fn what_may_change_before_a_works_turn_is_not_looked_through() {
+        let ranges = HostRanges::default();
+        let memory = vec![0_u64; 64];
+        let start = memory.as_ptr() as u64;
+        ranges.add_pinned(start, 512);
+        assert_eq!(ranges.reach(start, |_| false), Reach::NoPointers(start, 512));
+        ranges.changes_later();
+        assert_eq!(ranges.reach(start, |_| false), Reach::Pointers);
     }
 
     #[test]

@@ -318,9 +318,10 @@ impl Residency {
         true
     }
 
-    /// Whether the chunk at `offset` is being looked through behind some work that is not known to be done.
+    /// Whether the chunk at `offset` is being looked through behind some work that is not known to be done. One that never
+    /// moves is many small allocations, which come and go without it.
     pub fn is_searched(&self, offset: u64) -> bool {
-        let chunk = self.at(offset).and_then(|index| self.chunk(index));
+        let chunk = self.at(offset).and_then(|index| self.chunk(index)).filter(|chunk| !chunk.fixed);
         chunk.is_some_and(|chunk| !chunk.searches.iter().all(|last| self.is_done(*last)))
     }
 

@@ -146,7 +146,11 @@ impl Residency {
         let mut needs_progress = self.pointers.stops_works() || self.needs_findings() || removal_waits;
         let step = match self.policy {
             Policy::Static => None,
-            Policy::Torture { state, safe } => self.torture(state, safe, room, &mut needs_progress),
+            Policy::Torture { state, safe } => {
+                let mut left = Left { free: room.vram_bytes, coming: room.vram_coming_bytes };
+                let demanded = self.demand(&mut left, room, &mut needs_progress);
+                demanded.or_else(|| self.torture(state, safe, room, &mut needs_progress))
+            }
             Policy::Dynamic { .. } => self.bring(room, &mut needs_progress),
         };
         if let Some(step) = step {

@@ -36,10 +36,8 @@ struct Maker {
 /// What a search behind a work has to look through, (offset, bytes) each.
 #[derive(Debug, Default)]
 pub struct SearchRanges {
-    /// Chunks that the work names.
-    pub own: Ranges,
-    /// Others that it may have written to: those that have escaped.
-    pub escaped: Ranges,
+    /// Chunks that the work may have written to: that it names, or that have escaped.
+    pub written: Ranges,
     /// What it names and what may move: a pointer to it makes the work's code a storer.
     pub named: Ranges,
 }
@@ -130,7 +128,7 @@ impl Residency {
         for chunk in touched.iter().filter_map(|index| self.chunk(*index)) {
             // What has no mapping has not been written to; whatever is held for it waits for this search.
             if chunk.mapped {
-                ranges.own.push((chunk.offset, chunk.bytes));
+                ranges.written.push((chunk.offset, chunk.bytes));
             }
             if !chunk.fixed {
                 ranges.named.push((chunk.offset, chunk.bytes));
@@ -138,10 +136,9 @@ impl Residency {
         }
         touched.sort_unstable();
         let others = self.live().filter(|(index, _)| touched.binary_search(index).is_err());
-        ranges.escaped =
-            others.filter(|(_, chunk)| chunk.escaped && chunk.mapped).map(|(_, c)| (c.offset, c.bytes)).collect();
+        ranges.written.extend(others.filter(|(_, c)| c.escaped && c.mapped).map(|(_, c)| (c.offset, c.bytes)));
         if let Some(begun) = begun {
-            for (offset, _) in ranges.own.iter().chain(&ranges.escaped) {
+            for (offset, _) in &ranges.written {
                 let index = self.at(*offset).unwrap_or(NONE);
                 if let Some(chunk) = self.chunk_mut(index) {
                     note_use(&mut chunk.searches, begun.lane, begun.number);

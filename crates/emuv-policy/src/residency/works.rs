@@ -1,6 +1,6 @@
 //! Works: from the moment the program is about to give one to the GPU until it is known to be done.
 
-use super::{Begin, Begun, ChunkState, ExtentId, Held, HoldId, Lane, Manner, Residency, Use, Work, index_of};
+use super::{Begin, Begun, ChunkState, ExtentId, Held, HoldId, Lane, Manner, Policy, Residency, Use, Work, index_of};
 use crate::{
     GRANULE, StreamId, Tier,
     trace::{Event, WorkFlags},
@@ -80,6 +80,18 @@ impl Residency {
             self.tell(|| Event::Begun { stream, number, kind, flags, chunks });
         }
         Begin::Go(Begun { lane, number, ram_bytes, measure, search })
+    }
+
+    /// What these offsets name is to lie still and mapped, without a work, until [`Residency::release`]; in VRAM, if the
+    /// caller is `patient`. Under which name, and whether it does.
+    pub fn keep_at_hand(&mut self, offsets: &[u64], hold: Option<HoldId>, patient: bool) -> (HoldId, bool) {
+        let mut touched = Vec::new();
+        self.resolve(offsets, false, &mut touched);
+        let hopeless = hold.is_some_and(|id| self.held.iter().any(|held| held.id == id && held.hopeless));
+        let is_out = |index: &u32| self.chunk(*index).is_some_and(|chunk| chunk.tier == Tier::Ram && !chunk.fixed);
+        let promote = patient && !hopeless && self.policy != Policy::Static && touched.iter().any(is_out);
+        let ready = !promote && self.are_in_place(&touched);
+        (self.hold(hold, &touched, false, promote), ready)
     }
 
     fn foresee(&mut self, work: &Work<'_>, touched: &[u32]) {

@@ -15,6 +15,7 @@ use crate::{
     device::Device,
     entry::entries,
     graphs::{Reach, read},
+    moves,
     session::Session,
 };
 
@@ -37,7 +38,7 @@ entries! {
         bufferSize: usize,
     ) |session, driver| {
         // SAFETY: the program's own arguments.
-        let result = unsafe { driver.cuGraphInstantiate(phGraphExec, hGraph, phErrorNode, logBuffer, bufferSize) };
+        let result = looked_at(session, hGraph, || unsafe { driver.cuGraphInstantiate(phGraphExec, hGraph, phErrorNode, logBuffer, bufferSize) });
         // SAFETY: the driver has written the handle where it succeeded.
         Some(unsafe { instantiated(session, result, phGraphExec, hGraph, 0) })
     }
@@ -48,7 +49,7 @@ entries! {
         bufferSize: usize,
     ) |session, driver| {
         // SAFETY: the program's own arguments.
-        let result = unsafe { driver.cuGraphInstantiate_v2(phGraphExec, hGraph, phErrorNode, logBuffer, bufferSize) };
+        let result = looked_at(session, hGraph, || unsafe { driver.cuGraphInstantiate_v2(phGraphExec, hGraph, phErrorNode, logBuffer, bufferSize) });
         // SAFETY: as above.
         Some(unsafe { instantiated(session, result, phGraphExec, hGraph, 0) })
     }
@@ -57,7 +58,7 @@ entries! {
     fn cuGraphInstantiateWithFlags(phGraphExec: *mut CUgraphExec, hGraph: CUgraph, flags: c_ulonglong)
     |session, driver| {
         // SAFETY: the program's own arguments.
-        let result = unsafe { driver.cuGraphInstantiateWithFlags(phGraphExec, hGraph, flags) };
+        let result = looked_at(session, hGraph, || unsafe { driver.cuGraphInstantiateWithFlags(phGraphExec, hGraph, flags) });
         // SAFETY: as above.
         Some(unsafe { instantiated(session, result, phGraphExec, hGraph, flags) })
     }
@@ -69,7 +70,7 @@ entries! {
         // SAFETY: null or valid by the driver's contract.
         let flags = unsafe { instantiateParams.as_ref() }.map_or(0, |parameters| parameters.flags);
         // SAFETY: the program's own arguments.
-        let result = unsafe { driver.cuGraphInstantiateWithParams(phGraphExec, hGraph, instantiateParams) };
+        let result = looked_at(session, hGraph, || unsafe { driver.cuGraphInstantiateWithParams(phGraphExec, hGraph, instantiateParams) });
         // SAFETY: as above.
         Some(unsafe { instantiated(session, result, phGraphExec, hGraph, flags) })
     }
@@ -81,7 +82,7 @@ entries! {
         // SAFETY: null or valid by the driver's contract.
         let flags = unsafe { instantiateParams.as_ref() }.map_or(0, |parameters| parameters.flags);
         // SAFETY: the program's own arguments.
-        let result = unsafe { driver.cuGraphInstantiateWithParams_ptsz(phGraphExec, hGraph, instantiateParams) };
+        let result = looked_at(session, hGraph, || unsafe { driver.cuGraphInstantiateWithParams_ptsz(phGraphExec, hGraph, instantiateParams) });
         // SAFETY: as above.
         Some(unsafe { instantiated(session, result, phGraphExec, hGraph, flags) })
     }
@@ -119,15 +120,17 @@ macro_rules! node_changes {
                 /// What the node touches now is added; what it touched may be what another one touches.
                 fn $name($exec: CUgraphExec, $($arg: $ty),*) |session, driver| {
                     // Before the call: the graph may be launched right after it.
+                    let mut copied = Vec::new();
                     if session.moves() {
                         let $session = session;
                         // SAFETY: null or valid by the driver's contract.
                         #[allow(unused_unsafe)]
                         let reach = unsafe { $reach };
+                        copied = reach.copied().to_vec();
                         session.graphs.widen($exec, reach);
                     }
                     // SAFETY: the program's own arguments.
-                    Some(unsafe { driver.$name($exec, $($arg),*) })
+                    Some(moves::at_hand(session, &copied, || unsafe { driver.$name($exec, $($arg),*) }))
                 }
             )*
         }
@@ -142,6 +145,37 @@ node_changes! {
     fn cuGraphExecBatchMemOpNodeSetParams(hGraphExec; hNode: CUgraphNode, nodeParams: *const CUDA_BATCH_MEM_OP_NODE_PARAMS) reaches |session| of_operations(session, nodeParams);
     fn cuGraphExecChildGraphNodeSetParams(hGraphExec; hNode: CUgraphNode, childGraph: CUgraph) reaches |session| read(session, childGraph);
     fn cuGraphExecNodeSetParams(hGraphExec; hNode: CUgraphNode, nodeParams: *mut CUgraphNodeParams) reaches |session| of_node(session, nodeParams);
+}
+
+/// Entries that describe a node, at whose addresses the driver looks already then.
+macro_rules! node_descriptions {
+    ($(fn $name:ident($($arg:ident: $ty:ty),*) looks_at |$session:ident| $reach:expr;)*) => {
+        entries! {
+            $(
+                /// What the node copies or sets lies still meanwhile.
+                fn $name($($arg: $ty),*) |session, driver| {
+                    if !moves::active(session) {
+                        return None;
+                    }
+                    let $session = session;
+                    // SAFETY: null or valid by the driver's contract.
+                    let reach = unsafe { $reach };
+                    // SAFETY: the program's own arguments.
+                    Some(moves::at_hand(session, reach.copied(), || unsafe { driver.$name($($arg),*) }))
+                }
+            )*
+        }
+    };
+}
+
+node_descriptions! {
+    fn cuGraphAddMemcpyNode(phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, numDependencies: usize, copyParams: *const CUDA_MEMCPY3D, ctx: CUcontext) looks_at |session| of_copy(session, copyParams);
+    fn cuGraphAddMemsetNode(phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, numDependencies: usize, memsetParams: *const CUDA_MEMSET_NODE_PARAMS, ctx: CUcontext) looks_at |session| of_set(session, memsetParams);
+    fn cuGraphAddNode(phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, numDependencies: usize, nodeParams: *mut CUgraphNodeParams) looks_at |session| of_node(session, nodeParams);
+    fn cuGraphAddNode_v2(phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, dependencyData: *const CUgraphEdgeData, numDependencies: usize, nodeParams: *mut CUgraphNodeParams) looks_at |session| of_node(session, nodeParams);
+    fn cuGraphMemcpyNodeSetParams(hNode: CUgraphNode, nodeParams: *const CUDA_MEMCPY3D) looks_at |session| of_copy(session, nodeParams);
+    fn cuGraphMemsetNodeSetParams(hNode: CUgraphNode, nodeParams: *const CUDA_MEMSET_NODE_PARAMS) looks_at |session| of_set(session, nodeParams);
+    fn cuGraphNodeSetParams(hNode: CUgraphNode, nodeParams: *mut CUgraphNodeParams) looks_at |session| of_node(session, nodeParams);
 }
 
 /// Reads the description of a node if there is one; the driver refuses a call without.
@@ -189,6 +223,14 @@ if_given! {
     }
 }
 
+/// Makes a call with which the driver looks at what the graph's copies name.
+fn looked_at(session: &Session, graph: CUgraph, call: impl FnOnce() -> CUresult) -> CUresult {
+    if !moves::active(session) {
+        return call();
+    }
+    moves::at_hand(session, read(session, graph).copied(), call)
+}
+
 /// # Safety
 /// `exec` is valid if the call succeeded.
 unsafe fn instantiated(
@@ -209,7 +251,7 @@ unsafe fn instantiated(
 /// After a success the executable graph touches what the graph does and nothing else; a failure may have changed a
 /// part of it.
 fn updated(session: &Session, exec: CUgraphExec, graph: CUgraph, call: impl FnOnce() -> CUresult) -> CUresult {
-    let result = call();
+    let result = looked_at(session, graph, call);
     if session.moves() {
         let reach = read(session, graph);
         if result == CUresult::SUCCESS {

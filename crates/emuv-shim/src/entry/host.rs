@@ -72,6 +72,30 @@ entries! {
     }
 }
 
+/// Functions of the host that run in a stream's order: what they write, the works behind them see.
+macro_rules! in_order {
+    ($(fn $name:ident($($arg:ident: $ty:ty),*);)*) => {
+        entries! {
+            $(
+                /// Noted, and passed on.
+                fn $name($($arg: $ty),*) |session, _driver| {
+                    session.host_ranges.changes_later();
+                    None
+                }
+            )*
+        }
+    };
+}
+
+in_order! {
+    fn cuLaunchHostFunc(hStream: CUstream, fn_: CUhostFn, userData: *mut c_void);
+    fn cuLaunchHostFunc_ptsz(hStream: CUstream, fn_: CUhostFn, userData: *mut c_void);
+    fn cuLaunchHostFunc_v2(hStream: CUstream, fn_: CUhostFn, userData: *mut c_void, syncMode: c_uint);
+    fn cuLaunchHostFunc_v2_ptsz(hStream: CUstream, fn_: CUhostFn, userData: *mut c_void, syncMode: c_uint);
+    fn cuStreamAddCallback(hStream: CUstream, callback: CUstreamCallback, userData: *mut c_void, flags: c_uint);
+    fn cuStreamAddCallback_ptsz(hStream: CUstream, callback: CUstreamCallback, userData: *mut c_void, flags: c_uint);
+}
+
 fn is_host(location: CUmemLocationType) -> bool {
     matches!(
         location,

@@ -37,6 +37,14 @@ fn written(address: CUdeviceptr) -> Touch {
     touch
 }
 
+/// A word that a stream waits for: before it comes, the host may write elsewhere.
+fn awaited(address: CUdeviceptr) -> Touch {
+    if let Some(session) = session::current() {
+        session.host_ranges.changes_later();
+    }
+    written(address)
+}
+
 /// A word that may itself be an address.
 fn signalled(address: CUdeviceptr, value: cuuint64_t) -> Touch {
     let mut touch = written(address);
@@ -47,7 +55,7 @@ fn signalled(address: CUdeviceptr, value: cuuint64_t) -> Touch {
 /// # Safety
 /// The array has `count` elements.
 unsafe fn batch(operations: *const CUstreamBatchMemOpParams, count: c_uint) -> Touch {
-    let mut touch = Touch::nothing();
+    let mut touch = awaited(0);
     touch.may_store_pointers = true;
     // SAFETY: the caller's word.
     let readable = unsafe { operands(operations, count, |address| touch.add(address)) };
@@ -108,14 +116,14 @@ transfers! {
     fn cuMemsetD8Async_ptsz(dstDevice: CUdeviceptr, uc: c_uchar, N: usize, hStream: CUstream) on hStream, true touches written(dstDevice);
     fn cuMemsetD8_v2(dstDevice: CUdeviceptr, uc: c_uchar, N: usize) on std::ptr::null_mut(), false touches written(dstDevice);
     fn cuMemsetD8_v2_ptds(dstDevice: CUdeviceptr, uc: c_uchar, N: usize) on std::ptr::null_mut(), true touches written(dstDevice);
-    fn cuStreamWaitValue32(stream: CUstream, addr: CUdeviceptr, value: cuuint32_t, flags: c_uint) on stream, false touches written(addr);
-    fn cuStreamWaitValue32_ptsz(stream: CUstream, addr: CUdeviceptr, value: cuuint32_t, flags: c_uint) on stream, true touches written(addr);
-    fn cuStreamWaitValue32_v2(stream: CUstream, addr: CUdeviceptr, value: cuuint32_t, flags: c_uint) on stream, false touches written(addr);
-    fn cuStreamWaitValue32_v2_ptsz(stream: CUstream, addr: CUdeviceptr, value: cuuint32_t, flags: c_uint) on stream, true touches written(addr);
-    fn cuStreamWaitValue64(stream: CUstream, addr: CUdeviceptr, value: cuuint64_t, flags: c_uint) on stream, false touches written(addr);
-    fn cuStreamWaitValue64_ptsz(stream: CUstream, addr: CUdeviceptr, value: cuuint64_t, flags: c_uint) on stream, true touches written(addr);
-    fn cuStreamWaitValue64_v2(stream: CUstream, addr: CUdeviceptr, value: cuuint64_t, flags: c_uint) on stream, false touches written(addr);
-    fn cuStreamWaitValue64_v2_ptsz(stream: CUstream, addr: CUdeviceptr, value: cuuint64_t, flags: c_uint) on stream, true touches written(addr);
+    fn cuStreamWaitValue32(stream: CUstream, addr: CUdeviceptr, value: cuuint32_t, flags: c_uint) on stream, false touches awaited(addr);
+    fn cuStreamWaitValue32_ptsz(stream: CUstream, addr: CUdeviceptr, value: cuuint32_t, flags: c_uint) on stream, true touches awaited(addr);
+    fn cuStreamWaitValue32_v2(stream: CUstream, addr: CUdeviceptr, value: cuuint32_t, flags: c_uint) on stream, false touches awaited(addr);
+    fn cuStreamWaitValue32_v2_ptsz(stream: CUstream, addr: CUdeviceptr, value: cuuint32_t, flags: c_uint) on stream, true touches awaited(addr);
+    fn cuStreamWaitValue64(stream: CUstream, addr: CUdeviceptr, value: cuuint64_t, flags: c_uint) on stream, false touches awaited(addr);
+    fn cuStreamWaitValue64_ptsz(stream: CUstream, addr: CUdeviceptr, value: cuuint64_t, flags: c_uint) on stream, true touches awaited(addr);
+    fn cuStreamWaitValue64_v2(stream: CUstream, addr: CUdeviceptr, value: cuuint64_t, flags: c_uint) on stream, false touches awaited(addr);
+    fn cuStreamWaitValue64_v2_ptsz(stream: CUstream, addr: CUdeviceptr, value: cuuint64_t, flags: c_uint) on stream, true touches awaited(addr);
     fn cuStreamWriteValue32(stream: CUstream, addr: CUdeviceptr, value: cuuint32_t, flags: c_uint) on stream, false touches written(addr);
     fn cuStreamWriteValue32_ptsz(stream: CUstream, addr: CUdeviceptr, value: cuuint32_t, flags: c_uint) on stream, true touches written(addr);
     fn cuStreamWriteValue32_v2(stream: CUstream, addr: CUdeviceptr, value: cuuint32_t, flags: c_uint) on stream, false touches written(addr);

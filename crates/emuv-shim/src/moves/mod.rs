@@ -28,7 +28,7 @@ use emuv_cuda::{
     CUresult,
     types::{CUdevice, CUstream},
 };
-use emuv_policy::{Begin, Begun, Owner, Policy, SearchRanges, Work};
+use emuv_policy::{Begin, Begun, HoldId, Owner, Policy, SearchRanges, Work};
 
 use crate::{
     arena::{Arena, lock},
@@ -132,8 +132,9 @@ pub(crate) fn around(
 ) -> CUresult {
     let Some((context, _)) = session.here() else { return call() };
     if session.captures.any() && calls::is_capturing(session.real, stream, per_thread) {
-        // It becomes part of a graph and gives the GPU no work now.
-        return call();
+        // It becomes part of a graph and gives the GPU no work now. Kernels' arguments the driver does not look at.
+        let copied: Vec<u64> = if touch.maker == 0 { touch.addresses().collect() } else { Vec::new() };
+        return at_hand(session, &copied, call);
     }
     let name = Name::of(stream, per_thread, context);
     let mut entered: Vec<(&Device, Lane, Begun)> = Vec::new();
@@ -237,13 +238,31 @@ pub(crate) fn capture_begun(session: &Session) {
 
 /// A search behind a work of `maker`.
 fn searching(arena: &Arena, ranges: SearchRanges, maker: u64) -> Search {
-    let addresses =
-        |ranges: Vec<(u64, u64)>| ranges.into_iter().map(|(at, bytes)| (arena.base() + at, bytes)).collect();
     Search {
-        own: addresses(ranges.own),
-        others: addresses(ranges.escaped),
+        ranges: ranges.written.into_iter().map(|(at, bytes)| (arena.base() + at, bytes)).collect(),
         by: (maker != 0).then_some((maker, ranges.named)),
     }
+}
+
+/// The driver is about to look at memory by its address, to keep what it finds (a copy becomes part of a graph: it wants
+/// to know which memory is the device's). What lies there is mapped and lies still while `call` runs, in VRAM if there is
+/// room.
+pub(crate) fn at_hand<T>(session: &Session, addresses: &[u64], call: impl FnOnce() -> T) -> T {
+    let mut held = Vec::new();
+    for device in session.devices().filter(|device| device.moves.is_active()) {
+        let arena = &device.arena;
+        let ours = addresses.iter().filter(|address| arena.contains(**address));
+        let offsets: Vec<u64> = ours.map(|address| address - arena.base()).collect();
+        if !offsets.is_empty() {
+            held.push((device, device.moves.keep_at_hand(arena, &offsets)));
+        }
+    }
+    let result = call();
+    for (device, id) in held {
+        device.arena.residency().release(id);
+        device.moves.wake_mover();
+    }
+    result
 }
 
 impl Moves {
@@ -288,8 +307,8 @@ impl Moves {
         let offsets: Vec<u64> = touch.addresses().filter(|a| arena.contains(*a)).map(|a| a - arena.base()).collect();
         let ranges = arena.residency().ranges(&offsets, Some(begun));
         let mut search = searching(arena, ranges, touch.maker);
-        search.others.extend(session.globals.of(Some(context)));
-        search.others.extend(&touch.pinned);
+        search.ranges.extend(session.globals.of(Some(context)));
+        search.ranges.extend(&touch.pinned);
         let window = (arena.base(), arena.bytes());
         if !self.searcher.is_ready(context) && !session.captures.any() {
             // Loading code is not allowed while something is captured.
@@ -354,6 +373,28 @@ impl Moves {
             counters.held_micros.fetch_add(micros, Ordering::Relaxed);
         }
         begun
+    }
+
+    /// Waits until these chunks are mapped and lie still, in VRAM if possible, and keeps them so.
+    fn keep_at_hand(&self, arena: &Arena, offsets: &[u64]) -> HoldId {
+        let mut last_move = (self.ended.load(Ordering::Acquire), Instant::now());
+        let mut held = None;
+        loop {
+            let patient = last_move.1.elapsed() < PATIENCE;
+            let mut residency = arena.residency();
+            let (id, ready) = residency.keep_at_hand(offsets, held, patient);
+            if ready {
+                return id;
+            }
+            held = Some(id);
+            drop(residency);
+            self.wake_mover();
+            drop(arena.settled.wait_timeout(arena.residency(), ASK_AGAIN));
+            let ended = self.ended.load(Ordering::Acquire);
+            if ended != last_move.0 {
+                last_move = (ended, Instant::now());
+            }
+        }
     }
 
     /// The mover has something to do.

@@ -429,7 +429,7 @@ impl Mover {
         let (Some(context), Some(copies)) = (self.context, &self.copies) else { return Err(CuError::INVALID_VALUE) };
         let stream = copies.stream(Tier::Vram);
         searcher.prepare(real, context, window)?;
-        let search = Search { others: ranges.to_vec(), ..Search::default() };
+        let search = Search { ranges: ranges.to_vec(), ..Search::default() };
         searcher.issue(real, context, stream, &search, window)?;
         calls::synchronize_stream(real, stream)?;
         Ok(searcher.findings(window).offsets)

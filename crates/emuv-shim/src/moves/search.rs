@@ -61,13 +61,11 @@ struct State {
     flags: HashMap<u64, usize>,
 }
 
-/// What to search, in what order: addresses and sizes in bytes.
+/// What to search: addresses and sizes in bytes.
 #[derive(Debug, Default)]
 pub(crate) struct Search {
-    /// What the work before it names.
-    pub own: Vec<(u64, u64)>,
-    /// What else it may have written to.
-    pub others: Vec<(u64, u64)>,
+    /// What the work before it may have written to.
+    pub ranges: Vec<(u64, u64)>,
     /// The code that ran, and the parts of the arena (offset, bytes) to which it may have stored pointers.
     pub by: Option<(u64, Vec<(u64, u64)>)>,
 }
@@ -131,9 +129,8 @@ impl Searcher {
         };
         let flag = flag.map_or(0, |index| kernel.bitmap + (bitmap_words(arena) * 8 + index * 4) as u64);
         let named = named(search, arena);
-        let aim = |news: bool| Aim { arena, bitmap: kernel.bitmap, flag, news: news.into(), named };
-        search.own.iter().try_for_each(|range| launch(real, kernel.function, stream, *range, aim(false)))?;
-        search.others.iter().try_for_each(|range| launch(real, kernel.function, stream, *range, aim(true)))
+        let aim = Aim { arena, bitmap: kernel.bitmap, flag, named };
+        search.ranges.iter().try_for_each(|range| launch(real, kernel.function, stream, *range, aim))
     }
 
     /// What searches that are done have found, in all contexts.
@@ -190,8 +187,6 @@ struct Aim {
     bitmap: u64,
     /// Null: none.
     flag: u64,
-    /// Not 0: only pointers that were not known raise the flag.
-    news: u64,
     named: [(u64, u64); NAMED],
 }
 
@@ -202,9 +197,9 @@ fn launch(real: &Real, function: usize, stream: CUstream, (address, bytes): (u64
     if words == 0 {
         return Ok(());
     }
-    let mut arguments = [0_u64; 7 + 2 * NAMED];
-    arguments[..7].copy_from_slice(&[start, words, aim.arena.0, aim.arena.1, aim.bitmap, aim.flag, aim.news]);
-    for (pair, (first, bytes)) in arguments[7..].as_chunks_mut::<2>().0.iter_mut().zip(aim.named) {
+    let mut arguments = [0_u64; 6 + 2 * NAMED];
+    arguments[..6].copy_from_slice(&[start, words, aim.arena.0, aim.arena.1, aim.bitmap, aim.flag]);
+    for (pair, (first, bytes)) in arguments[6..].as_chunks_mut::<2>().0.iter_mut().zip(aim.named) {
         *pair = [first, bytes];
     }
     let mut parameters = arguments.each_mut().map(|argument| std::ptr::from_mut(argument).cast::<c_void>());

@@ -162,7 +162,7 @@ impl State {
         for device in session.devices() {
             let ranges = device.arena.residency().ranges(&offsets(device, touch), None);
             let mut search = super::searching(&device.arena, ranges, touch.maker);
-            search.others.extend(&touch.pinned);
+            search.ranges.extend(&touch.pinned);
             match self::search(session, device, context, search) {
                 Ok(found) => device.arena.residency().collected(&[], &found.offsets, &found.storers),
                 Err(_) => self.search_all = true,
@@ -202,7 +202,7 @@ fn search_everything(session: &Session, context: Owner) -> CuResult {
     for device in session.devices() {
         device.arena.show_only(&[], true)?;
         let (all, _) = device.arena.residency().access_set(&[], true);
-        let ranges = SearchRanges { escaped: all, ..SearchRanges::default() };
+        let ranges = SearchRanges { written: all, ..SearchRanges::default() };
         let found = search(session, device, context, super::searching(&device.arena, ranges, 0));
         device.arena.residency().searched_all(found.as_ref().ok().map(|found| &found.offsets[..]));
     }
@@ -216,7 +216,7 @@ fn search(session: &Session, device: &Device, current: Owner, mut search: Search
     let context = contexts.iter().find(|context| **context == current).or(contexts.first()).copied();
     let Some(context) = context else { return Err(CuError::INVALID_VALUE) };
     let window = (arena.base(), arena.bytes());
-    search.others.extend(session.globals.of(Some(context)));
+    search.ranges.extend(session.globals.of(Some(context)));
     calls::in_context(real, context, || {
         searcher.prepare(real, context, window)?;
         searcher.issue(real, context, std::ptr::null_mut(), &search, window)

@@ -77,10 +77,10 @@ pub fn global_set(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop
 }
 
 /// For each of `words` words w from `start` on with `w - base < size`: sets bit `(w - base) >> 21` of the bitmap. If such a
-/// `w - base` lies in one of eight ranges (and, where `news` is not 0, its bit was not set before), `*flag = 1`.
+/// `w - base` lies in one of eight ranges, `*flag = 1`.
 pub fn search(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
-    let [start, words, base, size, bitmap, flag, news] = [0, 1, 2, 3, 4, 5, 6].map(|i| arguments.word(i));
-    let named: Vec<(u64, u64)> = (0..8).map(|i| (arguments.word(7 + 2 * i), arguments.word(8 + 2 * i))).collect();
+    let [start, words, base, size, bitmap, flag] = [0, 1, 2, 3, 4, 5].map(|i| arguments.word(i));
+    let named: Vec<(u64, u64)> = (0..8).map(|i| (arguments.word(6 + 2 * i), arguments.word(7 + 2 * i))).collect();
     let mut block = vec![0; 4 * crate::memory::length(BLOCK_WORDS)];
     // By granule: whether a pointer into a named range was among those found.
     let mut found: BTreeMap<u64, bool> = BTreeMap::new();
@@ -101,7 +101,7 @@ pub fn search(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
         let (at, bit) = (element(bitmap, granule >> 5, 4)?, 1 << (granule & 31));
         let before = view.load_u32(at)?;
         view.store(at, &(before | bit).to_le_bytes())?;
-        if flag != 0 && is_named && (news == 0 || before & bit == 0) {
+        if flag != 0 && is_named {
             view.store(flag, &1_u32.to_le_bytes())?;
         }
     }
