@@ -316,6 +316,7 @@ impl Run<'_> {
             offsets: &work.chunks,
             everything: work.everything,
             may_store_pointers: false,
+            may_bring_pointers: false,
             maker: 0,
             kind: work.kind,
             patient,

@@ -45,6 +45,8 @@ struct Planned {
     stores: Option<(u64, u64)>,
     /// The launch is one that is searched.
     searched: bool,
+    /// A copy from memory that is not searched: it does not name what its pointer leads to.
+    brings: bool,
     maker: u64,
     kind: u64,
 }
@@ -137,17 +139,25 @@ impl World {
         let r = &mut self.random;
         let stores = r.chance(60).then(|| (r.below(EXTENTS), r.below(EXTENTS)));
         let mut extents: Vec<u64> = (0..=r.below(3)).map(|_| r.below(EXTENTS)).collect();
+        let brings = stores.is_some() && r.chance(4);
         if let Some((at, to)) = stores {
-            extents.extend([at, to]);
+            extents.push(at);
+            extents.extend((!brings).then_some(to));
         }
         let everything = r.chance(150);
         let (stream, kind) = (r.below(STREAMS), r.below(20) + 1);
         // Some code stores whenever it runs, the rest never does; each is searched behind ever more rarely.
-        let maker = if stores.is_some() { r.below(2) + 1 } else { r.below(6) + 3 };
+        let maker = if brings {
+            0
+        } else if stores.is_some() {
+            r.below(2) + 1
+        } else {
+            r.below(6) + 3
+        };
         let launches = self.launches.entry(maker).or_default();
-        *launches += 1;
-        let searched = everything || launches.is_power_of_two();
-        Planned { stream, extents, everything, stores, searched, maker, kind }
+        *launches += u64::from(!everything);
+        let searched = everything || brings || launches.is_power_of_two();
+        Planned { stream, extents, everything, stores, searched, brings, maker, kind }
     }
 
     fn begin(&mut self, planned: Planned, hold: Option<HoldId>) {
@@ -158,6 +168,7 @@ impl World {
             offsets: &offsets,
             everything: planned.everything,
             may_store_pointers: planned.searched,
+            may_bring_pointers: planned.brings,
             maker: planned.maker,
             kind: planned.kind,
             patient: true,
@@ -184,7 +195,7 @@ impl World {
                     };
                     let (written, named) = (extents(&ranges.written), extents(&ranges.named));
                     finds = self.targets(|at| written.contains(&at));
-                    stored = finds.iter().any(|to| named.contains(&extent_of(*to)));
+                    stored = planned.maker != 0 && finds.iter().any(|to| named.contains(&extent_of(*to)));
                 }
                 self.running.push(Running { planned, begun, touches, call_returned: false, finds, stored });
             }

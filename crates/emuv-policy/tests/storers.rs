@@ -33,6 +33,7 @@ fn run(residency: &mut Residency, stream: u64, maker: u64, extents: &[u64], sear
         offsets: &offsets,
         everything: false,
         may_store_pointers: searched,
+        may_bring_pointers: false,
         maker,
         kind: maker,
         patient: true,
@@ -76,10 +77,33 @@ fn what_it_was_given_before_it_was_known_has_escaped_with_the_verdict() {
     let second = run(&mut residency, 1, STORER, &[TABLE, 2], false);
     residency.completed(StreamId(1), second);
     run(&mut residency, 2, OTHER, &[5], false);
-    assert!(movable(&mut residency).is_empty(), "nothing moves beside work before the verdict");
+    assert_eq!(movable(&mut residency), BTreeSet::from([3, 4]), "what it was given stays until the verdict");
     let searches = residency.collecting();
     residency.collected(&searches, &[GRANULE], &[STORER]);
     assert_eq!(movable(&mut residency), BTreeSet::from([3, 4]));
+}
+
+#[test]
+fn nothing_moves_beside_work_until_pointers_from_elsewhere_are_found() {
+    let mut residency = residency();
+    let copy = Work {
+        stream: StreamId(1),
+        offsets: &[TABLE],
+        everything: false,
+        may_store_pointers: true,
+        may_bring_pointers: true,
+        maker: 0,
+        kind: 0,
+        patient: true,
+    };
+    let Begin::Go(begun) = residency.begin(&copy, None) else { panic!("held") };
+    residency.issued(&begun);
+    run(&mut residency, 2, OTHER, &[5], false);
+    assert!(movable(&mut residency).is_empty());
+    residency.completed(StreamId(1), begun.number);
+    let searches = residency.collecting();
+    residency.collected(&searches, &[2 * GRANULE], &[]);
+    assert_eq!(movable(&mut residency), BTreeSet::from([0, 1, 3, 4]));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, RwLock,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -34,7 +34,10 @@ type Parameters = Option<Box<[(usize, usize)]>>;
 #[derive(Debug)]
 struct Layout {
     parameters: Parameters,
+    /// Launches whose arguments could be read.
     launches: AtomicU32,
+    /// It has been said that it may touch anything.
+    is_open: AtomicBool,
 }
 
 /// The layouts of the functions launched so far. One per process.
@@ -109,7 +112,8 @@ impl Functions {
         if let Some(layout) = self.known.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(&key) {
             return Arc::clone(layout);
         }
-        let layout = Arc::new(Layout { parameters: parameters(), launches: AtomicU32::new(0) });
+        let layout =
+            Arc::new(Layout { parameters: parameters(), launches: AtomicU32::new(0), is_open: AtomicBool::new(false) });
         let mut known = self.known.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         Arc::clone(known.entry(key).or_insert(layout))
     }
@@ -132,17 +136,21 @@ impl Functions {
         shape.dimensions.iter().for_each(|part| sum.add(u64::from(*part)));
         touch.kind = sum.end();
         touch.maker = shape.function as u64;
-        let launch = layout.launches.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        touch.may_store_pointers = launch.is_power_of_two();
         // SAFETY: the caller's word.
         let readable = unsafe { layout.words(kernel_params, extra, |word| touch.look_at(session, word)) };
-        if launch == 1 && (touch.everything || !readable) {
-            let why = if readable { "is given memory of the host" } else { "has arguments that cannot be read" };
-            let name = calls::function_name(session.real, shape.function);
-            log::debug(format_args!("kernel {name} {why}: it may touch anything"));
+        if touch.everything || !readable {
+            if !layout.is_open.swap(true, Ordering::Relaxed) {
+                let why = if readable { "is given memory of the host" } else { "has arguments that cannot be read" };
+                let name = calls::function_name(session.real, shape.function);
+                log::debug(format_args!("kernel {name} {why}: it may touch anything"));
+            }
+            touch.everything = true;
+            touch.brings_pointers();
+            return touch;
         }
-        touch.everything |= !readable;
-        touch.may_store_pointers |= touch.everything;
+        // What it does with what it is given is looked at when it is launched the first time, and now and then again.
+        let launch = layout.launches.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        touch.may_store_pointers = launch.is_power_of_two();
         touch
     }
 
@@ -307,7 +315,7 @@ mod tests {
     }
 
     fn layout(parameters: Parameters) -> Layout {
-        Layout { parameters, launches: AtomicU32::new(0) }
+        Layout { parameters, launches: AtomicU32::new(0), is_open: AtomicBool::new(false) }
     }
 
     /// The words of parameters at these offsets, in one argument buffer.

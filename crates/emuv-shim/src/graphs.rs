@@ -156,7 +156,10 @@ impl Reach {
             look_at(&mut touch, *word);
         }
         touch.everything |= self.everything;
-        touch.may_store_pointers = touch.everything || self.brings_pointers || launch.is_power_of_two();
+        touch.may_store_pointers = touch.everything || launch.is_power_of_two();
+        if self.brings_pointers {
+            touch.brings_pointers();
+        }
         touch
     }
 }

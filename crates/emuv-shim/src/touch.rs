@@ -18,6 +18,8 @@ pub(crate) struct Touch {
     pub pinned: Vec<(u64, u64)>,
     /// It may leave pointers into the arenas in memory that it writes, which no later argument shows.
     pub may_store_pointers: bool,
+    /// Those pointers are from memory that is not searched, and may lead anywhere.
+    pub may_bring_pointers: bool,
     /// The code that runs: a function or an executable graph, by its handle. Zero: none that could choose what to store.
     pub maker: u64,
     /// Names what the work does whatever the data: function and grid, without arguments. Works of a kind read their
@@ -35,6 +37,7 @@ impl Touch {
             everything: false,
             pinned: Vec::new(),
             may_store_pointers: false,
+            may_bring_pointers: false,
             maker: 0,
             kind: 0,
         }
@@ -42,7 +45,13 @@ impl Touch {
 
     /// Work that may touch everything.
     pub fn everything() -> Self {
-        Self { everything: true, may_store_pointers: true, ..Self::nothing() }
+        Self { everything: true, may_store_pointers: true, may_bring_pointers: true, ..Self::nothing() }
+    }
+
+    /// It brings pointers from memory that is not searched.
+    pub fn brings_pointers(&mut self) {
+        self.may_store_pointers = true;
+        self.may_bring_pointers = true;
     }
 
     /// Adds an address in some arena; it stands for the whole allocation that it lies in.

@@ -19,8 +19,8 @@
 //!    the extents that its arguments name, every *escaped* chunk (one that a pointer in GPU-visible memory
 //!    leads to), and, if it cannot be read (`everything`), every chunk.
 //! 2. **A work begins only when nothing that it may touch is moving.** Otherwise it is held.
-//! 3. **Nothing moves beside other work while it is not known what points where**: what may have stored pointers is
-//!    searched (`pointers.rs`), and what is found there has escaped. With nothing in flight anything may move
+//! 3. **Nothing moves beside other work while it is not known whether something points to it**: what may have stored
+//!    pointers is searched (`pointers.rs`), and what is found there has escaped. With nothing in flight anything may move
 //!    ([`Mode::Exclusive`]); works that come meanwhile are held until those moves are done.
 //! 4. **A held work gets its turn**: what it waits for is settled and not moved away again before it begins.
 //!
@@ -68,6 +68,9 @@ pub struct Work<'a> {
     pub everything: bool,
     /// It may store pointers into what it touches: a search is to follow it.
     pub may_store_pointers: bool,
+    /// Those pointers may lead anywhere: it has them from memory that is not searched. Code has its pointers from its
+    /// arguments, so they lead to what it names.
+    pub may_bring_pointers: bool,
     /// The code that it runs. Zero: none that could choose what to store.
     pub maker: u64,
     /// Names what it does, whatever the data: works of a kind read their data alike. Zero: it has no name.
@@ -198,6 +201,8 @@ pub struct Residency {
     moving: usize,
     /// Chunks that nothing is mapped to.
     unmapped: usize,
+    /// Chunks that have escaped.
+    escaped: usize,
     /// There has been work that may touch anything: then everything stays mapped.
     saw_everything: bool,
     exclusive: bool,
@@ -231,6 +236,7 @@ impl Residency {
             quiesced: false,
             moving: 0,
             unmapped: 0,
+            escaped: 0,
             saw_everything: false,
             exclusive: false,
             removal_waits: false,
@@ -307,7 +313,9 @@ impl Residency {
             return false;
         }
         let range = granules(chunk.offset, chunk.bytes);
-        self.unmapped -= usize::from(!chunk.mapped);
+        let (unmapped, escaped) = (usize::from(!chunk.mapped), usize::from(chunk.escaped));
+        self.unmapped -= unmapped;
+        self.escaped -= escaped;
         self.granules[range].fill(NONE);
         self.chunks[index as usize] = None;
         self.free_chunks.push(index);
@@ -463,7 +471,7 @@ impl Residency {
         if chunk.fixed || chunk.moving.is_some() || held_in_place || self.held.iter().any(|h| h.everything) {
             return Err(Obstacle::Fixed);
         }
-        let known = self.pointers.are_known();
+        let known = !self.pointers.may_lead_anywhere() && !self.is_suspect(chunk);
         if !self.policy.only_when_idle() && !chunk.escaped && known && !self.exclusive && self.is_idle(index) {
             return Ok(Mode::Beside);
         }

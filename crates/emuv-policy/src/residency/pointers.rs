@@ -4,8 +4,9 @@
 //! Work that may store pointers (the program says which: copies from the host, and each function's first, second,
 //! fourth, eighth... launch) is followed, on its own stream, by a search through everything that it may have written.
 //! What comes later on that stream, or waits for it, comes after the search, so nothing can be carried away unseen.
-//! What was found is collected once the search is known to be done; from the work's beginning until then nothing
-//! moves beside other work. That a pointer was found somewhere is never forgotten as long as the chunk lives.
+//! What was found is collected once the search is known to be done; from the work's beginning until then nothing that it
+//! may have stored a pointer to moves beside other work: what it names, or, where it brings pointers from memory that
+//! is not searched, anything. That a pointer was found somewhere is never forgotten as long as the chunk lives.
 //!
 //! Code that has been seen to store a pointer to what it was given is a *storer*: from then on whatever it is given
 //! escapes, as it can store no pointers but those and such as it found in memory. What its launches are given between a
@@ -16,7 +17,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use super::{Begun, NONE, Residency, Use, Work, works::note_use};
+use super::{Begun, ChunkState, NONE, Residency, Use, Work, works::note_use};
 use crate::trace::Event;
 
 /// (offset, bytes) of chunks.
@@ -47,6 +48,8 @@ pub struct SearchRanges {
 pub(super) struct Pointers {
     /// Works whose search has not been collected, by stream: their numbers and their code.
     followed: BTreeMap<u32, VecDeque<(u64, u64)>>,
+    /// Those of them that may have brought pointers to anything.
+    bringing: Vec<Use>,
     makers: HashMap<u64, Maker>,
     /// All memory has to be searched; `stop` means at once, and new works wait for it.
     all: bool,
@@ -56,9 +59,9 @@ pub(super) struct Pointers {
 }
 
 impl Pointers {
-    /// Whether it is known what has escaped.
-    pub fn are_known(&self) -> bool {
-        self.followed.is_empty() && !self.all && !self.searching
+    /// Whether there may be pointers to anything that have not been found yet.
+    pub fn may_lead_anywhere(&self) -> bool {
+        !self.bringing.is_empty() || self.all || self.searching
     }
 
     /// Whether works are held until all memory has been searched.
@@ -91,6 +94,9 @@ impl Residency {
             return false;
         }
         self.give(work.maker, touched);
+        if work.may_bring_pointers {
+            self.pointers.bringing.push((lane, number));
+        }
         if work.may_store_pointers {
             self.pointers.followed.entry(lane).or_default().push_back((number, work.maker));
             if work.maker != 0 {
@@ -98,6 +104,13 @@ impl Residency {
             }
         }
         work.may_store_pointers
+    }
+
+    /// Whether code that may turn out to be a storer has been given the chunk.
+    pub(super) fn is_suspect(&self, chunk: &ChunkState) -> bool {
+        let searched = !chunk.searches.iter().all(|last| self.is_done(*last));
+        let mut makers = self.pointers.makers.values().filter(|known| known.searches > 0);
+        searched || makers.any(|known| known.given.contains(&chunk.offset))
     }
 
     /// Code is given these chunks.
@@ -207,6 +220,7 @@ impl Residency {
             if works.is_empty() {
                 self.pointers.followed.remove(&lane);
             }
+            self.pointers.bringing.retain(|(other, number)| *other != lane || *number > last);
         }
         escaped.iter().for_each(|offset| self.escape(*offset));
     }
@@ -233,7 +247,10 @@ impl Residency {
         self.tell(|| Event::SearchAll { over: true });
         match found {
             Some(offsets) => offsets.iter().for_each(|offset| self.escape(*offset)),
-            None => self.chunks.iter_mut().flatten().for_each(|chunk| chunk.escaped = true),
+            None => {
+                self.chunks.iter_mut().flatten().for_each(|chunk| chunk.escaped = true);
+                self.escaped = self.live().count();
+            }
         }
     }
 
@@ -241,13 +258,14 @@ impl Residency {
     pub fn escape(&mut self, offset: u64) {
         let mut touched = Vec::new();
         self.resolve(&[offset], false, &mut touched);
-        let mut news = false;
+        let before = self.escaped;
         for index in touched {
             if let Some(chunk) = self.chunk_mut(index) {
-                news |= !std::mem::replace(&mut chunk.escaped, true);
+                let news = !std::mem::replace(&mut chunk.escaped, true);
+                self.escaped += usize::from(news);
             }
         }
-        if news {
+        if self.escaped > before {
             self.tell(|| Event::Escaped { offset });
         }
     }

@@ -111,18 +111,18 @@ impl Residency {
         chunks.iter().filter_map(|index| self.chunk(*index)).map(|chunk| chunk.offset).collect()
     }
 
-    /// Whether works are held until it is known what points where: a pointer that has just been stored may lead to what has
-    /// no mapping.
+    /// Whether works are held until it is known what points where: a pointer that has just been brought may lead to what
+    /// is moving or has no mapping.
     pub(super) fn needs_findings(&self) -> bool {
-        self.unmapped > 0 && !self.pointers.are_known()
+        self.moving + self.unmapped > 0 && self.pointers.may_lead_anywhere()
     }
 
     /// Whether nothing that a work which names `touched` may touch is moving or without a mapping.
     fn are_in_place(&self, touched: &[u32]) -> bool {
         let in_place = |chunk: &ChunkState| chunk.moving.is_none() && chunk.mapped;
-        // What has escaped may be touched as well; it moves only when nothing runs, but may have been out when it did.
+        // What has escaped may be touched as well; it may have been on its way, or out, when it did.
         touched.iter().all(|index| self.chunk(*index).is_none_or(in_place))
-            && (self.unmapped == 0 || self.live().all(|(_, chunk)| chunk.mapped || !chunk.escaped))
+            && (self.escaped == 0 || self.live().all(|(_, chunk)| !chunk.escaped || in_place(chunk)))
     }
 
     fn movable_ram_bytes(&self, touched: &[u32]) -> u64 {

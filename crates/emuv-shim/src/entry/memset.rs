@@ -48,7 +48,9 @@ fn awaited(address: CUdeviceptr) -> Touch {
 /// A word that may itself be an address.
 fn signalled(address: CUdeviceptr, value: cuuint64_t) -> Touch {
     let mut touch = written(address);
-    touch.may_store_pointers = session::current().is_none_or(|session| session.device_at(value).is_some());
+    if session::current().is_none_or(|session| session.device_at(value).is_some()) {
+        touch.brings_pointers();
+    }
     touch
 }
 
@@ -56,7 +58,7 @@ fn signalled(address: CUdeviceptr, value: cuuint64_t) -> Touch {
 /// The array has `count` elements.
 unsafe fn batch(operations: *const CUstreamBatchMemOpParams, count: c_uint) -> Touch {
     let mut touch = awaited(0);
-    touch.may_store_pointers = true;
+    touch.brings_pointers();
     // SAFETY: the caller's word.
     let readable = unsafe { operands(operations, count, |address| touch.add(address)) };
     if readable { touch } else { Touch::everything() }

@@ -25,7 +25,7 @@ fn within(addresses: &[CUdeviceptr]) -> Touch {
 /// A copy from memory that is not searched.
 fn from_elsewhere(addresses: &[CUdeviceptr]) -> Touch {
     let mut touch = within(addresses);
-    touch.may_store_pointers = true;
+    touch.brings_pointers();
     touch
 }
 
@@ -52,7 +52,9 @@ macro_rules! described {
                 let Some(session) = session::current() else { return Touch::everything() };
                 let mut touch =
                     within(&[copy.srcDevice, copy.dstDevice, copy.srcHost as u64, copy.dstHost as u64]);
-                touch.may_store_pointers = !is_searched(session, copy.srcMemoryType, copy.srcDevice);
+                if !is_searched(session, copy.srcMemoryType, copy.srcDevice) {
+                    touch.brings_pointers();
+                }
                 touch
             }
         )*

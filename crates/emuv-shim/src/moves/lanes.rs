@@ -254,27 +254,34 @@ impl Lanes {
             let front = |(id, stream): (&StreamId, &Stream)| Some((*id, stream.fences.front()?.event));
             state.streams.iter().filter_map(front).collect()
         };
-        for (id, event) in fronts {
-            let result = calls::query_event(real, event);
-            if result == CUresult::CUDA_ERROR_NOT_READY {
-                awaited = true;
-                continue;
+        for (id, first) in fronts {
+            // Works of a stream are done in order: the last fence that is reached covers those before it.
+            let mut next = Some(first);
+            let mut number = None;
+            let mut gone = false;
+            while let Some(event) = next {
+                if calls::query_event(real, event) == CUresult::CUDA_ERROR_NOT_READY {
+                    awaited = true;
+                    break;
+                }
+                // Any other failure is the context's end: nothing runs there any more.
+                let mut state = lock(&self.state);
+                let Some(stream) = state.streams.get_mut(&id) else { break };
+                let Some(fence) = stream.fences.pop_front() else { break };
+                number = Some(fence.number);
+                next = stream.fences.front().map(|fence| fence.event);
+                let context = stream.lane.context;
+                if stream.gone && next.is_none() {
+                    gone = true;
+                    state.streams.remove(&id);
+                }
+                state.events.entry(context).or_default().push(fence.event);
             }
-            // Any other failure is the context's end: nothing runs there any more.
+            let Some(number) = number else { continue };
             reached = true;
-            let mut state = lock(&self.state);
-            let Some(stream) = state.streams.get_mut(&id) else { continue };
-            let Some(fence) = stream.fences.pop_front() else { continue };
-            let (context, more, gone) = (stream.lane.context, !stream.fences.is_empty(), stream.gone);
-            awaited |= more;
-            state.events.entry(context).or_default().push(fence.event);
-            if gone && !more {
-                state.streams.remove(&id);
-            }
-            drop(state);
             let mut residency = arena.residency();
-            residency.completed(id, fence.number);
-            if gone && !more {
+            residency.completed(id, number);
+            if gone {
                 residency.stream_gone(id);
             }
         }

@@ -341,6 +341,7 @@ impl Moves {
             offsets,
             everything: touch.everything,
             may_store_pointers: touch.may_store_pointers,
+            may_bring_pointers: touch.may_bring_pointers,
             maker: touch.maker,
             kind: touch.kind,
             patient: true,
@@ -377,12 +378,11 @@ impl Moves {
 
     /// Waits until these chunks are mapped and lie still, in VRAM if possible, and keeps them so.
     fn keep_at_hand(&self, arena: &Arena, offsets: &[u64]) -> HoldId {
-        let mut last_move = (self.ended.load(Ordering::Acquire), Instant::now());
+        let start = Instant::now();
         let mut held = None;
         loop {
-            let patient = last_move.1.elapsed() < PATIENCE;
             let mut residency = arena.residency();
-            let (id, ready) = residency.keep_at_hand(offsets, held, patient);
+            let (id, ready) = residency.keep_at_hand(offsets, held, start.elapsed() < PATIENCE);
             if ready {
                 return id;
             }
@@ -390,10 +390,6 @@ impl Moves {
             drop(residency);
             self.wake_mover();
             drop(arena.settled.wait_timeout(arena.residency(), ASK_AGAIN));
-            let ended = self.ended.load(Ordering::Acquire);
-            if ended != last_move.0 {
-                last_move = (ended, Instant::now());
-            }
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{PoisonError, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use emuv_cuda::{CUresult, CuError, CuResult, Handle, types::CUdevice};
@@ -28,8 +28,11 @@ use crate::{
     session::Session,
 };
 
-/// Between two looks at copies, and at fences that something waits for.
+/// Between two looks at copies and fences while the program waits for them.
 const POLL: Duration = Duration::from_micros(20);
+
+/// The same while it does not: each look takes the driver's lock, for which its launches then wait.
+const POLL_BESIDE: Duration = Duration::from_micros(100);
 
 /// Between two looks at fences when nothing waits for them.
 const POLL_IDLE: Duration = Duration::from_micros(500);
@@ -38,7 +41,7 @@ const POLL_IDLE: Duration = Duration::from_micros(500);
 const SLEEP: Duration = Duration::from_secs(1);
 
 /// Steps between two looks at copies and fences.
-const STEPS: u32 = 16;
+const STEPS: u32 = 4;
 
 /// How often to try to map again what the driver would not map.
 const REMAP_ATTEMPTS: u32 = 1000;
@@ -76,6 +79,8 @@ struct Mover {
     into_vram: UnderWay<Job>,
     into_ram: UnderWay<Job>,
     recording: Recording,
+    /// When fences were last recorded.
+    learned: Instant,
 }
 
 /// Starts the thread.
@@ -93,6 +98,7 @@ pub(super) fn start(session: &'static Session, ordinal: CUdevice) -> io::Result<
             into_vram: UnderWay::new(),
             into_ram: UnderWay::new(),
             recording: Recording::open(session.trace.as_deref(), ordinal),
+            learned: Instant::now(),
         };
         if catch_unwind(AssertUnwindSafe(|| mover.run())).is_err() {
             session.degrade("moving data");
@@ -141,7 +147,8 @@ impl Mover {
             };
             wait = match () {
                 () if busy => None,
-                () if copying || !self.quiesced || waited_for => Some(POLL),
+                () if !self.quiesced || waited_for => Some(POLL),
+                () if copying => Some(POLL_BESIDE),
                 () if awaited || searching => Some(POLL_IDLE),
                 () => Some(SLEEP),
             };
@@ -282,7 +289,10 @@ impl Mover {
                 Step::Search(ranges) => self.search_all(&ranges),
                 Step::Collect => self.collect(),
                 Step::Learn(streams) => {
-                    self.device.moves.lanes.fence_all(self.session.real, arena, &streams);
+                    if arena.residency().is_waited_for() || self.learned.elapsed() >= POLL_BESIDE {
+                        self.learned = Instant::now();
+                        self.device.moves.lanes.fence_all(self.session.real, arena, &streams);
+                    }
                     break;
                 }
                 Step::Rest => break,
