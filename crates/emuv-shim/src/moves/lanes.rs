@@ -174,8 +174,12 @@ impl Lanes {
                 state.recording = true;
                 lane
             };
+            // A fence on a stream in capture would become part of the graph, or spoil it.
+            let captures = session::current().is_some_and(|session| session.captures.any());
             let _ = calls::in_context(real, lane.context, || {
-                self.fence(real, arena, lane);
+                if !captures || !calls::is_capturing(real, lane.handle(), false) {
+                    self.fence(real, arena, lane);
+                }
                 Ok(())
             });
             lock(&self.state).recording = false;
