@@ -146,6 +146,8 @@ struct ChunkState {
     extent: u32,
     /// Never moves: shared with others, or many small allocations.
     fixed: bool,
+    /// It waits to be removed: no move begins any more.
+    going: bool,
     escaped: bool,
     /// Holds nothing that anybody may read.
     dead: bool,
@@ -293,6 +295,7 @@ impl Residency {
             searches: Vec::new(),
             extent: NONE,
             fixed,
+            going: false,
             escaped: false,
             dead: self.quiesced && !fixed,
             claims: 0,
@@ -310,6 +313,9 @@ impl Residency {
         let searched = !chunk.searches.iter().all(|last| self.is_done(*last));
         if chunk.moving.is_some() || self.pointers.searching || searched {
             self.removal_waits |= searched;
+            if let Some(chunk) = self.chunk_mut(index) {
+                chunk.going = true;
+            }
             return false;
         }
         let range = granules(chunk.offset, chunk.bytes);
@@ -468,7 +474,12 @@ impl Residency {
     fn may_move(&self, index: u32) -> Result<Mode, Obstacle> {
         let Some(chunk) = self.chunk(index) else { return Err(Obstacle::Fixed) };
         let held_in_place = chunk.claims > 0 && self.held.iter().any(|h| !h.promote && h.chunks.contains(&index));
-        if chunk.fixed || chunk.moving.is_some() || held_in_place || self.held.iter().any(|h| h.everything) {
+        if chunk.fixed
+            || chunk.going
+            || chunk.moving.is_some()
+            || held_in_place
+            || self.held.iter().any(|h| h.everything)
+        {
             return Err(Obstacle::Fixed);
         }
         let known = !self.pointers.may_lead_anywhere() && !self.is_suspect(chunk);

@@ -142,8 +142,14 @@ impl Residency {
         if self.has_findings() {
             return Step::Collect;
         }
-        let removal_waits = std::mem::take(&mut self.removal_waits);
-        let mut needs_progress = self.pointers.stops_works() || self.needs_findings() || removal_waits;
+        if std::mem::take(&mut self.removal_waits) {
+            // Before any more moves: there may always be some.
+            let busy = self.busy_streams();
+            if !busy.is_empty() {
+                return Step::Learn(busy);
+            }
+        }
+        let mut needs_progress = self.pointers.stops_works() || self.needs_findings();
         let step = match self.policy {
             Policy::Static => None,
             Policy::Torture { state, safe } => {
@@ -219,7 +225,11 @@ impl Residency {
         };
         let (index, offset, bytes) = self.live().find_map(|(index, chunk)| {
             let wanted = all || chunk.escaped || chunk.fixed || (chunk.claims > 0 && waits(index));
-            (!chunk.mapped && chunk.moving.is_none() && wanted).then_some((index, chunk.offset, chunk.bytes))
+            (!chunk.mapped && !chunk.going && chunk.moving.is_none() && wanted).then_some((
+                index,
+                chunk.offset,
+                chunk.bytes,
+            ))
         })?;
         let chunk = self.chunk_mut(index)?;
         chunk.moving = Some(Tier::Ram);
