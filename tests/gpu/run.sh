@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Runs emuV against real programs on a machine with an NVIDIA GPU and prints one table.
 #
-#   tests/gpu/run.sh [STEP...]     steps: doctor programs meminfo resnet llama overhead demo (default: all)
+#   tests/gpu/run.sh [STEP...]     steps: doctor programs meminfo resnet llama movement overhead demo (default: all)
 #
 # Needs: the release build in target/release (emuv, libemuv_shim.so; deps/ will do), python3, a C compiler.
-# The steps meminfo, resnet, llama and overhead need PyTorch (resnet and overhead also torchvision).
+# The steps meminfo, resnet, llama, movement and overhead need PyTorch (resnet, movement and overhead also torchvision).
 # Settings by environment:
 #   OUT=DIR         where the logs and table.txt go (default ./out): one log per step
 #   EMUV=FILE       the emuv binary (default target/release/emuv)
@@ -17,7 +17,7 @@ ROOT=$PWD
 OUT=${OUT:-$ROOT/out}
 EMUV=${EMUV:-$ROOT/target/release/emuv}
 SIM=${SIM:-}
-ALL_STEPS=(doctor programs meminfo resnet llama overhead demo)
+ALL_STEPS=(doctor programs meminfo resnet llama movement overhead demo)
 ITERS=${ITERS:-6}
 RUNS=${RUNS:-plain emuv torture}
 
@@ -252,6 +252,29 @@ step_llama() {
     keep llama.refused 120 "$EMUV" run --quiet --vram 9G --ram 0 -- "${program[@]}"
     judge "9G and no RAM: refused" oom "$WORK/llama.refused"
     cat "$WORK"/llama.*.json >> "$LOG" 2> /dev/null
+}
+
+# moving NAME RESULTS VRAM MANY FEW PROGRAM...: plain, with data that moves (MANY repetitions, the last half counts) and
+# with data that stays where it was put (FEW), and moved at random; the same results in all
+moving() {
+    local name=$1 results=$2 vram=$3 many=$4 few=$5 check
+    shift 5
+    check="$name, $vram"
+    [ -f "$WORK/$name.plain" ] || keep "$name.plain" 120 python3 "$@" "$few"
+    keep "$name.$vram" 180 "$EMUV" run --vram "$vram" --ram 12G --report "$WORK/$name.$vram.json" -- python3 "$@" "$many"
+    keep "$name.$vram.static" 180 "$EMUV" run --quiet --vram "$vram" --ram 12G --policy static -- python3 "$@" "$few"
+    keep "$name.$vram.torture" 180 "$EMUV" run --quiet --vram "$vram" --ram 12G --policy torture:3 -- python3 "$@" "$few"
+    figure "$check: ratio to plain" ratio seconds/2 "$WORK/$name.plain" -- "$WORK/$name.$vram"
+    figure "$check: static, ratio to moved" ratio seconds/2 "$WORK/$name.$vram" -- "$WORK/$name.$vram.static"
+    judge "$check: static and torture as plain" same "$results" "$WORK/$name.plain" "$WORK/$name.$vram.static" "$WORK/$name.$vram.torture"
+    cat "$WORK/$name.$vram.json" >> "$LOG" 2> /dev/null
+}
+
+step_movement() {
+    moving resnet50 losses,weights_sha256 10.5G 24 4 tests/gpu/resnet50.py --iters
+    moving resnet50 losses,weights_sha256 8.5G 24 4 tests/gpu/resnet50.py --iters
+    moving layers512 outputs_sha256 9G 30 4 tests/gpu/llama_layers.py --tokens 512 --forwards
+    moving layers1 outputs_sha256 9G 12 4 tests/gpu/llama_layers.py --tokens 1 --forwards
 }
 
 # What emuV costs when everything fits: plain and emuV in turn, so that drift hits both.
