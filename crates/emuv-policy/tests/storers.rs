@@ -73,11 +73,12 @@ fn whatever_a_known_storer_is_given_has_escaped() {
 #[test]
 fn what_it_was_given_before_it_was_known_has_escaped_with_the_verdict() {
     let mut residency = residency();
-    run(&mut residency, 1, STORER, &[TABLE, 1], true);
-    let second = run(&mut residency, 1, STORER, &[TABLE, 2], false);
-    residency.completed(StreamId(1), second);
+    let first = run(&mut residency, 1, STORER, &[TABLE, 1], true);
+    let second = run(&mut residency, 3, STORER, &[TABLE, 2], false);
+    residency.completed(StreamId(3), second);
     run(&mut residency, 2, OTHER, &[5], false);
     assert_eq!(movable(&mut residency), BTreeSet::from([3, 4]), "what it was given stays until the verdict");
+    residency.completed(StreamId(1), first);
     let searches = residency.collecting();
     residency.collected(&searches, &[GRANULE], &[STORER]);
     assert_eq!(movable(&mut residency), BTreeSet::from([3, 4]));
