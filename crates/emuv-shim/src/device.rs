@@ -306,7 +306,7 @@ impl Device {
             if session.captures.any() {
                 self.pools.free_with_context(address, context);
             } else {
-                calls::synchronize(session.real, context)?;
+                self.moves.synchronize(session, &self.arena, context)?;
                 self.pools.free_idle(address);
             }
         } else if session.captures.any() {
@@ -314,7 +314,7 @@ impl Device {
             lock(&self.deferred).push(Deferred { release, event: None });
         } else {
             self.settle_deferred(session);
-            calls::synchronize(session.real, allocation.owner)?;
+            self.moves.synchronize(session, &self.arena, allocation.owner)?;
             let release = self.arena.free(address)?;
             self.arena.retire(release.id);
             self.publish(session);

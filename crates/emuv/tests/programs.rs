@@ -305,6 +305,47 @@ fn a_loop_over_more_than_vram_holds() {
     everywhere_and_spilled("steady", &["12", "24", "3", "2"]);
 }
 
+/// Calls of the driver that fail while data moves: once, or from some call on. What is asked of the mover fails; the
+/// program's own calls come before.
+const FAULTS: [&str; 14] = [
+    "fail=cuMemCreate:30",
+    "fail=cuMemCreate:34-",
+    "fail=cuMemMap:40",
+    "fail=cuMemMap:41+cuMemMap:42+cuMemMap:43",
+    "fail=cuMemMap:40:999",
+    "fail=cuMemSetAccess:41+cuMemSetAccess:42",
+    "fail=cuMemUnmap:6:999",
+    "fail=cuMemcpyAsync:5",
+    "fail=cuMemcpyAsync:6-",
+    "fail=cuEventRecord:30-",
+    "fail=cuEventQuery:40:999",
+    "fail=cuStreamCreateWithPriority:1-",
+    "fail=cuMemHostAlloc:1-",
+    "pin=128M",
+];
+
+#[test]
+fn faults_while_data_moves_cost_time_and_no_data() {
+    const MOVED: Under = Under::Emuv(&["--ram", "512M"]);
+    const TORTURED: Under = Under::Emuv(&["--ram", "512M", "--policy", "torture:3"]);
+    for fault in FAULTS {
+        let sim = format!("vram=256M,{fault}");
+        for under in [MOVED, TORTURED] {
+            let run = Run::start_with("steady", &["12", "24", "2", "2"], under, &[("EMUV_SIM", OsStr::new(&sim))]);
+            assert_eq!(run.output.status.code(), Some(0), "{fault}: {}", run.all_output());
+        }
+    }
+}
+
+#[test]
+fn a_lost_gpu_is_told_to_the_program_and_ends_every_wait() {
+    for under in [Under::Emuv(&["--ram", "512M"]), Under::Emuv(&["--ram", "512M", "--policy", "torture:3"])] {
+        let sim = ("EMUV_SIM", OsStr::new("vram=256M,lost_after=60"));
+        let run = Run::start_with("steady", &["12", "24", "4", "2"], under, &[sim]).expect_code(1);
+        assert!(run.all_output().contains("gave 719"), "{}", run.all_output());
+    }
+}
+
 #[test]
 fn a_program_that_preloads_another_interposer() {
     let bench = &*BENCH;

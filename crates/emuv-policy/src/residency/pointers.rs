@@ -17,7 +17,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use super::{Begun, ChunkState, NONE, Residency, Use, Work, works::note_use};
+use super::{Begun, ChunkState, NONE, Policy, Residency, Use, Work, works::note_use};
 use crate::trace::Event;
 
 /// (offset, bytes) of chunks.
@@ -89,6 +89,9 @@ impl Pointers {
 impl Residency {
     /// A work begins. Says whether a search for pointers is to follow it.
     pub(super) fn may_store(&mut self, work: &Work<'_>, touched: &[u32], (lane, number): Use) -> bool {
+        if self.policy == Policy::Static {
+            return false;
+        }
         if work.everything {
             self.pointers.all |= work.may_store_pointers;
             return false;

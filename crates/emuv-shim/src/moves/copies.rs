@@ -57,7 +57,10 @@ impl Copies {
         let stream = self.stream(to);
         // SAFETY: see the module's head.
         unsafe { real.driver.cuMemcpyAsync(target, source, bytes as usize, stream) }.ok()?;
-        calls::record_event(real, self.events.pop(), stream)
+        calls::record_event(real, self.events.pop(), stream).inspect_err(|_| {
+            // Nothing will tell when it is over, and its memory is about to be used otherwise.
+            let _ = calls::synchronize_stream(real, stream);
+        })
     }
 
     /// Times a copy of `bytes` into VRAM, waiting for it: bytes per microsecond, the best of three.

@@ -154,7 +154,15 @@ impl Lanes {
             stream.unfenced = 0;
             state.events.entry(lane.context).or_default().pop()
         };
-        let Ok(event) = calls::record_event(real, event, lane.handle as CUstream) else { return };
+        let event = match calls::record_event(real, event, lane.handle as CUstream) {
+            Ok(event) => event,
+            Err(_) => {
+                // Without a fence there is only waiting; if that fails as well nothing runs there any more.
+                let _ = calls::synchronize_stream(real, lane.handle as CUstream);
+                arena.residency().completed(lane.stream, number);
+                return;
+            }
+        };
         let mut state = lock(&self.state);
         match state.streams.get_mut(&lane.stream) {
             Some(stream) => stream.fences.push_back(Fence { number, event }),
@@ -233,6 +241,21 @@ impl Lanes {
         state.events.retain(|owner, _| !owners.contains(owner));
         state.samples.retain(|sample| !owners.contains(&sample.context));
         ids
+    }
+
+    /// What has been issued on the streams of a context so far: to be told to be done once it has been waited for.
+    pub fn issued_in(&self, arena: &Arena, context: Owner) -> Vec<(StreamId, u64)> {
+        let state = lock(&self.state);
+        let ids: Vec<StreamId> = state
+            .streams
+            .values()
+            .map(|stream| stream.lane)
+            .filter(|l| l.context == context)
+            .map(|l| l.stream)
+            .collect();
+        drop(state);
+        let residency = arena.residency();
+        ids.into_iter().filter_map(|stream| Some((stream, residency.fence(stream)?))).collect()
     }
 
     /// Remembers two events around a work, to be read when they are reached. False: there are too many already.

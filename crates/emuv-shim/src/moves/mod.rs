@@ -25,7 +25,7 @@ use std::{
 };
 
 use emuv_cuda::{
-    CUresult,
+    CUresult, CuResult,
     types::{CUdevice, CUstream},
 };
 use emuv_policy::{Begin, Begun, HoldId, Owner, Policy, SearchRanges, Work};
@@ -409,6 +409,22 @@ impl Moves {
         if self.lanes.nudges() {
             self.wake_mover();
         }
+    }
+
+    /// Waits for all work of a context, and remembers that it is done.
+    ///
+    /// # Errors
+    /// What the waiting gave.
+    pub fn synchronize(&self, session: &Session, arena: &Arena, context: Owner) -> CuResult {
+        let issued = if self.is_active() { self.lanes.issued_in(arena, context) } else { Vec::new() };
+        calls::synchronize(session.real, context)?;
+        if !issued.is_empty() {
+            let mut residency = arena.residency();
+            issued.iter().for_each(|(stream, number)| residency.completed(*stream, *number));
+            drop(residency);
+            arena.settled.notify_all();
+        }
+        Ok(())
     }
 
     /// Bytes that are charged to the budgets but would be given back if the program asked for them.

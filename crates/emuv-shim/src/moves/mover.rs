@@ -81,6 +81,8 @@ struct Mover {
     recording: Recording,
     /// When fences were last recorded.
     learned: Instant,
+    /// The context would not give any streams.
+    without_streams: bool,
 }
 
 /// Starts the thread.
@@ -99,6 +101,7 @@ pub(super) fn start(session: &'static Session, ordinal: CUdevice) -> io::Result<
             into_ram: UnderWay::new(),
             recording: Recording::open(session.trace.as_deref(), ordinal),
             learned: Instant::now(),
+            without_streams: false,
         };
         if catch_unwind(AssertUnwindSafe(|| mover.run())).is_err() {
             session.degrade("moving data");
@@ -215,9 +218,15 @@ impl Mover {
         }
         if self.copies.is_none() {
             match Copies::new(real) {
-                Ok(copies) => self.copies = Some(copies),
+                Ok(copies) => (self.copies, self.without_streams) = (Some(copies), false),
                 Err(error) => {
-                    log::debug(format_args!("no streams to move data with: {error}"));
+                    if !self.without_streams {
+                        log::debug(format_args!("no streams to move data with: {error}"));
+                    }
+                    // A context that is being destroyed has none; any other that has none now will have none later.
+                    if !std::mem::replace(&mut self.without_streams, true) && !is_destroyed(error) {
+                        self.give_up();
+                    }
                     return false;
                 }
             }
@@ -416,7 +425,8 @@ impl Mover {
 
     fn settle(&self, offset: u64, moved: bool) {
         self.device.arena.residency().finish(offset, moved);
-        self.device.moves.ended.fetch_add(1, Ordering::AcqRel);
+        // What does not move is nothing to wait for.
+        self.device.moves.ended.fetch_add(u64::from(moved), Ordering::AcqRel);
         self.device.arena.settled.notify_all();
     }
 
@@ -488,6 +498,10 @@ impl Mover {
         state.still = true;
         self.device.moves.wake.notify_all();
     }
+}
+
+fn is_destroyed(error: CuError) -> bool {
+    [CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED, CUresult::CUDA_ERROR_INVALID_CONTEXT].contains(&error.code())
 }
 
 /// Whether the host can spare `bytes` more.
