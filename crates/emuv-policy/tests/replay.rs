@@ -1,0 +1,77 @@
+//! A recorded program is run again in virtual time, with its memory from a pool like emuV's own.
+#![allow(clippy::unwrap_used, clippy::cast_precision_loss)] // A failed unwrap is a failed test; sizes as rates.
+
+use emuv_policy::{
+    Policy, StreamId, Tier,
+    machine::{Machine, Op},
+    replay::Program,
+    trace::{self, Event, Recorder, WorkFlags},
+};
+
+const MIB: u64 = 1 << 20;
+const WEIGHTS: u64 = 60;
+const ROUNDS: u64 = 8;
+
+/// The trace of a loop over weights of 32 MiB each, whose works write to a buffer of 8 MiB that is made anew each time and
+/// take 200 us.
+fn recorded() -> Vec<u8> {
+    let mut recorder = Recorder::new();
+    let record = |recorder: &mut Recorder, event: Event| recorder.record(&event);
+    record(&mut recorder, Event::Link { bytes_per_milli: 54_000_000 });
+    for weight in 0..WEIGHTS {
+        let offset = weight * 32 * MIB;
+        record(&mut recorder, Event::Chunk { offset, bytes: 32 * MIB, tier: Tier::Vram, fixed: false });
+        record(&mut recorder, Event::Extent { offset, bytes: 32 * MIB });
+    }
+    let scratch = WEIGHTS * 32 * MIB;
+    record(&mut recorder, Event::Chunk { offset: scratch, bytes: 8 * MIB, tier: Tier::Vram, fixed: false });
+    let mut number = 0;
+    for _ in 0..ROUNDS {
+        for weight in 0..WEIGHTS {
+            number += 1;
+            let (stream, flags) = (StreamId(1), WorkFlags::default());
+            record(&mut recorder, Event::Extent { offset: scratch, bytes: 8 * MIB });
+            let chunks = vec![weight * 32 * MIB, scratch];
+            record(&mut recorder, Event::Begun { stream, number, kind: 5, flags, chunks });
+            recorder.set_time(number * 200);
+            record(&mut recorder, Event::Completed { stream, number });
+            record(&mut recorder, Event::Freed { offset: scratch });
+        }
+    }
+    // It reads RAM ten times as slowly as the link.
+    record(&mut recorder, Event::Measured { kind: 5, ram_bytes: 32 * MIB, micros: 6214 });
+    recorder.take()
+}
+
+fn program() -> Program {
+    Program::from_trace(trace::read(&recorded()).unwrap())
+}
+
+#[test]
+fn rounds_durations_and_memory_are_found_in_the_trace() {
+    let program = program();
+    assert_eq!(program.period(), Some(usize::try_from(WEIGHTS).unwrap()));
+    assert!((program.round_micros() / (WEIGHTS as f64 * 200.0) - 1.0).abs() < 0.02, "{}", program.round_micros());
+    let ops = program.ops(u64::MAX / 2);
+    let mapped: u64 = ops.iter().map(|op| if let Op::Map { bytes, .. } = op { *bytes } else { 0 }).sum();
+    assert_eq!(mapped, WEIGHTS * 32 * MIB + 8 * MIB, "what is freed is used again");
+    assert_eq!(ops.iter().filter(|op| **op == Op::Round).count(), usize::try_from(ROUNDS).unwrap());
+}
+
+#[test]
+fn moving_beats_staying_and_comes_close_to_the_bound() {
+    let vram_bytes = 1600 * MIB;
+    let machine = Machine {
+        vram_bytes,
+        link_bytes_per_us: 54_000.0,
+        both_bytes_per_us: 46_000.0,
+        issue_us: 10.0,
+        wake_us: 50.0,
+    };
+    let ops = program().ops(1 << 40);
+    let last = |policy| machine.run(&ops, policy)[usize::try_from(ROUNDS).unwrap() - 1].micros;
+    let (moved, stayed) = (last(Policy::Dynamic { safe: false }), last(Policy::Static));
+    let bound = (WEIGHTS as f64 * 200.0).max((WEIGHTS * 32 * MIB + 8 * MIB - vram_bytes) as f64 / 46_000.0);
+    assert!(stayed > 4.0 * moved, "{stayed} us against {moved}");
+    assert!(bound / moved > 0.75, "{moved} us, the bound is {bound}");
+}
