@@ -8,7 +8,9 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use crate::{Begin, Begun, HoldId, MoveRoom, Policy, Residency, Step, StreamId, Tier, Work};
+use crate::{
+    Begin, Begun, HOT_BYTES, HoldId, MoveRoom, Policy, Residency, Step, StreamId, Tier, Work, memory::HOT_SHARE,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -92,10 +94,6 @@ const VRAM_MAP_US: f64 = 30.0;
 const VRAM_UNMAP_US: f64 = 17.0;
 const RAM_MAP_US: f64 = 359.0;
 const RAM_UNMAP_US: f64 = 99.0;
-
-/// VRAM that is left to allocations up to [`LARGE_BYTES`], as a part of all.
-const LEFT_TO_SMALL: u64 = 32;
-const LARGE_BYTES: u64 = 16 << 20;
 
 /// What a round cost.
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
@@ -286,7 +284,7 @@ impl Run<'_> {
     fn take(&mut self, op: &Op, marks: &mut Vec<Cost>) -> bool {
         match op {
             Op::Map { offset, bytes } => {
-                let left = if *bytes > LARGE_BYTES { self.machine.vram_bytes / LEFT_TO_SMALL } else { 0 };
+                let left = if *bytes > HOT_BYTES { self.machine.vram_bytes / HOT_SHARE } else { 0 };
                 let tier = if self.free_bytes >= *bytes + left { Tier::Vram } else { Tier::Ram };
                 self.free_bytes -= if tier == Tier::Vram { *bytes } else { 0 };
                 self.sizes.insert(*offset, *bytes);

@@ -33,7 +33,7 @@ pub const HOT_BYTES: u64 = 16 << 20;
 
 /// The part of the VRAM budget that large allocations leave to hot ones while RAM has room: small data that is
 /// touched by every kernel costs far more in RAM than the same bytes of a large tensor.
-const HOT_SHARE: u64 = 32;
+pub(crate) const HOT_SHARE: u64 = 32;
 
 /// Whoever an allocation belongs to and dies with: a CUDA context's handle, to this crate just a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -50,8 +50,8 @@ impl Program {
         let mut link = 25_000.0;
         for (time, event) in events {
             match event {
-                Event::Chunk { offset, bytes, fixed, .. } => {
-                    reader.chunks.insert(offset, (bytes, fixed));
+                Event::Chunk { offset, bytes, .. } => {
+                    reader.chunks.insert(offset, bytes);
                 }
                 Event::Removed { offset } => {
                     reader.chunks.remove(&offset);
@@ -69,7 +69,7 @@ impl Program {
                     let mut seen = HashSet::new();
                     let names = chunks.iter().filter_map(|offset| reader.owner.get(offset).copied());
                     let touches: Vec<Name> = names.filter(|name| seen.insert(*name)).collect();
-                    reader.begun(stream, number, chunks.iter().filter_map(|c| reader.chunks.get(c)).map(|c| c.0).sum());
+                    reader.begun(stream, number, chunks.iter().filter_map(|chunk| reader.chunks.get(chunk)).sum());
                     program.calls.push(Call::Work { kind, touches, everything: flags.everything });
                 }
                 Event::Completed { stream, number } => reader.completed(time, stream, number),
@@ -82,13 +82,6 @@ impl Program {
         }
         program.micros = reader.durations();
         program
-    }
-
-    /// Scales the works' durations so that a round takes so long with everything in VRAM.
-    pub fn set_round_micros(&mut self, micros: f64) {
-        let Some(period) = self.period() else { return };
-        let last: f64 = self.micros[self.micros.len() - period..].iter().sum();
-        self.micros.iter_mut().for_each(|work| *work *= micros / last.max(1.0));
     }
 
     /// How long a round takes with everything in VRAM, as far as the works go, in microseconds.
@@ -127,16 +120,6 @@ impl Program {
         (compared > 0).then(|| (compared / 4..end - compared).find(repeats)).flatten()
     }
 
-    /// Bytes that the works of a round touch.
-    pub fn round_bytes(&self) -> u64 {
-        let sizes: HashMap<Name, u64> = self.calls.iter().filter_map(Call::allocation).collect();
-        let works: Vec<&Vec<Name>> = self.calls.iter().filter_map(Call::touches).collect();
-        let period = self.period().unwrap_or(works.len());
-        let names: HashSet<Name> =
-            works[works.len() - period..].iter().flat_map(|touches| touches.iter().copied()).collect();
-        names.iter().filter_map(|name| sizes.get(name)).sum()
-    }
-
     /// What the machine is to do, with rounds marked: the program's calls, with memory from a pool like emuV's own that
     /// may hold `most_bytes` (VRAM and RAM).
     pub fn ops(&self, most_bytes: u64) -> Vec<Op> {
@@ -154,7 +137,7 @@ impl Program {
                         ops.push(Op::Round);
                     }
                     ops.push(Op::Work(GpuWork {
-                        chunks: touches.iter().filter_map(|name| memory.places.get(name)).map(|(at, _)| *at).collect(),
+                        chunks: touches.iter().filter_map(|name| memory.places.get(name)).copied().collect(),
                         micros: self.micros[work],
                         kind: *kind,
                         everything: *everything,
@@ -168,21 +151,11 @@ impl Program {
     }
 }
 
-impl Call {
-    fn touches(&self) -> Option<&Vec<Name>> {
-        if let Self::Work { touches, .. } = self { Some(touches) } else { None }
-    }
-
-    fn allocation(&self) -> Option<(Name, u64)> {
-        if let Self::Allocate(name, bytes) = self { Some((*name, *bytes)) } else { None }
-    }
-}
-
 /// What is where while a trace is read.
 #[derive(Default)]
 struct Reader {
-    /// Size, and whether it never moves.
-    chunks: HashMap<u64, (u64, bool)>,
+    /// Chunk -> its size.
+    chunks: HashMap<u64, u64>,
     /// Chunk -> whose it is.
     owner: HashMap<u64, Name>,
     /// Start of an allocation -> its name and its chunks.
@@ -202,7 +175,7 @@ impl Reader {
         let mut chunks = Vec::new();
         let mut at = offset;
         while at < offset + bytes {
-            let Some((size, _)) = self.chunks.get(&at) else { break };
+            let Some(size) = self.chunks.get(&at) else { break };
             chunks.push(at);
             self.owner.insert(at, name);
             at += size;
@@ -265,7 +238,7 @@ struct Memory {
     mapped_bytes: u64,
     next: u64,
     pools: StreamPools,
-    places: HashMap<Name, (u64, u64)>,
+    places: HashMap<Name, u64>,
     sizes: HashMap<u64, u64>,
 }
 
@@ -300,12 +273,12 @@ impl Memory {
             start
         });
         let held = self.pools.find(at).map_or(size, |(_, Block { block_bytes, .. })| block_bytes);
-        self.places.insert(name, (at, held));
+        self.places.insert(name, at);
         ops.push(Op::Allocate { offset: at, bytes: held });
     }
 
     fn free(&mut self, name: Name, ops: &mut Vec<Op>) {
-        if let Some((at, _)) = self.places.remove(&name) {
+        if let Some(at) = self.places.remove(&name) {
             ops.push(Op::Free { offset: at });
             self.pools.give(at, Some(STREAM));
         }

@@ -39,7 +39,7 @@ pub(crate) struct Reach {
     /// Every launch may bring pointers from memory that is not searched.
     brings_pointers: bool,
     /// Addresses of copies and memsets: the driver looks at what lies there.
-    copied: Vec<u64>,
+    copied: BTreeSet<u64>,
 }
 
 /// See the module's head. One per process.
@@ -64,14 +64,14 @@ impl Reach {
 
     /// Of one address, of a memset.
     pub fn of_address(address: u64) -> Self {
-        let mut reach = Self { copied: vec![address], ..Self::default() };
+        let mut reach = Self { copied: BTreeSet::from([address]), ..Self::default() };
         reach.word(address);
         reach
     }
 
     /// Addresses that the driver looks at when it makes or changes an executable graph.
-    pub fn copied(&self) -> &[u64] {
-        &self.copied
+    pub fn copied(&self) -> Vec<u64> {
+        self.copied.iter().copied().collect()
     }
 
     /// Of a kernel with these arguments.
@@ -95,10 +95,9 @@ impl Reach {
     /// Of a copy.
     pub fn of_copy(session: &Session, copy: &CUDA_MEMCPY3D) -> Self {
         let mut reach = Self::default();
-        for word in [copy.srcDevice, copy.dstDevice, copy.srcHost as u64, copy.dstHost as u64] {
-            reach.word(word);
-        }
-        reach.copied = vec![copy.srcDevice, copy.dstDevice, copy.srcHost as u64, copy.dstHost as u64];
+        let named = [copy.srcDevice, copy.dstDevice, copy.srcHost as u64, copy.dstHost as u64];
+        named.iter().for_each(|word| reach.word(*word));
+        reach.copied = BTreeSet::from(named);
         reach.brings_pointers = !transfer::is_searched(session, copy.srcMemoryType, copy.srcDevice);
         reach
     }

@@ -178,8 +178,8 @@ impl Pools {
             return take(Waste::Any).ok_or(Refusal::NoRoom);
         }
         // Where data moves, what is used is in VRAM wherever it was put, and tight blocks at lasting addresses are worth more.
-        let moves = session.moves() && device.has_ram_for(session, size);
-        if size > SMALL_BYTES && !moves && !device.has_vram_for(session, size) {
+        let may_go_to_ram = || session.moves() && device.has_ram_for(session, size);
+        if size > SMALL_BYTES && !device.has_vram_for(session, size) && !may_go_to_ram() {
             // Before anything goes to RAM: waste VRAM that is there, or exchange it for what is needed.
             if let Some(address) = take(Waste::Any) {
                 return Ok(address);
@@ -387,7 +387,8 @@ impl Pools {
     fn retire(&self, arena: &Arena, mut blocks: Vec<u64>, wait: bool) -> bool {
         blocks.append(&mut lock(&self.late));
         let is_late = |address: &mut u64| !wait && arena.residency().is_searched(*address - arena.base());
-        lock(&self.late).extend(blocks.extract_if(.., is_late));
+        let late: Vec<u64> = blocks.extract_if(.., is_late).collect();
+        lock(&self.late).extend(late);
         for address in &blocks {
             if let Ok(release) = arena.free(*address) {
                 arena.retire(release.id);

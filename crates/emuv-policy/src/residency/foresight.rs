@@ -19,7 +19,7 @@ use std::{
 const IDENTIFIES: f64 = 2.0;
 
 /// Works on both sides of the expected place among which one that comes early or late is looked for.
-const NEAR: u64 = 8;
+pub(super) const NEAR: u64 = 8;
 
 /// How much of the past a work leaves in the averages: what came a few hundred works ago does not count.
 const DECAY: f64 = 1.0 - 1.0 / 64.0;
@@ -176,6 +176,9 @@ impl Foresight {
 
     #[allow(clippy::cast_precision_loss)] // Averages.
     fn advance(&mut self, position: u64, kind: u64, extents: &[ExtentId], bytes: u64) {
+        let next = self.follow.map(|follow| follow + 1).filter(|next| *next < position);
+        let hit = next.is_some_and(|next| self.agrees(next, position));
+        // Only asked for where the forecast has failed.
         let mut befores = Vec::new();
         for &extent in extents {
             let key = mix(kind ^ mix(u64::from(extent)));
@@ -183,10 +186,10 @@ impl Foresight {
             let gap = (position - before) as f64;
             self.gaps = self.gaps * SLOW_DECAY + gap;
             self.squared_gaps = self.squared_gaps * SLOW_DECAY + gap * gap;
-            befores.push(before);
+            if !hit {
+                befores.push(before);
+            }
         }
-        let next = self.follow.map(|follow| follow + 1).filter(|next| *next < position);
-        let hit = next.is_some_and(|next| self.agrees(next, position));
         self.foreseen = self.foreseen * DECAY + if hit { bytes as f64 } else { 0.0 };
         self.touched = self.touched * DECAY + bytes as f64;
         if hit {
@@ -272,7 +275,7 @@ impl Foresight {
         self.place().map(|place| self.position() - 1 - place)
     }
 
-    /// See [`Self::turns`]: what was foreseen under another number of turns does not hold.
+    /// How often the forecast has begun, ended, or gone on elsewhere: what was foreseen before that does not hold.
     pub fn turns(&self) -> u64 {
         self.turns
     }

@@ -4,8 +4,7 @@
 
 use std::collections::VecDeque;
 
-/// Works on both sides of the expected place among which the like of a use is looked for.
-const NEAR: u64 = 8;
+use super::foresight::NEAR;
 
 /// Uses that are remembered.
 const MOST_USES: usize = 4096;

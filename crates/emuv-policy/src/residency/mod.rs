@@ -310,7 +310,7 @@ impl Residency {
     pub fn remove_chunk(&mut self, offset: u64) -> bool {
         let Some(index) = self.at(offset) else { return true };
         let Some(chunk) = self.chunk(index) else { return true };
-        let searched = !chunk.searches.iter().all(|last| self.is_done(*last));
+        let searched = self.is_under_search(chunk);
         if chunk.moving.is_some() || self.pointers.searching || searched {
             self.removal_waits |= searched;
             if let Some(chunk) = self.chunk_mut(index) {
@@ -336,7 +336,11 @@ impl Residency {
     /// moves is many small allocations, which come and go without it.
     pub fn is_searched(&self, offset: u64) -> bool {
         let chunk = self.at(offset).and_then(|index| self.chunk(index)).filter(|chunk| !chunk.fixed);
-        chunk.is_some_and(|chunk| !chunk.searches.iter().all(|last| self.is_done(*last)))
+        chunk.is_some_and(|chunk| self.is_under_search(chunk))
+    }
+
+    fn is_under_search(&self, chunk: &ChunkState) -> bool {
+        !chunk.searches.iter().all(|last| self.is_done(*last))
     }
 
     /// The program has got `bytes` at `offset`: an extent of chunks that are there already. What they hold is

@@ -54,9 +54,7 @@ pub enum Policy {
 /// The plan in force.
 #[derive(Debug, Default)]
 pub(super) struct Planned {
-    /// The round that it was made from begins behind this position; `None`: there is no plan.
-    place: Option<u64>,
-    /// How many works that round had.
+    /// How many works the round has that it was made from; 0: there is no plan.
     period: u64,
     /// It is made again at this position, so many rounds later.
     until: u64,
@@ -201,7 +199,7 @@ impl Residency {
     }
 
     /// Whether the chunk may be left without a mapping when it is sent away.
-    pub(super) fn may_leave_unmapped(&mut self, index: u32) -> bool {
+    pub(super) fn may_leave_unmapped(&self, index: u32) -> bool {
         if self.saw_everything || self.policy.only_when_idle() {
             return false;
         }
@@ -219,10 +217,9 @@ impl Residency {
             return None;
         }
         let all = self.saw_everything || self.pointers.want_everything() || self.policy == Policy::Static;
-        let waits = |index: u32| {
-            let promoted = self.policy.promotes();
-            self.held.iter().any(|h| !(promoted && h.promote && !h.hopeless) && h.chunks.contains(&index))
-        };
+        let promoted = self.policy.promotes();
+        let waits =
+            |index: u32| self.held.iter().any(|h| !(promoted && h.promote && !h.hopeless) && h.chunks.contains(&index));
         let (index, offset, bytes) = self.live().find_map(|(index, chunk)| {
             let wanted = all || chunk.escaped || chunk.fixed || (chunk.claims > 0 && waits(index));
             (!chunk.mapped && !chunk.going && chunk.moving.is_none() && wanted).then_some((
@@ -233,7 +230,6 @@ impl Residency {
         })?;
         let chunk = self.chunk_mut(index)?;
         chunk.moving = Some(Tier::Ram);
-        chunk.leave = false;
         self.moving += 1;
         Some(Step::Show { offset, bytes })
     }
@@ -255,9 +251,7 @@ impl Residency {
         if let Some(step) = self.demand(&mut left, room, needs_progress) {
             return Some(step);
         }
-        if self.planned.place.is_none() || self.foresight.place().is_none() {
-            return None;
-        }
+        self.foresight.place()?;
         let wants = self.wants();
         let wanted_bytes: u64 = wants.iter().filter_map(|(_, index)| self.chunk(*index)).map(|chunk| chunk.bytes).sum();
         if let Some((soonest, _)) = wants.first()
@@ -384,15 +378,13 @@ impl Residency {
 
     /// Makes a plan if it is time to.
     fn renew_plan(&mut self, room: Room) {
-        let Some(place) = self.foresight.place() else { return };
+        let (Some(place), Some(period)) = (self.foresight.place(), self.foresight.period()) else { return };
         let position = self.foresight.position();
-        let period = position - 1 - place;
-        let same = self.planned.place.is_some() && period.abs_diff(self.planned.period) <= period / SAME_PERIOD;
+        let same = period.abs_diff(self.planned.period) <= period / SAME_PERIOD;
         if same && position < self.planned.until {
             return;
         }
         self.planned.rounds = if same { (self.planned.rounds * 2).min(MOST_ROUNDS) } else { 1 };
-        self.planned.place = Some(place);
         self.planned.period = period;
         self.planned.until = position + self.planned.rounds * period;
         self.plan(place, room);

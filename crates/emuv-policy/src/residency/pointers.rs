@@ -111,9 +111,7 @@ impl Residency {
 
     /// Whether code that may turn out to be a storer has been given the chunk.
     pub(super) fn is_suspect(&self, chunk: &ChunkState) -> bool {
-        let searched = !chunk.searches.iter().all(|last| self.is_done(*last));
-        let mut makers = self.pointers.makers.values().filter(|known| known.searches > 0);
-        searched || makers.any(|known| known.given.contains(&chunk.offset))
+        self.is_under_search(chunk) || self.pointers.makers.values().any(|known| known.given.contains(&chunk.offset))
     }
 
     /// Code is given these chunks.

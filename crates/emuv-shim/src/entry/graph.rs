@@ -38,9 +38,9 @@ entries! {
         bufferSize: usize,
     ) |session, driver| {
         // SAFETY: the program's own arguments.
-        let result = looked_at(session, hGraph, || unsafe { driver.cuGraphInstantiate(phGraphExec, hGraph, phErrorNode, logBuffer, bufferSize) });
-        // SAFETY: the driver has written the handle where it succeeded.
-        Some(unsafe { instantiated(session, result, phGraphExec, hGraph, 0) })
+        let call = || unsafe { driver.cuGraphInstantiate(phGraphExec, hGraph, phErrorNode, logBuffer, bufferSize) };
+        // SAFETY: as above.
+        Some(unsafe { instantiate(session, phGraphExec, hGraph, 0, call) })
     }
 
     /// Looked through.
@@ -49,18 +49,18 @@ entries! {
         bufferSize: usize,
     ) |session, driver| {
         // SAFETY: the program's own arguments.
-        let result = looked_at(session, hGraph, || unsafe { driver.cuGraphInstantiate_v2(phGraphExec, hGraph, phErrorNode, logBuffer, bufferSize) });
+        let call = || unsafe { driver.cuGraphInstantiate_v2(phGraphExec, hGraph, phErrorNode, logBuffer, bufferSize) };
         // SAFETY: as above.
-        Some(unsafe { instantiated(session, result, phGraphExec, hGraph, 0) })
+        Some(unsafe { instantiate(session, phGraphExec, hGraph, 0, call) })
     }
 
     /// Looked through.
     fn cuGraphInstantiateWithFlags(phGraphExec: *mut CUgraphExec, hGraph: CUgraph, flags: c_ulonglong)
     |session, driver| {
         // SAFETY: the program's own arguments.
-        let result = looked_at(session, hGraph, || unsafe { driver.cuGraphInstantiateWithFlags(phGraphExec, hGraph, flags) });
+        let call = || unsafe { driver.cuGraphInstantiateWithFlags(phGraphExec, hGraph, flags) };
         // SAFETY: as above.
-        Some(unsafe { instantiated(session, result, phGraphExec, hGraph, flags) })
+        Some(unsafe { instantiate(session, phGraphExec, hGraph, flags, call) })
     }
 
     /// Looked through.
@@ -70,9 +70,9 @@ entries! {
         // SAFETY: null or valid by the driver's contract.
         let flags = unsafe { instantiateParams.as_ref() }.map_or(0, |parameters| parameters.flags);
         // SAFETY: the program's own arguments.
-        let result = looked_at(session, hGraph, || unsafe { driver.cuGraphInstantiateWithParams(phGraphExec, hGraph, instantiateParams) });
+        let call = || unsafe { driver.cuGraphInstantiateWithParams(phGraphExec, hGraph, instantiateParams) };
         // SAFETY: as above.
-        Some(unsafe { instantiated(session, result, phGraphExec, hGraph, flags) })
+        Some(unsafe { instantiate(session, phGraphExec, hGraph, flags, call) })
     }
 
     /// Looked through.
@@ -82,9 +82,9 @@ entries! {
         // SAFETY: null or valid by the driver's contract.
         let flags = unsafe { instantiateParams.as_ref() }.map_or(0, |parameters| parameters.flags);
         // SAFETY: the program's own arguments.
-        let result = looked_at(session, hGraph, || unsafe { driver.cuGraphInstantiateWithParams_ptsz(phGraphExec, hGraph, instantiateParams) });
+        let call = || unsafe { driver.cuGraphInstantiateWithParams_ptsz(phGraphExec, hGraph, instantiateParams) };
         // SAFETY: as above.
-        Some(unsafe { instantiated(session, result, phGraphExec, hGraph, flags) })
+        Some(unsafe { instantiate(session, phGraphExec, hGraph, flags, call) })
     }
 
     /// The first form of the call.
@@ -126,7 +126,7 @@ macro_rules! node_changes {
                         // SAFETY: null or valid by the driver's contract.
                         #[allow(unused_unsafe)]
                         let reach = unsafe { $reach };
-                        copied = reach.copied().to_vec();
+                        copied = reach.copied();
                         session.graphs.widen($exec, reach);
                     }
                     // SAFETY: the program's own arguments.
@@ -161,7 +161,7 @@ macro_rules! node_descriptions {
                     // SAFETY: null or valid by the driver's contract.
                     let reach = unsafe { $reach };
                     // SAFETY: the program's own arguments.
-                    Some(moves::at_hand(session, reach.copied(), || unsafe { driver.$name($($arg),*) }))
+                    Some(moves::at_hand(session, &reach.copied(), || unsafe { driver.$name($($arg),*) }))
                 }
             )*
         }
@@ -223,27 +223,26 @@ if_given! {
     }
 }
 
-/// Makes a call with which the driver looks at what the graph's copies name.
-fn looked_at(session: &Session, graph: CUgraph, call: impl FnOnce() -> CUresult) -> CUresult {
-    if !moves::active(session) {
-        return call();
-    }
-    moves::at_hand(session, read(session, graph).copied(), call)
-}
-
+/// Makes a graph executable and remembers what it touches.
+///
 /// # Safety
-/// `exec` is valid if the call succeeded.
-unsafe fn instantiated(
+/// `exec` is valid if the call succeeds.
+unsafe fn instantiate(
     session: &Session,
-    result: CUresult,
     exec: *const CUgraphExec,
     graph: CUgraph,
     flags: c_ulonglong,
+    call: impl FnOnce() -> CUresult,
 ) -> CUresult {
-    if result == CUresult::SUCCESS && session.moves() {
+    if !session.moves() {
+        return call();
+    }
+    let reach = read(session, graph);
+    let result = moves::at_hand(session, &reach.copied(), call);
+    if result == CUresult::SUCCESS {
         let by_kernels = flags & c_ulonglong::from(CUDA_GRAPH_INSTANTIATE_FLAG_DEVICE_LAUNCH) != 0;
         // SAFETY: the caller's word.
-        session.graphs.add(unsafe { *exec }, read(session, graph), by_kernels);
+        session.graphs.add(unsafe { *exec }, reach, by_kernels);
     }
     result
 }
@@ -251,14 +250,15 @@ unsafe fn instantiated(
 /// After a success the executable graph touches what the graph does and nothing else; a failure may have changed a
 /// part of it.
 fn updated(session: &Session, exec: CUgraphExec, graph: CUgraph, call: impl FnOnce() -> CUresult) -> CUresult {
-    let result = looked_at(session, graph, call);
-    if session.moves() {
-        let reach = read(session, graph);
-        if result == CUresult::SUCCESS {
-            session.graphs.replace(exec, reach);
-        } else {
-            session.graphs.widen(exec, reach);
-        }
+    if !session.moves() {
+        return call();
+    }
+    let reach = read(session, graph);
+    let result = moves::at_hand(session, &reach.copied(), call);
+    if result == CUresult::SUCCESS {
+        session.graphs.replace(exec, reach);
+    } else {
+        session.graphs.widen(exec, reach);
     }
     result
 }

@@ -37,11 +37,16 @@ fn written(address: CUdeviceptr) -> Touch {
     touch
 }
 
-/// A word that a stream waits for: before it comes, the host may write elsewhere.
-fn awaited(address: CUdeviceptr) -> Touch {
+/// A stream waits for a word: before it comes, the host may write elsewhere.
+fn host_may_write_first() {
     if let Some(session) = session::current() {
         session.host_ranges.changes_later();
     }
+}
+
+/// A word that a stream waits for.
+fn awaited(address: CUdeviceptr) -> Touch {
+    host_may_write_first();
     written(address)
 }
 
@@ -57,7 +62,8 @@ fn signalled(address: CUdeviceptr, value: cuuint64_t) -> Touch {
 /// # Safety
 /// The array has `count` elements.
 unsafe fn batch(operations: *const CUstreamBatchMemOpParams, count: c_uint) -> Touch {
-    let mut touch = awaited(0);
+    host_may_write_first();
+    let mut touch = Touch::nothing();
     touch.brings_pointers();
     // SAFETY: the caller's word.
     let readable = unsafe { operands(operations, count, |address| touch.add(address)) };

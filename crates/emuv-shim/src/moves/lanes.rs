@@ -245,15 +245,10 @@ impl Lanes {
 
     /// What has been issued on the streams of a context so far: to be told to be done once it has been waited for.
     pub fn issued_in(&self, arena: &Arena, context: Owner) -> Vec<(StreamId, u64)> {
-        let state = lock(&self.state);
-        let ids: Vec<StreamId> = state
-            .streams
-            .values()
-            .map(|stream| stream.lane)
-            .filter(|l| l.context == context)
-            .map(|l| l.stream)
-            .collect();
-        drop(state);
+        let ids: Vec<StreamId> = {
+            let state = lock(&self.state);
+            state.streams.values().filter(|s| s.lane.context == context).map(|s| s.lane.stream).collect()
+        };
         let residency = arena.residency();
         ids.into_iter().filter_map(|stream| Some((stream, residency.fence(stream)?))).collect()
     }

@@ -236,6 +236,11 @@ pub(crate) fn capture_begun(session: &Session) {
     session.devices().for_each(|device| device.moves.lanes.allow());
 }
 
+/// Where those of the addresses that lie in an arena lie there.
+fn offsets(arena: &Arena, addresses: impl Iterator<Item = u64>) -> Vec<u64> {
+    addresses.filter(|address| arena.contains(*address)).map(|address| address - arena.base()).collect()
+}
+
 /// A search behind a work of `maker`.
 fn searching(arena: &Arena, ranges: SearchRanges, maker: u64) -> Search {
     Search {
@@ -251,8 +256,7 @@ pub(crate) fn at_hand<T>(session: &Session, addresses: &[u64], call: impl FnOnce
     let mut held = Vec::new();
     for device in session.devices().filter(|device| device.moves.is_active()) {
         let arena = &device.arena;
-        let ours = addresses.iter().filter(|address| arena.contains(**address));
-        let offsets: Vec<u64> = ours.map(|address| address - arena.base()).collect();
+        let offsets = offsets(arena, addresses.iter().copied());
         if !offsets.is_empty() {
             held.push((device, device.moves.keep_at_hand(arena, &offsets)));
         }
@@ -304,8 +308,7 @@ impl Moves {
         if let Some(counters) = session.counters(device.ordinal) {
             counters.searches.fetch_add(1, Ordering::Relaxed);
         }
-        let offsets: Vec<u64> = touch.addresses().filter(|a| arena.contains(*a)).map(|a| a - arena.base()).collect();
-        let ranges = arena.residency().ranges(&offsets, Some(begun));
+        let ranges = arena.residency().ranges(&offsets(arena, touch.addresses()), Some(begun));
         let mut search = searching(arena, ranges, touch.maker);
         search.ranges.extend(session.globals.of(Some(context)));
         search.ranges.extend(&touch.pinned);

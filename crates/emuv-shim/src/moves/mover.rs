@@ -220,12 +220,12 @@ impl Mover {
             match Copies::new(real) {
                 Ok(copies) => (self.copies, self.without_streams) = (Some(copies), false),
                 Err(error) => {
-                    if !self.without_streams {
+                    if !std::mem::replace(&mut self.without_streams, true) {
                         log::debug(format_args!("no streams to move data with: {error}"));
-                    }
-                    // A context that is being destroyed has none; any other that has none now will have none later.
-                    if !std::mem::replace(&mut self.without_streams, true) && !is_destroyed(error) {
-                        self.give_up();
+                        // A context that is being destroyed has none; any other that has none now will have none later.
+                        if !is_destroyed(error) {
+                            self.give_up();
+                        }
                     }
                     return false;
                 }
@@ -399,16 +399,13 @@ impl Mover {
                 spares.put(job.to, job.bytes, job.handle);
                 self.fail("a mapping", error);
                 // Works that touch it are held until it is there again.
-                for attempt in 0..REMAP_ATTEMPTS {
-                    spares.give_back(arena, job.bytes);
-                    match arena.map_again(job.offset, job.bytes) {
-                        Ok(()) => break,
-                        Err(error) if attempt + 1 == REMAP_ATTEMPTS => {
-                            log::error(format_args!("memory could not be mapped again: {error}"));
-                        }
-                        Err(_) => std::thread::sleep(POLL_IDLE),
-                    }
-                }
+                insist(
+                    |_| true,
+                    || {
+                        spares.give_back(arena, job.bytes);
+                        arena.map_again(job.offset, job.bytes)
+                    },
+                );
                 self.settle(job.offset, false);
             }
         }
@@ -481,22 +478,27 @@ impl Mover {
         arena.residency().stop();
         let hidden = arena.residency().without_mapping();
         for (offset, bytes) in hidden {
-            for attempt in 0..REMAP_ATTEMPTS {
-                match arena.show(offset, bytes) {
-                    Ok(()) => break,
-                    Err(error) if attempt + 1 == REMAP_ATTEMPTS || !error.is_out_of_memory() => {
-                        log::error(format_args!("memory could not be mapped again: {error}"));
-                        break;
-                    }
-                    Err(_) => std::thread::sleep(POLL_IDLE),
-                }
-            }
+            insist(|error| error.is_out_of_memory(), || arena.show(offset, bytes));
         }
         arena.residency().everything_mapped();
         arena.settled.notify_all();
         let mut state = lock(&self.device.moves.state);
         state.still = true;
         self.device.moves.wake.notify_all();
+    }
+}
+
+/// Maps memory again, over and over as long as the driver's answer `may_pass`.
+fn insist(may_pass: impl Fn(CuError) -> bool, map: impl Fn() -> CuResult) {
+    for attempt in 1..=REMAP_ATTEMPTS {
+        match map() {
+            Ok(()) => return,
+            Err(error) if attempt == REMAP_ATTEMPTS || !may_pass(error) => {
+                log::error(format_args!("memory could not be mapped again: {error}"));
+                return;
+            }
+            Err(_) => std::thread::sleep(POLL_IDLE),
+        }
     }
 }
 

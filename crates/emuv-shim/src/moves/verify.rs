@@ -146,7 +146,7 @@ impl State {
         }
         let mut hidden = 0;
         for device in session.devices() {
-            let offsets = offsets(device, touch);
+            let offsets = super::offsets(&device.arena, touch.addresses());
             device.arena.residency().given(touch.maker, &offsets);
             hidden += device.arena.show_only(&offsets, touch.everything)?;
         }
@@ -160,7 +160,7 @@ impl State {
             return;
         }
         for device in session.devices() {
-            let ranges = device.arena.residency().ranges(&offsets(device, touch), None);
+            let ranges = device.arena.residency().ranges(&super::offsets(&device.arena, touch.addresses()), None);
             let mut search = super::searching(&device.arena, ranges, touch.maker);
             search.ranges.extend(&touch.pinned);
             match self::search(session, device, context, search) {
@@ -182,11 +182,6 @@ impl State {
             let _ = file.write_all_at(self.verdict.text().as_bytes(), 0);
         }
     }
-}
-
-fn offsets(device: &Device, touch: &Touch) -> Vec<u64> {
-    let arena = &device.arena;
-    touch.addresses().filter(|address| arena.contains(*address)).map(|address| address - arena.base()).collect()
 }
 
 fn show_all(session: &Session) {
