@@ -11,6 +11,7 @@
 
 mod budget;
 mod chunk;
+pub mod hash;
 pub mod machine;
 mod memory;
 pub mod replay;

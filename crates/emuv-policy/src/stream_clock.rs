@@ -12,7 +12,7 @@
 //! Nothing is recorded on the fast path: a fence is recorded only when somebody else wants what a stream has
 //! freed, and covers all its frees until then.
 
-use std::collections::HashMap;
+use crate::hash::FastMap;
 
 /// A stream, unique in the process (a driver handle may come again after a stream is destroyed).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,7 +36,7 @@ struct Clock {
 
 /// The clocks of all streams that have freed something.
 #[derive(Debug, Default)]
-pub struct StreamClocks(HashMap<StreamId, Clock>);
+pub struct StreamClocks(FastMap<StreamId, Clock>);
 
 impl StreamClocks {
     /// Counts a free on the stream.

@@ -8,10 +8,11 @@
 //! Memory freed on a stream may be taken by that stream at once (it works in order), and by others when the
 //! free has taken effect ([`StreamClocks`]).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     chunk::GRANULE,
+    hash::FastMap,
     memory::SMALL_BYTES,
     stream_clock::{Freed, StreamClocks, StreamId},
 };
@@ -75,7 +76,7 @@ struct Pool {
     /// Addresses at which blocks of a size were freed. Only hints: the chunks there may have been used otherwise since.
     /// The lowest is taken first: so what a program gets depends on what is free, not on the order in which it was
     /// freed, and one that repeats itself gets the same addresses again, which is what moving ahead of need lives on.
-    hints: HashMap<u64, BTreeSet<u64>>,
+    hints: FastMap<u64, BTreeSet<u64>>,
     usage: PoolUse,
     release_threshold: u64,
 }
@@ -311,9 +312,9 @@ impl StreamPools {
     }
 
     /// Pools that hold more than they use and more than their release thresholds allow.
-    pub fn over_threshold(&self) -> Vec<PoolId> {
+    pub fn over_threshold(&self) -> impl Iterator<Item = PoolId> {
         let over = |pool: &Pool| pool.usage.reserved > pool.usage.used.max(pool.release_threshold);
-        self.pools.iter().filter(|(_, pool)| over(pool)).map(|(id, _)| *id).collect()
+        self.pools.iter().filter(move |(_, pool)| over(pool)).map(|(id, _)| *id)
     }
 
     /// Trims a pool to its release threshold, as the driver does when the program synchronises.
@@ -488,9 +489,9 @@ mod tests {
         assert_eq!(pools.usage(POOL), usage);
         pools.reset_high(POOL, true, false);
         assert_eq!(pools.usage(POOL).used_high, 2 * MIB);
-        assert_eq!(pools.over_threshold(), [POOL]);
+        assert_eq!(pools.over_threshold().collect::<Vec<_>>(), [POOL]);
         pools.set_release_threshold(POOL, u64::MAX);
-        assert_eq!(pools.over_threshold(), []);
+        assert_eq!(pools.over_threshold().next(), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{
 };
 
 use emuv_cuda::{CUresult, CuError, CuResult, DriverGpu, types::*};
-use emuv_policy::{Allocation, AllocationId, Budgets, Bytes, Owner, PoolId, Release, Room, Tier};
+use emuv_policy::{Allocation, AllocationId, Budgets, Bytes, Owner, PoolId, Release, Room, SMALL_BYTES, Tier};
 use emuv_state::HostMemory;
 
 use crate::{
@@ -328,7 +328,7 @@ impl Device {
     /// # Errors
     /// `CUDA_ERROR_INVALID_VALUE` if none starts there, else the driver's own.
     pub fn free_in_order(&self, session: &Session, address: u64, on: On) -> CuResult {
-        if self.pools.find(address).is_some_and(|(start, _)| start == address) {
+        if self.pools.find(address).is_some_and(|(start, block)| start == address && block.block_bytes > SMALL_BYTES) {
             // Before the memory can be somebody else's.
             self.arena.remove_extent(address);
         }

@@ -51,6 +51,8 @@ pub(crate) struct Pools {
     policy: Mutex<StreamPools>,
     streams: Streams,
     ours: Mutex<HashSet<PoolId>>,
+    /// One of those, by its handle; zero: none is known. Changed only while `ours` is locked.
+    served: AtomicU64,
     /// Upper limits that the program set when it created a pool, in bytes.
     limits: Mutex<HashMap<PoolId, u64>>,
     /// The device's current pool by its handle; zero: to be asked for.
@@ -66,8 +68,15 @@ pub(crate) struct Pools {
 impl Pools {
     /// Whether emuV serves this pool.
     pub fn is_ours(&self, session: &Session, device: &Device, pool: PoolId) -> bool {
-        if lock(&self.ours).contains(&pool) {
+        if self.served.load(Ordering::Acquire) == pool.0 && pool.0 != 0 {
             return true;
+        }
+        {
+            let ours = lock(&self.ours);
+            if ours.contains(&pool) {
+                self.served.store(pool.0, Ordering::Release);
+                return true;
+            }
         }
         if self.default_seen.load(Ordering::Relaxed) {
             return false;
@@ -108,9 +117,15 @@ impl Pools {
     pub fn share(&self, session: &Session, device: &Device, pool: PoolId) -> Vec<(u64, u64)> {
         // The default pool must not be looked up again after this.
         let _ = self.is_ours(session, device, pool);
-        lock(&self.ours).remove(&pool);
+        self.serve_no_more(pool);
         let held = self.with(|pools| pools.held(pool));
         held.into_iter().flat_map(|address| device.arena.mapped_ranges(address)).collect()
+    }
+
+    fn serve_no_more(&self, pool: PoolId) {
+        let mut ours = lock(&self.ours);
+        ours.remove(&pool);
+        self.served.store(0, Ordering::Release);
     }
 
     /// Whether some pool may hold more than its release threshold.
@@ -226,33 +241,37 @@ impl Pools {
     pub fn free(&self, session: &Session, address: u64, on: On) -> bool {
         let name = on.name();
         let stream = self.streams.id(name, on.context);
-        if !self.with(|pools| pools.give(address, Some(stream))) {
+        if !self.give(address, Some(stream)) {
             return false;
         }
         // Only its own thread can put a fence on such a stream, so it is done now.
         if matches!(name, Name::PerThread(..)) && !session.captures.any() {
             self.fence(session, stream);
         }
-        self.note_surplus();
         true
+    }
+
+    fn give(&self, address: u64, stream: Option<StreamId>) -> bool {
+        let (given, surplus) = self.with(|pools| (pools.give(address, stream), pools.over_threshold().next().is_some()));
+        if surplus {
+            self.surplus.store(true, Ordering::Relaxed);
+        }
+        given
     }
 
     /// Frees a block that any work of the context may still touch, when that may not be waited for now.
     pub fn free_with_context(&self, address: u64, context: Owner) {
         let all = self.streams.id(Name::AllOf(context), context);
-        self.with(|pools| pools.give(address, Some(all)));
-        self.note_surplus();
+        self.give(address, Some(all));
     }
 
     /// Frees a block that nothing in flight touches. False: that is no block of a pool.
     pub fn free_idle(&self, address: u64) -> bool {
-        let given = self.with(|pools| pools.give(address, None));
-        self.note_surplus();
-        given
+        self.give(address, None)
     }
 
     fn note_surplus(&self) {
-        if self.with(|pools| !pools.over_threshold().is_empty()) {
+        if self.with(|pools| pools.over_threshold().next().is_some()) {
             self.surplus.store(true, Ordering::Relaxed);
         }
     }
@@ -324,7 +343,7 @@ impl Pools {
     pub fn destroyed(&self, session: &Session, arena: &Arena, pool: PoolId) {
         self.with(|pools| pools.set_release_threshold(pool, 0));
         lock(&self.limits).remove(&pool);
-        lock(&self.ours).remove(&pool);
+        self.serve_no_more(pool);
         self.current_changed();
         self.trim(session, arena, pool, 0);
         self.note_surplus();
@@ -350,7 +369,8 @@ impl Pools {
             for &(stream, number) in waited {
                 pools.clocks.settled(stream, number);
             }
-            pools.over_threshold().into_iter().flat_map(|pool| pools.trim_to_threshold(pool)).collect()
+            let over: Vec<PoolId> = pools.over_threshold().collect();
+            over.into_iter().flat_map(|pool| pools.trim_to_threshold(pool)).collect()
         });
         if self.retire(&device.arena, gone, false) {
             device.publish(session);

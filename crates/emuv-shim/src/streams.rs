@@ -6,7 +6,6 @@
 #![allow(unsafe_code)]
 
 use std::{
-    collections::HashMap,
     sync::{
         Mutex,
         atomic::{AtomicU64, Ordering},
@@ -14,7 +13,7 @@ use std::{
 };
 
 use emuv_cuda::{CUresult, CuResult, types::*};
-use emuv_policy::{Owner, StreamId};
+use emuv_policy::{Owner, StreamId, hash::FastMap};
 
 use crate::{arena::lock, calls, real::Real};
 
@@ -66,9 +65,9 @@ pub(crate) struct Streams(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    known: HashMap<Name, Stream>,
+    known: FastMap<Name, Stream>,
     /// The last fence of each stream, kept for the next one; also of streams that are gone.
-    fences: HashMap<StreamId, (Owner, usize)>,
+    fences: FastMap<StreamId, (Owner, usize)>,
     next: u64,
 }
 

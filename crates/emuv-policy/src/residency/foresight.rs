@@ -9,10 +9,9 @@
 //! The forecast is believed while it comes true, by bytes. A loop is foreseen from its second round on, a change of phase
 //! is noticed soon, and what never repeats is never foreseen.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    hash::{BuildHasherDefault, Hasher},
-};
+use std::collections::VecDeque;
+
+use crate::hash::{FastMap, mix};
 
 /// A work identifies its place in the loop if it touches what the same kind of work touched at least this part (one in
 /// so many) of the loop's length ago.
@@ -81,10 +80,10 @@ pub struct Foresight {
     base: u64,
     touches: VecDeque<ExtentId>,
     touches_base: u64,
-    lives: HashMap<ExtentId, Life, BuildHasherDefault<AsIs>>,
+    lives: FastMap<ExtentId, Life>,
     next_extent: ExtentId,
     /// By kind of work and extent: where they were seen together last.
-    seen: HashMap<u64, u64, BuildHasherDefault<AsIs>>,
+    seen: FastMap<u64, u64>,
     /// The position in the past that corresponds to the last work.
     follow: Option<u64>,
     /// How often the forecast has begun, ended, or gone on elsewhere.
@@ -95,36 +94,8 @@ pub struct Foresight {
     gaps: f64,
     squared_gaps: f64,
     /// By kind of work: bytes per microsecond that it read from RAM.
-    rates: HashMap<u64, f64, BuildHasherDefault<AsIs>>,
+    rates: FastMap<u64, f64>,
     link: Option<f64>,
-}
-
-/// For keys that are hashes or counters already.
-#[derive(Debug, Default)]
-struct AsIs(u64);
-
-impl Hasher for AsIs {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = mix(self.0 ^ u64::from(*byte));
-        }
-    }
-    fn write_u32(&mut self, value: u32) {
-        self.0 = mix(u64::from(value));
-    }
-    fn write_u64(&mut self, value: u64) {
-        self.0 = mix(value);
-    }
-}
-
-/// A bijection that scatters (the finaliser of SplitMix64).
-fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
 
 impl Foresight {

@@ -39,8 +39,6 @@ mod pointers;
 mod schedule;
 mod works;
 
-use std::collections::HashMap;
-
 pub use foresight::Manner;
 use foresight::{ExtentId, Foresight};
 use history::History;
@@ -51,6 +49,7 @@ pub use pointers::SearchRanges;
 
 use crate::{
     GRANULE, StreamId, Tier,
+    hash::FastMap,
     trace::{Event, Recorder},
 };
 
@@ -168,6 +167,8 @@ struct Extent {
 #[derive(Debug, Default)]
 struct Lane {
     begun: u64,
+    /// The last work that a fence covers.
+    fenced: u64,
     done: u64,
     /// Begun, and the call has not returned yet.
     open: Vec<u64>,
@@ -194,7 +195,7 @@ pub struct Residency {
     free_chunks: Vec<u32>,
     extents: Vec<Option<Extent>>,
     free_extents: Vec<u32>,
-    names: HashMap<StreamId, u32>,
+    names: FastMap<StreamId, u32>,
     lanes: Vec<Lane>,
     /// Works that may touch anything and are not known to be done.
     everything: Vec<Use>,
@@ -219,6 +220,7 @@ pub struct Residency {
     measuring: Vec<u64>,
     visit: u32,
     scratch: Vec<u32>,
+    extent_scratch: Vec<ExtentId>,
     recorder: Option<Box<Recorder>>,
 }
 
@@ -232,7 +234,7 @@ impl Residency {
             free_chunks: Vec::new(),
             extents: Vec::new(),
             free_extents: Vec::new(),
-            names: HashMap::new(),
+            names: FastMap::default(),
             lanes: Vec::new(),
             everything: Vec::new(),
             quiesced: false,
@@ -250,6 +252,7 @@ impl Residency {
             measuring: Vec::new(),
             visit: 0,
             scratch: Vec::new(),
+            extent_scratch: Vec::new(),
             recorder: None,
         }
     }

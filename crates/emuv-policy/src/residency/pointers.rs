@@ -15,10 +15,10 @@
 //! Where no search can follow (the work may have written anything; it was there before works were told), all memory is
 //! searched when nothing runs, and works that come meanwhile are held.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{Begun, ChunkState, NONE, Policy, Residency, Use, Work, works::note_use};
-use crate::trace::Event;
+use crate::{hash::FastMap, trace::Event};
 
 /// (offset, bytes) of chunks.
 type Ranges = Vec<(u64, u64)>;
@@ -50,7 +50,7 @@ pub(super) struct Pointers {
     followed: BTreeMap<u32, VecDeque<(u64, u64)>>,
     /// Those of them that may have brought pointers to anything.
     bringing: Vec<Use>,
-    makers: HashMap<u64, Maker>,
+    makers: FastMap<u64, Maker>,
     /// All memory has to be searched; `stop` means at once, and new works wait for it.
     all: bool,
     stop: bool,

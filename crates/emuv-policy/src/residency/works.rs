@@ -95,7 +95,8 @@ impl Residency {
     }
 
     fn foresee(&mut self, work: &Work<'_>, touched: &[u32]) {
-        let mut extents: Vec<ExtentId> = Vec::new();
+        let mut extents: Vec<ExtentId> = std::mem::take(&mut self.extent_scratch);
+        extents.clear();
         let mut bytes = 0;
         for chunk in touched.iter().filter_map(|index| self.chunk(*index)).filter(|c| !c.fixed && !work.everything) {
             let extent = self.extents.get(chunk.extent as usize).and_then(Option::as_ref);
@@ -105,6 +106,7 @@ impl Residency {
             bytes += chunk.bytes;
         }
         self.foresight.note(work.kind, &extents, bytes);
+        self.extent_scratch = extents;
     }
 
     pub(super) fn offsets(&self, chunks: &[u32]) -> Vec<u64> {
@@ -130,11 +132,19 @@ impl Residency {
         chunks.filter(|chunk| chunk.tier == Tier::Ram && !chunk.fixed).map(|chunk| chunk.bytes).sum()
     }
 
-    /// The call of a work that has begun has returned.
-    pub fn issued(&mut self, begun: &Begun) {
-        if let Some(lane) = self.lanes.get_mut(begun.lane as usize) {
-            lane.open.retain(|number| *number != begun.number);
-        }
+    /// The call of a work that has begun has returned. Gives how many works of its stream no fence covers.
+    pub fn issued(&mut self, begun: &Begun) -> u64 {
+        let Some(lane) = self.lanes.get_mut(begun.lane as usize) else { return 0 };
+        lane.open.retain(|number| *number != begun.number);
+        lane.begun - lane.fenced
+    }
+
+    /// A fence is about to be recorded on the stream: the number that it covers, as [`Self::fence`].
+    pub fn record_fence(&mut self, stream: StreamId) -> Option<u64> {
+        let number = self.fence(stream)?;
+        let index = *self.names.get(&stream)?;
+        self.lanes[index as usize].fenced = number;
+        Some(number)
     }
 
     /// The number that a fence recorded on the stream from now on covers; `None` where everything begun is
@@ -159,7 +169,7 @@ impl Residency {
     pub fn stream_gone(&mut self, stream: StreamId) {
         if let Some(index) = self.names.remove(&stream) {
             let lane = &mut self.lanes[index as usize];
-            lane.done = lane.begun;
+            (lane.done, lane.fenced) = (lane.begun, lane.begun);
             lane.open.clear();
             self.everything.retain(|(other, _)| *other != index);
         }

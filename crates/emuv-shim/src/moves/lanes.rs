@@ -1,20 +1,22 @@
 //! The program's streams as the mover knows them, and the fences that tell how far they are.
 //!
-//! Fences are events. A thread of the program records one behind every sixteenth work of a stream; what is left
-//! over (the last works before a pause) the mover fences itself when it needs to know. It may not do that on a
+//! Fences are events. A thread of the program records one behind every sixteenth work of a stream, less often where works
+//! come fast; what is left over (the last works before a pause) the mover fences itself when it needs to know. It may not do that on a
 //! thread's own default stream, which only that thread can name: there every work is fenced; nor while a capture
 //! begins, because the fence would become part of the graph.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    cell::Cell,
+    collections::VecDeque,
     sync::{
-        Condvar, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        Condvar, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use emuv_cuda::{CUresult, types::CUstream};
-use emuv_policy::{Owner, StreamId};
+use emuv_policy::{Owner, StreamId, hash::FastMap};
 
 use crate::{
     arena::{Arena, lock},
@@ -24,8 +26,11 @@ use crate::{
     streams::Name,
 };
 
-/// Works between two fences of a stream.
-const WORKS_PER_FENCE: u32 = 16;
+/// Works between two fences of a stream, at least and at most, and the time between two that makes the difference, in
+/// microseconds.
+const WORKS_PER_FENCE: u64 = 16;
+const MOST_WORKS_PER_FENCE: u64 = 256;
+const MICROS_PER_FENCE: u64 = 100;
 
 /// `CU_STREAM_LEGACY` and `CU_STREAM_PER_THREAD` as handles, which mean the same in every form of a call.
 const LEGACY: usize = 1;
@@ -61,7 +66,6 @@ struct Stream {
     lane: Lane,
     /// The program has destroyed it.
     gone: bool,
-    unfenced: u32,
     fences: VecDeque<Fence>,
 }
 
@@ -81,15 +85,20 @@ pub(crate) struct Lanes {
     /// The mover has stopped recording.
     recorded: Condvar,
     works: AtomicU32,
+    /// Raised when streams go: their names may come again for others.
+    generation: AtomicU64,
+    /// When a fence was recorded last, in microseconds since `since`.
+    fenced_micros: AtomicU64,
+    since: OnceLock<Instant>,
 }
 
 #[derive(Default)]
 struct State {
-    names: HashMap<Name, StreamId>,
-    streams: HashMap<StreamId, Stream>,
+    names: FastMap<Name, StreamId>,
+    streams: FastMap<StreamId, Stream>,
     next: u64,
     /// Events that are free to be recorded again, by context.
-    events: HashMap<Owner, Vec<usize>>,
+    events: FastMap<Owner, Vec<usize>>,
     samples: Vec<Sample>,
     /// Captures that are beginning now.
     forbidden: u32,
@@ -98,8 +107,21 @@ struct State {
 }
 
 impl Lanes {
-    /// The stream of that name, called from `context`.
+    /// The stream of that name, called from `context`. Most calls of a thread name the same one.
     pub fn of(&self, name: Name, context: Owner) -> Lane {
+        type Near = (usize, u64, Name, Lane);
+        thread_local!(static LAST: Cell<Option<Near>> = const { Cell::new(None) });
+        let (this, generation) = (std::ptr::from_ref(self) as usize, self.generation.load(Ordering::Acquire));
+        let near = LAST.get().filter(|near| (near.0, near.1, near.2) == (this, generation, name));
+        if let Some((.., lane)) = near {
+            return lane;
+        }
+        let lane = self.look_up(name, context);
+        LAST.set(Some((this, generation, name, lane)));
+        lane
+    }
+
+    fn look_up(&self, name: Name, context: Owner) -> Lane {
         let mut state = lock(&self.state);
         if let Some(stream) = state.names.get(&name).and_then(|id| state.streams.get(id)) {
             return stream.lane;
@@ -113,26 +135,26 @@ impl Lanes {
         };
         let lane = Lane { stream: id, handle, context, private };
         state.names.insert(name, id);
-        state.streams.insert(id, Stream { lane, gone: false, unfenced: 0, fences: VecDeque::new() });
+        state.streams.insert(id, Stream { lane, gone: false, fences: VecDeque::new() });
         lane
     }
 
     /// Whether this is one of the works at which the mover looks ahead.
     pub fn nudges(&self) -> bool {
-        self.works.fetch_add(1, Ordering::Relaxed).is_multiple_of(WORKS_PER_FENCE)
+        u64::from(self.works.fetch_add(1, Ordering::Relaxed)).is_multiple_of(WORKS_PER_FENCE)
     }
 
-    /// A call on the stream has returned: fences it if it is time to.
-    pub fn issued(&self, real: &Real, arena: &Arena, lane: Lane, now: bool) {
-        let due = {
-            let mut state = lock(&self.state);
-            let Some(stream) = state.streams.get_mut(&lane.stream) else { return };
-            stream.unfenced += 1;
-            now || lane.private || stream.unfenced >= WORKS_PER_FENCE
-        };
-        if due {
+    /// A call on the stream has returned, the last of `unfenced` that no fence covers: fences it if it is time to.
+    pub fn issued(&self, real: &Real, arena: &Arena, lane: Lane, unfenced: u64, now: bool) {
+        let late = || self.micros().saturating_sub(self.fenced_micros.load(Ordering::Relaxed)) >= MICROS_PER_FENCE;
+        let due = unfenced >= WORKS_PER_FENCE && (unfenced >= MOST_WORKS_PER_FENCE || late());
+        if now || lane.private || due {
             self.fence(real, arena, lane);
         }
+    }
+
+    fn micros(&self) -> u64 {
+        u64::try_from(self.since.get_or_init(Instant::now).elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
     /// Fences the calling thread's stream.
@@ -144,14 +166,14 @@ impl Lanes {
 
     /// Records a fence behind what has been issued. In the stream's context.
     fn fence(&self, real: &Real, arena: &Arena, lane: Lane) {
-        let Some(number) = arena.residency().fence(lane.stream) else { return };
+        let Some(number) = arena.residency().record_fence(lane.stream) else { return };
+        self.fenced_micros.store(self.micros(), Ordering::Relaxed);
         let event = {
             let mut state = lock(&self.state);
             let Some(stream) = state.streams.get_mut(&lane.stream) else { return };
             if stream.fences.back().is_some_and(|fence| fence.number >= number) {
                 return;
             }
-            stream.unfenced = 0;
             state.events.entry(lane.context).or_default().pop()
         };
         let event = match calls::record_event(real, event, lane.handle as CUstream) {
@@ -223,6 +245,7 @@ impl Lanes {
         });
         let mut state = lock(&self.state);
         state.names.remove(&name);
+        self.generation.fetch_add(1, Ordering::AcqRel);
         if let Some(stream) = state.streams.get_mut(&lane.stream) {
             stream.gone = true;
         }
@@ -238,6 +261,7 @@ impl Lanes {
         let ids: Vec<StreamId> = state.streams.values().filter(|s| gone(s)).map(|s| s.lane.stream).collect();
         state.streams.retain(|_, stream| !gone(stream));
         state.names.retain(|_, id| !ids.contains(id));
+        self.generation.fetch_add(1, Ordering::AcqRel);
         state.events.retain(|owner, _| !owners.contains(owner));
         state.samples.retain(|sample| !owners.contains(&sample.context));
         ids

@@ -39,6 +39,8 @@ use crate::{
     touch::Touch,
 };
 
+use smallvec::SmallVec;
+
 use lanes::{Lane, Lanes};
 use search::{Search, Searcher};
 use spares::Spares;
@@ -137,7 +139,7 @@ pub(crate) fn around(
         return at_hand(session, &copied, call);
     }
     let name = Name::of(stream, per_thread, context);
-    let mut entered: Vec<(&Device, Lane, Begun)> = Vec::new();
+    let mut entered: SmallVec<[(&Device, Lane, Begun); 1]> = SmallVec::new();
     for device in session.devices().filter(|device| device.moves.is_active()) {
         let lane = device.moves.lanes.of(name, context);
         let begun = device.moves.enter(session, device, lane, touch);
@@ -151,7 +153,7 @@ pub(crate) fn around(
         if begun.search {
             device.moves.search_behind(session, device, context, (lane, &begun), touch);
         }
-        device.arena.residency().issued(&begun);
+        let unfenced = device.arena.residency().issued(&begun);
         if begun.measure {
             let sampled = match (before, after) {
                 (Some(before), Some(after)) => {
@@ -166,7 +168,7 @@ pub(crate) fn around(
         if begun.measure || begun.search {
             device.moves.wake_mover();
         }
-        device.moves.lanes.issued(session.real, &device.arena, lane, touch.everything);
+        device.moves.lanes.issued(session.real, &device.arena, lane, unfenced, touch.everything);
         device.moves.nudge();
     }
     result
