@@ -11,6 +11,7 @@
 #   SEED=N        the campaign's seed (default: random; it is printed)
 #   JOBS=N        steps at a time (default 3); a step's two runs always follow one another
 #   SCALE=N       time limits in percent of the usual ones (default 100)
+#   EMUV_POLICY=torture:N   chunks move at random all the time in the runs under emuV
 # Exit code: 0 if every step that ran is ok, 1 if not, 2 for a wrong argument.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
@@ -23,7 +24,7 @@ SCALE=${SCALE:-100}
 CLIENTS=$ROOT/tests/gpu/clients
 # Those that take longest first.
 STEPS=(numba torch-native torch-expandable torch-async transformers jax-prealloc jax-growth jax-async cupy triton
-    cudart-static cudart-shared vmm sanitizer)
+    cudart-static cudart-shared cublas vmm sanitizer)
 # Looks at what the others left behind, so alone and last.
 LAST_STEP=leak
 
@@ -195,6 +196,13 @@ step_cudart-static() {
 
 step_cudart-shared() {
     build_cudart shared
+    compare "$WORK/$STEP" --seed "$SEED"
+}
+
+step_cublas() {
+    needs_tool nvcc
+    build "$STEP" nvcc -O2 -arch=native "$CLIENTS/cublas.cu" -lcublas
+    VRAM=96M HOLD_MIB=96 RAM=1G
     compare "$WORK/$STEP" --seed "$SEED"
 }
 

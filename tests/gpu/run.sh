@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Runs emuV against real programs on a machine with an NVIDIA GPU and prints one table.
 #
-#   tests/gpu/run.sh [STEP...]     steps: doctor programs meminfo resnet llama movement overhead demo (default: all)
+#   tests/gpu/run.sh [STEP...]     steps: doctor programs meminfo resnet llama movement torture soak overhead demo (default: all)
 #
 # Needs: the release build in target/release (emuv, libemuv_shim.so; deps/ will do), python3, a C compiler.
-# The steps meminfo, resnet, llama, movement and overhead need PyTorch (resnet, movement and overhead also torchvision).
+# The steps meminfo, resnet, llama, movement, torture, soak and overhead need PyTorch (some also torchvision).
 # Settings by environment:
 #   OUT=DIR         where the logs and table.txt go (default ./out): one log per step
 #   EMUV=FILE       the emuv binary (default target/release/emuv)
 #   RUNS=WORDS      how the step programs runs each: plain, emuv, torture (default: all three)
+#   SOAK=SECONDS    how long the step soak takes (default 120)
 #   SIM=1           a dry run of doctor, programs and demo on the simulated GPU, to test this script
 # Exit code: 0 if every row of the table is ok, 1 if not.
 set -u
@@ -17,7 +18,7 @@ ROOT=$PWD
 OUT=${OUT:-$ROOT/out}
 EMUV=${EMUV:-$ROOT/target/release/emuv}
 SIM=${SIM:-}
-ALL_STEPS=(doctor programs meminfo resnet llama movement overhead demo)
+ALL_STEPS=(doctor programs meminfo resnet llama movement torture soak overhead demo)
 ITERS=${ITERS:-6}
 RUNS=${RUNS:-plain emuv torture}
 
@@ -275,6 +276,30 @@ step_movement() {
     moving resnet50 losses,weights_sha256 8.5G 24 4 tests/gpu/resnet50.py --iters
     moving layers512 outputs_sha256 9G 30 4 tests/gpu/llama_layers.py --tokens 512 --forwards
     moving layers1 outputs_sha256 9G 12 4 tests/gpu/llama_layers.py --tokens 1 --forwards
+}
+
+# Chunks move at random all the time: the same results as plain. (`EMUV_POLICY=torture:N tests/gpu/clients.sh` does the
+# same with other people's programs.)
+step_torture() {
+    local seed
+    keep transformer.plain 120 python3 tests/gpu/transformer.py
+    keep resnet20.plain 120 python3 tests/gpu/resnet50.py --iters 18
+    for seed in 1 2; do
+        keep "transformer.$seed" 180 "$EMUV" run --quiet --vram 2G --ram 12G --policy "torture:$seed" -- python3 tests/gpu/transformer.py
+        judge "transformer, AdamW, 20 steps, seed $seed" same losses,state_sha256 "$WORK/transformer.plain" "$WORK/transformer.$seed"
+    done
+    keep resnet20.torture 180 "$EMUV" run --quiet --vram 10.5G --ram 12G --policy torture:4 -- python3 tests/gpu/resnet50.py --iters 18
+    judge "ResNet-50, 20 steps" same losses,weights_sha256 "$WORK/resnet20.plain" "$WORK/resnet20.torture"
+}
+
+# Long and varied use: the same results throughout, nothing that grows.
+step_soak() {
+    local seconds=${SOAK:-120}
+    keep soak.plain 120 python3 tests/gpu/soak.py --seconds 1
+    keep soak.emuv $((seconds + 120)) "$EMUV" run --quiet --vram 600M --ram 12G --report "$WORK/soak.json" -- python3 tests/gpu/soak.py --seconds "$seconds"
+    judge "$seconds s: nothing drifts" ok "$WORK/soak.emuv"
+    judge "results as plain" same hashes "$WORK/soak.plain" "$WORK/soak.emuv"
+    cat "$WORK/soak.emuv" "$WORK/soak.json" >> "$LOG" 2> /dev/null
 }
 
 # What emuV costs when everything fits: plain and emuV in turn, so that drift hits both.

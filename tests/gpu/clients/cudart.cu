@@ -1,47 +1,13 @@
 /* A program of the CUDA runtime, to be built with nvcc -cudart static and -cudart shared; it frees all that it takes.
  *
  *   cudart --seed N
- *
- * CLIENT_HOLD_MIB of memory are taken first, so that under a VRAM budget of that size the rest spills.
  */
-#include <cuda_runtime.h>
+#include "checks.cuh"
 
 #include <algorithm>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <stdexcept>
-#include <string>
-#include <vector>
 
 namespace {
 
-constexpr size_t MIB = 1 << 20;
-using Words = std::vector<unsigned>;
-
-void check(cudaError_t result, const char *call) {
-    if (result != cudaSuccess) throw std::runtime_error(std::string(call) + ": " + cudaGetErrorName(result));
-}
-void require(bool condition, const char *what) {
-    if (!condition) throw std::runtime_error(what);
-}
-#define DO(call) check((call), #call)
-#define REQUIRE(condition) require((condition), #condition)
-
-uint64_t hash(const Words &words) {
-    uint64_t state = 0xcbf29ce484222325u;
-    for (unsigned word : words) state = (state ^ word) * 0x100000001b3u;
-    return state;
-}
-
-__device__ unsigned mix(unsigned x) {
-    x ^= x >> 16; x *= 0x7feb352d; x ^= x >> 15; x *= 0x846ca68b; x ^= x >> 16;
-    return x;
-}
-__global__ void fill(unsigned *out, size_t count, unsigned seed) {
-    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < count; i += (size_t)gridDim.x * blockDim.x)
-        out[i] = mix((unsigned)i + seed);
-}
 __global__ void add(unsigned *out, const unsigned *in, size_t count) {
     for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < count; i += (size_t)gridDim.x * blockDim.x)
         out[i] += in[i];
@@ -55,34 +21,6 @@ __global__ void store(unsigned *pointer) { stored = pointer; }
 __global__ void add_through_stored(size_t count) {
     for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < count; i += (size_t)gridDim.x * blockDim.x)
         stored[i] += 5;
-}
-
-unsigned host_mix(unsigned x) {
-    x ^= x >> 16; x *= 0x7feb352d; x ^= x >> 15; x *= 0x846ca68b; x ^= x >> 16;
-    return x;
-}
-
-Words words_of(size_t count, unsigned seed) {
-    Words words(count);
-    for (size_t i = 0; i < count; i++) words[i] = host_mix((unsigned)i + seed);
-    return words;
-}
-
-Words read(const unsigned *from, size_t count) {
-    Words words(count);
-    DO(cudaMemcpy(words.data(), from, count * 4, cudaMemcpyDeviceToHost));
-    return words;
-}
-
-unsigned *held;
-
-uint64_t hold(unsigned seed) {
-    const char *mib = getenv("CLIENT_HOLD_MIB");
-    size_t bytes = (size_t)(mib ? atol(mib) : 64) * MIB;
-    DO(cudaMalloc(&held, bytes));
-    fill<<<256, 256>>>(held, bytes / 4, seed);
-    DO(cudaDeviceSynchronize());
-    return 0;
 }
 
 uint64_t allocate_and_fill(unsigned seed) {
@@ -339,18 +277,7 @@ uint64_t device_reset(unsigned seed) {
 } // namespace
 
 int main(int count, char **arguments) {
-    unsigned seed = count > 2 ? (unsigned)strtoul(arguments[2], nullptr, 10) : 1, passed = 0, failed = 0;
-    auto run = [&](const char *name, uint64_t (*body)(unsigned)) {
-        try {
-            printf("PASS %s %016llx\n", name, (unsigned long long)body(seed));
-            passed++;
-        } catch (const std::exception &error) {
-            printf("FAIL %s %s\n", name, error.what());
-            failed++;
-        }
-        fflush(stdout);
-    };
-#define RUN(name) run(#name, name)
+    Suite suite(count, arguments);
     RUN(hold);
     RUN(allocate_and_fill);
     RUN(memory_info);
@@ -365,6 +292,5 @@ int main(int count, char **arguments) {
     RUN(refusals);
     RUN(held_is_intact);
     RUN(device_reset);
-    printf("TOTAL %u passed %u failed %u skipped 0\n", passed + failed, passed, failed);
-    return failed != 0;
+    return suite.total();
 }
