@@ -9,6 +9,10 @@ use super::foresight::NEAR;
 /// Uses that are remembered.
 const MOST_USES: usize = 4096;
 
+/// A chunk is hot that so many of so many works before use.
+const HOT_USES: usize = 8;
+const HOT_WORKS: u64 = 256;
+
 /// Not foreseen.
 pub(super) const NEVER: u64 = u64::MAX;
 
@@ -84,6 +88,12 @@ impl History {
     /// The position of the last use.
     pub fn last(&self) -> u64 {
         self.uses.back().map_or(0, |used| used.position)
+    }
+
+    /// Whether most of what happens uses it: that many of the last works.
+    pub fn is_hot(&self, position: u64) -> bool {
+        let recent = position.saturating_sub(HOT_WORKS);
+        self.uses.len() - self.uses.partition_point(|used| used.position < recent) >= HOT_USES
     }
 
     /// The uses behind `place`.

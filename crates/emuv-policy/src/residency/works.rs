@@ -1,6 +1,9 @@
 //! Works: from the moment the program is about to give one to the GPU until it is known to be done.
 
-use super::{Begin, Begun, ChunkState, ExtentId, Held, HoldId, Lane, Manner, Policy, Residency, Use, Work, index_of};
+use super::{
+    Begin, Begun, ChunkState, ExtentId, Held, HoldId, Lane, Manner, Policy, Residency, Use, Work, history::Decision,
+    index_of,
+};
 use crate::{
     GRANULE, StreamId, Tier,
     trace::{Event, WorkFlags},
@@ -34,8 +37,7 @@ impl Residency {
         let ram_bytes = self.movable_ram_bytes(touched);
         let manner = if ram_bytes > 0 { self.foresight.manner(work.kind) } else { None };
         let hopeless = hold.is_some_and(|id| self.held.iter().any(|held| held.id == id && held.hopeless));
-        // What is not mapped is better brought than mapped where it is.
-        let wanted = manner == Some(Manner::Move) || touched.iter().any(|i| self.chunk(*i).is_some_and(|c| !c.mapped));
+        let wanted = manner == Some(Manner::Move) || touched.iter().any(|index| self.is_better_brought(*index, manner));
         let promote = work.patient && !hopeless && ram_bytes > 0 && wanted && self.policy.promotes();
         // How this kind does with data in RAM is about to be known: better to wait than to do it all the slow way.
         let wait_to_know =
@@ -125,6 +127,18 @@ impl Residency {
         // What has escaped may be touched as well; it may have been on its way, or out, when it did.
         touched.iter().all(|index| self.chunk(*index).is_none_or(in_place))
             && (self.escaped == 0 || self.live().all(|(_, chunk)| !chunk.escaped || in_place(chunk)))
+    }
+
+    /// Whether a work that could read the chunk in place waits for it all the same: it would have to be mapped there, it is
+    /// planned to be back by now (once it is known how it reads in place), or it is used so often that it never lies idle, as
+    /// it must to be brought.
+    fn is_better_brought(&self, index: u32, manner: Option<Manner>) -> bool {
+        let Some(chunk) = self.chunk(index).filter(|chunk| chunk.tier == Tier::Ram && !chunk.fixed) else {
+            return false;
+        };
+        let decision = chunk.history.decision;
+        let hot = || decision != Decision::Stay && chunk.history.is_hot(self.foresight.position());
+        !chunk.mapped || (decision == Decision::Out && manner.is_some()) || hot()
     }
 
     fn movable_ram_bytes(&self, touched: &[u32]) -> u64 {
