@@ -35,7 +35,7 @@ const MOST_ROUNDS: u64 = 64;
 /// What chunks move for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
-    /// Nothing moves.
+    /// Nothing moves, except what must lie in VRAM for good ([`Residency::bring_to_pin`]).
     Static,
     /// What is needed is brought, ahead of need where it is foreseen. `safe`: only while nothing runs.
     Dynamic {
@@ -66,6 +66,12 @@ pub(super) struct Planned {
 struct Left {
     free: u64,
     coming: u64,
+}
+
+impl Left {
+    fn of(room: Room) -> Self {
+        Self { free: room.vram_bytes, coming: room.vram_coming_bytes }
+    }
 }
 
 impl Policy {
@@ -149,10 +155,9 @@ impl Residency {
         }
         let mut needs_progress = self.pointers.stops_works() || self.needs_findings();
         let step = match self.policy {
-            Policy::Static => None,
+            Policy::Static => self.demand(&mut Left::of(room), room, &mut needs_progress),
             Policy::Torture { state, safe } => {
-                let mut left = Left { free: room.vram_bytes, coming: room.vram_coming_bytes };
-                let demanded = self.demand(&mut left, room, &mut needs_progress);
+                let demanded = self.demand(&mut Left::of(room), room, &mut needs_progress);
                 demanded.or_else(|| self.torture(state, safe, room, &mut needs_progress))
             }
             Policy::Dynamic { .. } => self.bring(room, &mut needs_progress),
@@ -247,7 +252,7 @@ impl Residency {
 
     fn bring(&mut self, room: Room, needs_progress: &mut bool) -> Option<Step> {
         self.renew_plan(room);
-        let mut left = Left { free: room.vram_bytes, coming: room.vram_coming_bytes };
+        let mut left = Left::of(room);
         if let Some(step) = self.demand(&mut left, room, needs_progress) {
             return Some(step);
         }
