@@ -47,6 +47,8 @@ struct Entry {
     backing: Backing,
     held: u64,
     mapped: u64,
+    /// It is or was mapped, so that it may hold something.
+    used: bool,
 }
 
 /// All names of the process, and where they are mapped.
@@ -84,7 +86,7 @@ impl Handles {
         let mut state = lock(&self.0);
         let name = FIRST_NAME + state.count;
         state.count += 1;
-        state.entries.insert(name, Entry { backing, held: 1, mapped: 0 });
+        state.entries.insert(name, Entry { backing, held: 1, mapped: 0, used: false });
         name
     }
 
@@ -96,6 +98,21 @@ impl Handles {
     /// What is behind a name that the program holds.
     pub fn get(&self, name: u64) -> Option<Backing> {
         lock(&self.0).entries.get(&name).filter(|entry| entry.held > 0).map(|entry| entry.backing)
+    }
+
+    /// Whether what is behind a name has never been mapped, so that nothing has been written to it.
+    pub fn is_unused(&self, name: u64) -> bool {
+        lock(&self.0).entries.get(&name).is_some_and(|entry| !entry.used)
+    }
+
+    /// Puts other memory of the same size behind a name that is held and has never been mapped. Gives what is to be
+    /// given back: what was there, or the new memory where that has changed meanwhile.
+    pub fn exchange(&self, name: u64, to: Backing) -> Backing {
+        let mut state = lock(&self.0);
+        match state.entries.get_mut(&name).filter(|entry| entry.held > 0 && !entry.used) {
+            Some(entry) => std::mem::replace(&mut entry.backing, to),
+            None => to,
+        }
     }
 
     /// What is mapped at `address`, if the driver would call it host memory although the program made it as
@@ -129,6 +146,7 @@ impl Handles {
         let mut state = lock(&self.0);
         if let Some(entry) = state.entries.get_mut(&name) {
             entry.mapped += 1;
+            entry.used = true;
             state.mappings.insert(address, (bytes, name));
         }
     }
@@ -194,6 +212,20 @@ mod tests {
         handles.mapped(name, 0x1000, 0x100);
         assert_eq!(handles.spilled_at(0x1080), Some(Spilled { start: 0x1000, bytes: 0x100 }));
         assert_eq!(handles.spilled_at(0x1100), None);
+    }
+
+    #[test]
+    fn only_what_was_never_mapped_is_exchanged() {
+        let handles = Handles::default();
+        let name = handles.add(backing(7));
+        assert!(handles.is_unused(name));
+        assert_eq!(handles.exchange(name, backing(8)).real, 7);
+        handles.mapped(name, 0x1000, 100);
+        assert!(handles.unmapped(0x1000, 100).is_empty());
+        assert!(!handles.is_unused(name), "it may hold something");
+        assert_eq!(handles.exchange(name, backing(9)).real, 9);
+        assert_eq!(real(handles.release(name)), Some(Some(8)));
+        assert_eq!(handles.exchange(name, backing(10)).real, 10, "it is gone");
     }
 
     #[test]

@@ -9,6 +9,7 @@
 use core::ffi::{c_ulonglong, c_void};
 
 use emuv_cuda::{CUresult, CuResult, types::*};
+use emuv_policy::Tier;
 
 use crate::{
     account::Kind,
@@ -141,19 +142,14 @@ entries! {
         let Some(backing) = behind(session, handle)?.filter(|_| !prop.is_null()) else {
             return Some(CUresult::INVALID_VALUE);
         };
-        // SAFETY: a plain C structure; zero is a valid value of it.
-        let mut properties: CUmemAllocationProp = unsafe { std::mem::zeroed() };
-        properties.type_ = CU_MEM_ALLOCATION_TYPE_PINNED;
-        properties.requestedHandleTypes = backing.handle_types;
-        properties.location.type_ = CU_MEM_LOCATION_TYPE_DEVICE;
-        properties.location.__bindgen_anon_1.id = backing.device;
-        properties.allocFlags.gpuDirectRDMACapable = u8::from(backing.rdma_capable);
         // SAFETY: not null, so valid by the driver's contract.
-        unsafe { prop.write(properties) };
+        unsafe { prop.write(wanted(&backing)) };
         Some(CUresult::SUCCESS)
     }
 
-    /// Exports what is behind the name, for another process to import.
+    /// Exports what is behind the name, for another process to import: memory in VRAM, unless it has been mapped in RAM
+    /// before, which cannot be exchanged under work that nobody can hold, or VRAM has no room. Either is right, and the
+    /// program's handles do not move.
     fn cuMemExportToShareableHandle(
         shareableHandle: *mut c_void,
         handle: CUmemGenericAllocationHandle,
@@ -161,6 +157,10 @@ entries! {
         flags: c_ulonglong,
     ) |session, driver| {
         let Some(backing) = behind(session, handle)? else { return Some(CUresult::INVALID_VALUE) };
+        if backing.tier == Tier::Ram && session.handles.is_unused(handle) {
+            to_vram(session, handle, &backing);
+        }
+        let backing = session.handles.get(handle).unwrap_or(backing);
         // SAFETY: the program's own arguments; the handle is the one behind its name.
         Some(unsafe { driver.cuMemExportToShareableHandle(shareableHandle, backing.real, handleType, flags) })
     }
@@ -224,6 +224,34 @@ fn in_ram(
         }
         create(&device.arena.ram_properties()?)
     })
+}
+
+/// Puts memory in VRAM behind a name whose memory in RAM nobody has used, if there is room.
+fn to_vram(session: &Session, name: u64, backing: &Backing) {
+    let Some(device) = session.device(backing.device) else { return };
+    let (properties, Ok(bytes)) = (wanted(backing), usize::try_from(backing.bytes)) else { return };
+    let made = device.make_vram_handle(session, backing.bytes, || {
+        let mut real = 0;
+        // SAFETY: live locals.
+        let made = unsafe { session.real.driver.cuMemCreate(&raw mut real, bytes, &raw const properties, 0) };
+        made.ok().map(|()| real)
+    });
+    if let Ok(real) = made {
+        let before = session.handles.exchange(name, Backing { real, tier: Tier::Vram, ..*backing });
+        give_back(session, &before);
+    }
+}
+
+/// What the program asked for.
+fn wanted(backing: &Backing) -> CUmemAllocationProp {
+    // SAFETY: a plain C structure; zero is a valid value of it.
+    let mut properties: CUmemAllocationProp = unsafe { std::mem::zeroed() };
+    properties.type_ = CU_MEM_ALLOCATION_TYPE_PINNED;
+    properties.requestedHandleTypes = backing.handle_types;
+    properties.location.type_ = CU_MEM_LOCATION_TYPE_DEVICE;
+    properties.location.__bindgen_anon_1.id = backing.device;
+    properties.allocFlags.gpuDirectRDMACapable = u8::from(backing.rdma_capable);
+    properties
 }
 
 fn give_back(session: &Session, backing: &Backing) {
