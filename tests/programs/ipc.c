@@ -191,6 +191,17 @@ static void among_much_memory(struct peer peer, size_t count) {
         contents[b] = filled(100 + (uint32_t)b);
         run_fill(buffer[b], LARGE / 4, contents[b].seed);
     }
+    /* What is kept for small allocations is used up too. */
+    CUdeviceptr hot[12], small;
+    for (size_t h = 0; h < 12; h++) OK(cuMemAlloc_v2(&hot[h], 2 * MIB));
+    OK(cuMemAlloc_v2(&small, 4000));
+    run_fill(small, 1000, 50);
+    open_in(peer, small, 4000);
+    CHECK(ask_ok(peer, (struct request){.op = SUM, .bytes = 4000}).value == reduce_filled(50, 1000), "the peer sees something else");
+    check_shared(peer, small, 4000, 51);
+    ask_ok(peer, (struct request){.op = CLOSE});
+    for (size_t h = 0; h < 12; h++) OK(cuMemFree_v2(hot[h]));
+    OK(cuMemFree_v2(small));
     for (size_t exports = 0; exports < 3; exports++) {
         size_t which = count - 1 - exports * (count / 3);
         open_in(peer, buffer[which], LARGE);

@@ -18,8 +18,12 @@ use std::{
 use emuv_cuda::{CUresult, CuError};
 use emuv_state::sharing::{Client, Listener, PIECES_AT_ONCE, Piece};
 
-use super::exports::Lent;
-use crate::{arena::lock, log, moves::thread, session::Session};
+use crate::{
+    arena::{Arena, lock},
+    log,
+    moves::thread,
+    session::Session,
+};
 
 /// The process ends after so long at the latest, whatever the server is doing.
 const AT_MOST: Duration = Duration::from_secs(1);
@@ -79,9 +83,13 @@ impl Server {
             }
         })?;
         let own = Arc::clone(&listener);
+        let process = std::process::id();
         thread::at_exit(move || {
-            own.close();
-            stop(&state);
+            // A forked child ends too: the socket is its parent's.
+            if std::process::id() == process {
+                own.close();
+                stop(&state);
+            }
         });
         Ok(Self { listener })
     }
@@ -113,28 +121,37 @@ fn stop((state, over): &(Mutex<State>, Condvar)) {
 
 fn serve(session: &Session, client: &Client) {
     for device in session.devices() {
-        if let Some(lent) = device.arena.exports.lend(&device.arena, client.key) {
-            if let Err(error) = send(device.arena.gpu(), &lent, client) {
+        match send(&device.arena, client) {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(error) => {
                 log::debug(format_args!("exported memory was not sent: {error}"));
+                return;
             }
-            return;
         }
     }
     client.refuse(CUresult::CUDA_ERROR_INVALID_HANDLE.0);
 }
 
-fn send(gpu: &dyn emuv_cuda::Gpu, lent: &Lent<'_>, client: &Client) -> io::Result<()> {
-    let total = u32::try_from(lent.handles.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    for some in lent.handles.chunks(PIECES_AT_ONCE) {
+/// Sends what the client asks for, if it is in this arena. The program can free it between two packets: a client that
+/// takes none keeps nobody waiting.
+fn send(arena: &Arena, client: &Client) -> io::Result<bool> {
+    let mut sent = 0;
+    loop {
+        let Some(lent) = arena.exports.lend(arena, client.key) else { return Ok(false) };
+        let total = lent.handles.len();
+        let some = lent.handles.iter().skip(sent).take(PIECES_AT_ONCE);
         let pieces: Result<Vec<Piece>, CuError> =
-            some.iter().map(|(handle, bytes)| Ok((*bytes, gpu.export(*handle)?))).collect();
-        match pieces {
-            Ok(pieces) => client.send(total, &pieces)?,
-            Err(error) => {
-                client.refuse(error.code().0);
-                return Err(io::Error::other(error));
-            }
+            some.map(|(handle, bytes)| Ok((*bytes, arena.gpu().export(*handle)?))).collect();
+        drop(lent);
+        let pieces = pieces.map_err(|error| {
+            client.refuse(error.code().0);
+            io::Error::other(error)
+        })?;
+        if pieces.is_empty() {
+            return Ok(true);
         }
+        client.send(u32::try_from(total).unwrap_or(u32::MAX), &pieces)?;
+        sent += pieces.len();
     }
-    Ok(())
 }

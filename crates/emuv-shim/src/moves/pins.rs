@@ -30,13 +30,14 @@ pub(crate) fn pinned(session: &Session, address: u64) -> CuResult {
     if device.arena.residency().pin(offset) {
         return Ok(());
     }
+    crate::log::debug(format_args!("what others are to know by its physical place lies in RAM: it is brought to VRAM"));
     if session.verify.is_none() {
         device.moves.begin_anyway(device.ordinal);
     }
     if device.moves.is_active() && device.moves.bring_to_pin(session, device, offset) {
         return Ok(());
     }
-    crate::log::debug(format_args!("memory that is to be exported lies in RAM, and VRAM has no room for it"));
+    crate::log::debug(format_args!("VRAM has no room for it"));
     CUresult::OUT_OF_MEMORY.ok()
 }
 
