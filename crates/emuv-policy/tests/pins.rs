@@ -139,6 +139,17 @@ fn others_make_room_if_there_is_none() {
 }
 
 #[test]
+fn nothing_moves_once_the_executor_has_given_up() {
+    for policy in POLICIES {
+        let mut residency = device(policy);
+        let (hold, _) = residency.bring_to_pin(0, None);
+        residency.stop();
+        assert!(run(&mut residency, PLENTY, 20).is_empty(), "{policy:?}");
+        residency.release(hold);
+    }
+}
+
+#[test]
 fn without_room_it_stays_what_it_was() {
     for policy in [Policy::Static, Policy::Dynamic { safe: false }] {
         let nothing = MoveRoom { vram_bytes: 0, ram_bytes: 0, vram_coming_bytes: 0 };

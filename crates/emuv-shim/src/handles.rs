@@ -47,7 +47,7 @@ struct Entry {
     backing: Backing,
     held: u64,
     mapped: u64,
-    /// It is or was mapped, so that it may hold something.
+    /// It is or was mapped, or known to others: it may hold something.
     used: bool,
 }
 
@@ -100,13 +100,21 @@ impl Handles {
         lock(&self.0).entries.get(&name).filter(|entry| entry.held > 0).map(|entry| entry.backing)
     }
 
-    /// Whether what is behind a name has never been mapped, so that nothing has been written to it.
+    /// As [`Self::get`], for somebody who is about to map it or to make it known to others: from then on it stays.
+    pub fn get_for_use(&self, name: u64) -> Option<Backing> {
+        let mut state = lock(&self.0);
+        let entry = state.entries.get_mut(&name).filter(|entry| entry.held > 0)?;
+        entry.used = true;
+        Some(entry.backing)
+    }
+
+    /// Whether what is behind a name has never been used, so that nothing has been written to it.
     pub fn is_unused(&self, name: u64) -> bool {
         lock(&self.0).entries.get(&name).is_some_and(|entry| !entry.used)
     }
 
-    /// Puts other memory of the same size behind a name that is held and has never been mapped. Gives what is to be
-    /// given back: what was there, or the new memory where that has changed meanwhile.
+    /// Puts other memory of the same size behind a name that is held and unused. Gives what is to be given back: what was
+    /// there, or the new memory where that has changed meanwhile.
     pub fn exchange(&self, name: u64, to: Backing) -> Backing {
         let mut state = lock(&self.0);
         match state.entries.get_mut(&name).filter(|entry| entry.held > 0 && !entry.used) {
@@ -146,7 +154,6 @@ impl Handles {
         let mut state = lock(&self.0);
         if let Some(entry) = state.entries.get_mut(&name) {
             entry.mapped += 1;
-            entry.used = true;
             state.mappings.insert(address, (bytes, name));
         }
     }
@@ -215,13 +222,12 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_never_mapped_is_exchanged() {
+    fn only_what_was_never_used_is_exchanged() {
         let handles = Handles::default();
         let name = handles.add(backing(7));
         assert!(handles.is_unused(name));
         assert_eq!(handles.exchange(name, backing(8)).real, 7);
-        handles.mapped(name, 0x1000, 100);
-        assert!(handles.unmapped(0x1000, 100).is_empty());
+        assert_eq!(handles.get_for_use(name).map(|backing| backing.real), Some(8));
         assert!(!handles.is_unused(name), "it may hold something");
         assert_eq!(handles.exchange(name, backing(9)).real, 9);
         assert_eq!(real(handles.release(name)), Some(Some(8)));

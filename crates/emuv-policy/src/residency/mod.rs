@@ -189,6 +189,8 @@ struct Held {
 #[derive(Debug)]
 pub struct Residency {
     policy: Policy,
+    /// The executor has given up: not even what must come to VRAM moves any more.
+    stopped: bool,
     /// Chunk index by granule of the arena.
     granules: Vec<u32>,
     chunks: Vec<Option<ChunkState>>,
@@ -228,6 +230,7 @@ impl Residency {
     pub fn new(policy: Policy) -> Self {
         Self {
             policy,
+            stopped: false,
             granules: Vec::new(),
             chunks: Vec::new(),
             free_chunks: Vec::new(),

@@ -155,6 +155,7 @@ impl Residency {
         }
         let mut needs_progress = self.pointers.stops_works() || self.needs_findings();
         let step = match self.policy {
+            Policy::Static if self.stopped => None,
             Policy::Static => self.demand(&mut Left::of(room), room, &mut needs_progress),
             Policy::Torture { state, safe } => {
                 let demanded = self.demand(&mut Left::of(room), room, &mut needs_progress);
@@ -193,6 +194,7 @@ impl Residency {
     /// Nothing moves any more, whatever was under way has not happened, and nothing waits for a move.
     pub fn stop(&mut self) {
         self.policy = Policy::Static;
+        self.stopped = true;
         self.moving = 0;
         self.exclusive = false;
         self.pointers.give_up();

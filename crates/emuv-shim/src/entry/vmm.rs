@@ -104,8 +104,8 @@ entries! {
     /// Maps what is behind the name.
     fn cuMemMap(ptr: CUdeviceptr, size: usize, offset: usize, handle: CUmemGenericAllocationHandle, flags: c_ulonglong)
     |session, driver| {
-        if let Some(backing) = behind(session, handle) {
-            let Some(backing) = backing else { return Some(CUresult::INVALID_VALUE) };
+        if Handles::is_ours(handle) {
+            let Some(backing) = session.handles.get_for_use(handle) else { return Some(CUresult::INVALID_VALUE) };
             // SAFETY: the program's own arguments; the handle is the one behind its name.
             let result = unsafe { driver.cuMemMap(ptr, size, offset, backing.real, flags) };
             if result == CUresult::SUCCESS {
@@ -147,20 +147,14 @@ entries! {
         Some(CUresult::SUCCESS)
     }
 
-    /// Exports what is behind the name, for another process to import: memory in VRAM, unless it has been mapped in RAM
-    /// before, which cannot be exchanged under work that nobody can hold, or VRAM has no room. Either is right, and the
-    /// program's handles do not move.
+    /// Exports what is behind the name, for another process to import.
     fn cuMemExportToShareableHandle(
         shareableHandle: *mut c_void,
         handle: CUmemGenericAllocationHandle,
         handleType: CUmemAllocationHandleType,
         flags: c_ulonglong,
     ) |session, driver| {
-        let Some(backing) = behind(session, handle)? else { return Some(CUresult::INVALID_VALUE) };
-        if backing.tier == Tier::Ram && session.handles.is_unused(handle) {
-            to_vram(session, handle, &backing);
-        }
-        let backing = session.handles.get(handle).unwrap_or(backing);
+        let Some(backing) = made_known(session, handle)? else { return Some(CUresult::INVALID_VALUE) };
         // SAFETY: the program's own arguments; the handle is the one behind its name.
         Some(unsafe { driver.cuMemExportToShareableHandle(shareableHandle, backing.real, handleType, flags) })
     }
@@ -174,7 +168,7 @@ entries! {
         size: usize,
         flags: c_ulonglong,
     ) |session, driver| {
-        let Some(backing) = behind(session, memHandle)? else { return Some(CUresult::INVALID_VALUE) };
+        let Some(backing) = made_known(session, memHandle)? else { return Some(CUresult::INVALID_VALUE) };
         // SAFETY: the program's own arguments; the handle is the one behind its name.
         Some(unsafe { driver.cuMulticastBindMem(mcHandle, mcOffset, backing.real, memOffset, size, flags) })
     }
@@ -189,7 +183,7 @@ entries! {
         size: usize,
         flags: c_ulonglong,
     ) |session, driver| {
-        let Some(backing) = behind(session, memHandle)? else { return Some(CUresult::INVALID_VALUE) };
+        let Some(backing) = made_known(session, memHandle)? else { return Some(CUresult::INVALID_VALUE) };
         // SAFETY: the program's own arguments; the handle is the one behind its name.
         Some(unsafe { driver.cuMulticastBindMem_v2(mcHandle, dev, mcOffset, backing.real, memOffset, size, flags) })
     }
@@ -199,6 +193,18 @@ entries! {
 #[allow(clippy::option_option)]
 fn behind(session: &Session, handle: CUmemGenericAllocationHandle) -> Option<Option<Backing>> {
     Handles::is_ours(handle).then(|| session.handles.get(handle))
+}
+
+/// The same for a handle that others are about to know: memory in VRAM. Where it has been used in RAM already it stays
+/// there, because nobody can hold the work that touches it, and where VRAM has no room as well: importers reach it too.
+#[allow(clippy::option_option)]
+fn made_known(session: &Session, handle: CUmemGenericAllocationHandle) -> Option<Option<Backing>> {
+    if let Some(backing) = behind(session, handle)?.filter(|backing| backing.tier == Tier::Ram)
+        && session.handles.is_unused(handle)
+    {
+        to_vram(session, handle, &backing);
+    }
+    Some(session.handles.get_for_use(handle))
 }
 
 /// Plain device memory: what may lie in RAM without the program noticing. Handles that can be exported as

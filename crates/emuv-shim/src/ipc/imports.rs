@@ -93,7 +93,7 @@ impl Mapping {
                 break;
             }
             for (bytes, file) in pieces {
-                if bytes == 0 || !bytes.is_multiple_of(GRANULE) || self.bytes + bytes.min(MOST_BYTES) > MOST_BYTES {
+                if bytes == 0 || !bytes.is_multiple_of(GRANULE) || bytes > MOST_BYTES - self.bytes {
                     return Err(wrong());
                 }
                 self.pieces.push((gpu.import(&file)?, bytes));
@@ -243,5 +243,127 @@ impl Imports {
             imports
         };
         imports.into_iter().for_each(|import| import.mapping.undo(device.arena.gpu()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, os::fd::OwnedFd, thread};
+
+    use emuv_cuda::types::CUmemAllocationProp;
+    use emuv_policy::Tier;
+    use emuv_state::sharing::{Listener, Piece};
+
+    use super::*;
+
+    const BASE: u64 = 1 << 40;
+
+    /// What is reserved, imported and mapped; refuses the mapping at one address.
+    #[derive(Default)]
+    struct Counting {
+        state: Mutex<(u64, BTreeSet<u64>, BTreeSet<u64>)>,
+        refused: Option<u64>,
+    }
+
+    impl Counting {
+        fn is_empty(&self) -> bool {
+            let state = lock(&self.state);
+            state.0 == 0 && state.1.is_empty() && state.2.is_empty()
+        }
+    }
+
+    impl Gpu for Counting {
+        fn granularity_bytes(&self) -> u64 {
+            GRANULE
+        }
+        fn reserve(&self, bytes: u64) -> CuResult<u64> {
+            lock(&self.state).0 += bytes;
+            Ok(BASE)
+        }
+        fn unreserve(&self, _: u64, bytes: u64) -> CuResult {
+            lock(&self.state).0 -= bytes;
+            Ok(())
+        }
+        fn create(&self, _: Tier, _: u64) -> CuResult<Handle> {
+            Err(CuError::NOT_SUPPORTED)
+        }
+        fn import(&self, _: &OwnedFd) -> CuResult<Handle> {
+            let mut state = lock(&self.state);
+            let handle = state.1.len() as u64;
+            state.1.insert(handle);
+            Ok(Handle(handle))
+        }
+        fn release(&self, handle: Handle) -> CuResult {
+            assert!(lock(&self.state).1.remove(&handle.0));
+            Ok(())
+        }
+        fn map(&self, address: u64, _: u64, _: Handle) -> CuResult {
+            if self.refused == Some(address) {
+                return CUresult::OUT_OF_MEMORY.ok();
+            }
+            assert!(lock(&self.state).2.insert(address));
+            Ok(())
+        }
+        fn unmap(&self, address: u64, _: u64) -> CuResult {
+            assert!(lock(&self.state).2.remove(&address));
+            Ok(())
+        }
+        fn ram_properties(&self) -> CuResult<CUmemAllocationProp> {
+            Err(CuError::NOT_SUPPORTED)
+        }
+    }
+
+    /// Opens an allocation of `bytes` at `offset` from an exporter that sends chunks of these sizes.
+    fn make(gpu: &Counting, chunks: &[u64], offset_bytes: u32, bytes: u64) -> CuResult<Mapping> {
+        let listener = Listener::open().unwrap();
+        let key = Key::new().unwrap();
+        let token = Token { server: listener.name(), key, device: [0; 16], bytes, offset_bytes, process: 0 };
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let client = listener.accept().unwrap().unwrap();
+                let file = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+                let pieces: Vec<Piece> = chunks.iter().map(|bytes| (*bytes, file())).collect();
+                // The importer may have seen enough.
+                let _ = client.send(u32::try_from(chunks.len()).unwrap(), &pieces);
+            });
+            Mapping::make(gpu, &token)
+        })
+    }
+
+    #[test]
+    fn chunks_are_mapped_side_by_side_and_taken_apart() {
+        let gpu = Counting::default();
+        let mapping = make(&gpu, &[4 * GRANULE, GRANULE], 0, 5 * GRANULE - 7).unwrap();
+        assert_eq!((mapping.base, mapping.bytes), (BASE, 5 * GRANULE));
+        assert_eq!(lock(&gpu.state).2, [BASE, BASE + 4 * GRANULE].into());
+        mapping.undo(&gpu);
+        assert!(gpu.is_empty());
+    }
+
+    #[test]
+    fn an_exporter_that_sends_something_else_is_not_believed() {
+        for (chunks, offset, bytes) in [
+            (&[GRANULE][..], 0, GRANULE + 1),
+            (&[GRANULE], 512, GRANULE),
+            (&[GRANULE], 0, u64::MAX),
+            (&[GRANULE], 0, 0),
+            (&[GRANULE, 0], 0, GRANULE),
+            (&[GRANULE, 4096], 0, GRANULE),
+            (&[GRANULE, u64::MAX - GRANULE + 1], 0, GRANULE),
+            (&[1 << 62], 0, GRANULE),
+        ] {
+            let gpu = Counting::default();
+            let error = make(&gpu, chunks, offset, bytes).unwrap_err();
+            assert_eq!(error.code(), CUresult::CUDA_ERROR_INVALID_HANDLE, "{chunks:?} {offset} {bytes}");
+            assert!(gpu.is_empty(), "{chunks:?} {offset} {bytes}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_mapped_leaves_nothing_behind() {
+        let gpu = Counting { refused: Some(BASE + GRANULE), ..Counting::default() };
+        let error = make(&gpu, &[GRANULE, GRANULE], 0, GRANULE).unwrap_err();
+        assert!(error.is_out_of_memory());
+        assert!(gpu.is_empty());
     }
 }
