@@ -182,6 +182,7 @@ step_programs() {
     program static_style
     program forking 320
     program exec_child
+    program ipc PLAIN::0 EMUV::336
     program threads 320 "" 12 250
     program semantics PLAIN::0 EMUV::256
     program spanning 150 "" 100

@@ -22,6 +22,7 @@ enum {
     CUDA_ERROR_OUT_OF_MEMORY = 2,
     CUDA_ERROR_NOT_INITIALIZED = 3,
     CUDA_ERROR_INVALID_CONTEXT = 201,
+    CUDA_ERROR_INVALID_HANDLE = 400,
     CUDA_ERROR_NOT_FOUND = 500,
 };
 
@@ -37,12 +38,17 @@ enum {
     POINTER_RANGE_START = 11,
     POINTER_RANGE_SIZE = 12,
     POINTER_MAPPED = 13,
+    POINTER_LEGACY_IPC_CAPABLE = 10,
 };
 enum { MEMORY_HOST = 1, MEMORY_DEVICE = 2 };
 
 /* cuGetProcAddress: flags and the answers in symbolStatus. */
 enum { PROC_DEFAULT = 0, PROC_LEGACY_STREAM = 1, PROC_PER_THREAD_STREAM = 2 };
 enum { PROC_FOUND = 0, PROC_NAME_NOT_FOUND = 1, PROC_VERSION_TOO_OLD = 2 };
+
+/* Memory shared between processes. */
+enum { IPC_LAZY_ENABLE_PEER_ACCESS = 1 };
+typedef struct { char reserved[64]; } CUipcMemHandle;
 
 /* Stream-ordered pools. */
 typedef struct CUmemPool_st *CUmemoryPool;
@@ -175,6 +181,10 @@ CUresult cuMemGetAddressRange_v2(CUdeviceptr *base, size_t *bytes, CUdeviceptr p
 CUresult cuPointerGetAttribute(void *value, int attribute, CUdeviceptr pointer);
 CUresult cuPointerGetAttributes(unsigned count, int *attributes, void **values, CUdeviceptr pointer);
 
+CUresult cuIpcGetMemHandle(CUipcMemHandle *handle, CUdeviceptr pointer);
+CUresult cuIpcOpenMemHandle_v2(CUdeviceptr *pointer, CUipcMemHandle handle, unsigned flags);
+CUresult cuIpcCloseMemHandle(CUdeviceptr pointer);
+
 CUresult cuMemHostAlloc(void **pointer, size_t bytes, unsigned flags);
 CUresult cuMemFreeHost(void *pointer);
 CUresult cuMemHostRegister_v2(void *pointer, size_t bytes, unsigned flags);
@@ -196,6 +206,8 @@ CUresult cuMemMap(CUdeviceptr address, size_t bytes, size_t offset, CUmemGeneric
 CUresult cuMemUnmap(CUdeviceptr address, size_t bytes);
 CUresult cuMemSetAccess(CUdeviceptr address, size_t bytes, const CUmemAccessDesc *access, size_t count);
 CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *handle, void *address);
+CUresult cuMemExportToShareableHandle(void *shareable, CUmemGenericAllocationHandle handle, int type, uint64_t flags);
+CUresult cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle, void *shareable, int type);
 CUresult cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp *properties, CUmemGenericAllocationHandle handle);
 
 CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t bytes);

@@ -1,7 +1,9 @@
 /* A program that manages its own address space: handles of device memory, mapped side by side, may lie in RAM
- * without the program noticing; they live while they are held or mapped.
+ * without the program noticing; they live while they are held or mapped. What is exported first is in VRAM.
  * Arguments: [MiB in all, default 320] */
 #include "program.h"
+
+#include <unistd.h>
 
 enum { MOST = 256 };
 static const size_t HANDLE = 8 * MIB;
@@ -64,6 +66,29 @@ int main(int argc, char **argv) {
     allow(range + last * HANDLE, HANDLE);
     CHECK(run_reduce(range, bytes / 4) == sum, "the sum is wrong after mapping again");
     OK(cuMemRelease(again));
+
+    /* Exported before it is used: in VRAM, if there is room by then, whatever it was made in. */
+    CUmemGenericAllocationHandle shared, imported;
+    CUmemAllocationProp found;
+    int file = -1;
+    properties.requestedHandleTypes = HANDLE_POSIX_FD;
+    OK(cuMemCreate(&shared, HANDLE, &properties, 0));
+    OK(cuMemUnmap(range, HANDLE));
+    OK(cuMemExportToShareableHandle(&file, shared, HANDLE_POSIX_FD, 0));
+    OK(cuMemImportFromShareableHandle(&imported, (void *)(uintptr_t)file, HANDLE_POSIX_FD));
+    close(file);
+    OK(cuMemGetAllocationPropertiesFromHandle(&found, imported));
+    CHECK(found.location.type == LOCATION_DEVICE, "exported memory lies at location %d", found.location.type);
+    OK(cuMemMap(range, HANDLE, 0, shared, 0));
+    allow(range, HANDLE);
+    run_fill(range, HANDLE / 4, 5);
+    OK(cuCtxSynchronize());
+    OK(cuMemUnmap(range, HANDLE));
+    OK(cuMemRelease(shared));
+    OK(cuMemMap(range, HANDLE, 0, imported, 0));
+    OK(cuMemRelease(imported));
+    allow(range, HANDLE);
+    CHECK(run_reduce(range, HANDLE / 4) == reduce_filled(5, HANDLE / 4), "imported memory is other memory");
 
     OK(cuMemUnmap(range, bytes));
     check_free_is(before);

@@ -6,6 +6,11 @@
 //! reserved through the same object (the trait's methods state what a caller must own).
 #![allow(unsafe_code)]
 
+use std::{
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
 use emuv_policy::Tier;
 
 use crate::{
@@ -55,6 +60,27 @@ pub trait Gpu: Send + Sync {
     /// The driver's own.
     fn map(&self, address: u64, bytes: u64, handle: Handle) -> CuResult;
 
+    /// Whether memory in VRAM can be given to another process ([`Gpu::export`]).
+    fn can_export(&self) -> bool {
+        false
+    }
+
+    /// A descriptor of a chunk's memory in VRAM, for another process to import.
+    ///
+    /// # Errors
+    /// The driver's own.
+    fn export(&self, _handle: Handle) -> CuResult<OwnedFd> {
+        Err(CuError::NOT_SUPPORTED)
+    }
+
+    /// Makes a handle of memory that another process has exported; to be released like one of [`Gpu::create`].
+    ///
+    /// # Errors
+    /// The driver's own.
+    fn import(&self, _file: &OwnedFd) -> CuResult<Handle> {
+        Err(CuError::NOT_SUPPORTED)
+    }
+
     /// What to ask `cuMemCreate` for memory in RAM next to this device.
     ///
     /// # Errors
@@ -77,6 +103,9 @@ pub struct DriverGpu<'d> {
     /// The NUMA node that host memory is taken from; `None` where the driver cannot map host memory.
     ram_node: Option<i32>,
     granularity_bytes: u64,
+    /// Handles in VRAM are made so that they can be exported. A driver that does not say so, or says so and refuses,
+    /// makes them without.
+    exportable: AtomicBool,
 }
 
 impl<'d> DriverGpu<'d> {
@@ -105,12 +134,37 @@ impl<'d> DriverGpu<'d> {
             .ok()?;
             granularity_bytes = granularity_bytes.max(bytes as u64);
         }
-        Ok(Self { driver, device, ram_node, granularity_bytes })
+        let exportable = attribute(CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED).unwrap_or(0) != 0;
+        Ok(Self { driver, device, ram_node, granularity_bytes, exportable: AtomicBool::new(exportable) })
     }
 
     /// Whether pinned host memory can be mapped into the device's address space here.
     pub fn has_ram_tier(&self) -> bool {
         self.ram_node.is_some()
+    }
+
+    fn create_with(&self, properties: &CUmemAllocationProp, bytes: u64) -> CuResult<Handle> {
+        let mut handle = 0;
+        // SAFETY: both pointers are live locals.
+        unsafe { self.driver.cuMemCreate(&raw mut handle, to_usize(bytes), properties, 0) }.ok()?;
+        Ok(Handle(handle))
+    }
+
+    /// Memory in VRAM, exportable where that can be had.
+    fn create_in_vram(&self, bytes: u64) -> CuResult<Handle> {
+        let plain = properties(vram_location(self.device));
+        if !self.can_export() {
+            return self.create_with(&plain, bytes);
+        }
+        let shareable = CUmemAllocationProp { requestedHandleTypes: CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, ..plain };
+        self.create_with(&shareable, bytes).or_else(|error| {
+            if error.is_out_of_memory() {
+                return Err(error);
+            }
+            let created = self.create_with(&plain, bytes)?;
+            self.exportable.store(false, Ordering::Relaxed);
+            Ok(created)
+        })
     }
 }
 
@@ -160,6 +214,11 @@ fn properties(location: CUmemLocation) -> CUmemAllocationProp {
 }
 
 #[allow(clippy::cast_possible_truncation)] // 64-bit only: usize is u64.
+fn to_usize(bytes: u64) -> usize {
+    bytes as usize
+}
+
+#[allow(clippy::cast_possible_truncation)] // 64-bit only: usize is u64.
 impl Gpu for DriverGpu<'_> {
     fn granularity_bytes(&self) -> u64 {
         self.granularity_bytes
@@ -178,13 +237,34 @@ impl Gpu for DriverGpu<'_> {
     }
 
     fn create(&self, tier: Tier, bytes: u64) -> CuResult<Handle> {
-        let properties = match tier {
-            Tier::Vram => properties(vram_location(self.device)),
-            Tier::Ram => self.ram_properties()?,
-        };
+        match tier {
+            Tier::Vram => self.create_in_vram(bytes),
+            Tier::Ram => self.create_with(&self.ram_properties()?, bytes),
+        }
+    }
+
+    fn can_export(&self) -> bool {
+        self.exportable.load(Ordering::Relaxed)
+    }
+
+    fn export(&self, handle: Handle) -> CuResult<OwnedFd> {
+        let mut file = -1_i32;
+        let kind = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+        // SAFETY: for this kind the out-pointer is one to a descriptor: a live local.
+        unsafe { self.driver.cuMemExportToShareableHandle((&raw mut file).cast(), handle.0, kind, 0) }.ok()?;
+        if file < 0 {
+            CUresult::UNKNOWN.ok()?;
+        }
+        // SAFETY: the driver has just opened it for the caller.
+        Ok(unsafe { OwnedFd::from_raw_fd(file) })
+    }
+
+    fn import(&self, file: &OwnedFd) -> CuResult<Handle> {
         let mut handle = 0;
-        // SAFETY: both pointers are live locals.
-        unsafe { self.driver.cuMemCreate(&raw mut handle, bytes as usize, &raw const properties, 0) }.ok()?;
+        let kind = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+        let number = std::ptr::without_provenance_mut(usize::try_from(file.as_raw_fd()).unwrap_or(usize::MAX));
+        // SAFETY: for this kind the descriptor's number takes the pointer's place; it is open during the call.
+        unsafe { self.driver.cuMemImportFromShareableHandle(&raw mut handle, number, kind) }.ok()?;
         Ok(Handle(handle))
     }
 

@@ -327,9 +327,13 @@ impl DeviceMemory {
         }
     }
 
-    /// A chunk of a live or dying allocation has been moved: its memory and a spare of the other tier have changed
+    /// A chunk of a live or dying allocation, or a slab's, has been moved: its memory and a spare of the other tier have changed
     /// places, so no budget changes.
     pub fn moved(&mut self, offset: u64, to: Tier) {
+        if let Some((_, tier)) = self.slabs.get_mut(&offset) {
+            *tier = to;
+            return;
+        }
         let live = self.live.range_mut(..=offset).next_back().map(|(_, allocation)| allocation);
         for allocation in live.into_iter().chain(self.dying.values_mut()) {
             if let Place::Chunks(chunks) = &mut allocation.place

@@ -38,7 +38,7 @@ fn an_address_stands_for_its_whole_allocation_and_slabs_are_always_there() {
 fn what_has_escaped_or_never_moves_is_in_every_set() {
     let mut residency = residency();
     residency.escape(70 * MIB);
-    assert!(residency.fix(32 * MIB));
+    assert!(residency.pin(32 * MIB));
     assert_eq!(sides(&mut residency, &[], false), (vec![0, 32, 64, 192], vec![128]));
 }
 

@@ -14,7 +14,7 @@ use emuv_policy::{
     SMALL_BYTES, Tier,
 };
 
-use crate::aliases::Aliases;
+use crate::{aliases::Aliases, ipc::Exports};
 
 /// Why an allocation was not made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,9 +61,11 @@ pub(crate) struct Arena {
     bytes: u64,
     memory: Mutex<DeviceMemory>,
     /// Chunk offset -> what is mapped there.
-    handles: Mutex<HashMap<u64, Handle>>,
+    pub handles: Mutex<HashMap<u64, Handle>>,
     /// Second mappings of handles, through which data is moved.
     pub aliases: Aliases,
+    /// What other processes may have.
+    pub exports: Exports,
     residency: Mutex<Residency>,
     /// A move has ended, or a held work need not wait any longer.
     pub settled: Condvar,
@@ -101,6 +103,7 @@ impl Arena {
             memory,
             handles: Mutex::default(),
             aliases: Aliases::default(),
+            exports: Exports::default(),
             residency: Mutex::new(Residency::new(policy)),
             settled: Condvar::new(),
             recording: None,
@@ -314,6 +317,7 @@ impl Arena {
 
     /// Gives the memory of a freed allocation back; the GPU is done with it.
     pub fn retire(&self, id: AllocationId) {
+        self.exports.withdraw(id);
         // Its own chunks may be moving: only when they have settled is it known where they are.
         let own = self.with_memory(|memory| memory.dying_chunks(id));
         own.iter().for_each(|chunk| self.settle_for_good(chunk.offset));

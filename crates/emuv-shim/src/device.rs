@@ -213,6 +213,27 @@ impl Device {
         made
     }
 
+    /// Makes a handle for the program in VRAM or nowhere.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub fn make_vram_handle(
+        &self,
+        session: &Session,
+        bytes: u64,
+        create: impl Fn() -> CuResult<u64>,
+    ) -> Result<u64, Refusal> {
+        self.with_room(session, bytes, |_| {
+            if !self.arena.with_memory(|memory| memory.charge_spare(Tier::Vram, bytes, 0)) {
+                return Err(Refusal::NoRoom);
+            }
+            create().map_err(|error| {
+                self.arena.with_memory(|memory| memory.credit_whole(bytes, Tier::Vram));
+                if error.is_out_of_memory() { Refusal::NoRoom } else { Refusal::Driver(error) }
+            })
+        })
+    }
+
     /// Tries, then makes room and tries again, until nothing more can be given back.
     fn with_room<T>(
         &self,
@@ -434,6 +455,7 @@ impl Device {
         session.contexts_gone(&doomed.owners);
         self.moves.contexts_gone(self, &doomed.owners);
         session.globals.forget_contexts(&doomed.owners);
+        session.ipc.contexts_gone(self, &doomed.owners);
         for owner in &doomed.owners {
             let primary = lock(&self.contexts).remove(owner).unwrap_or(false);
             self.pools.context_gone(&self.arena, *owner, primary);

@@ -47,6 +47,8 @@ struct Entry {
     backing: Backing,
     held: u64,
     mapped: u64,
+    /// It is or was mapped, or known to others: it may hold something.
+    used: bool,
 }
 
 /// All names of the process, and where they are mapped.
@@ -84,7 +86,7 @@ impl Handles {
         let mut state = lock(&self.0);
         let name = FIRST_NAME + state.count;
         state.count += 1;
-        state.entries.insert(name, Entry { backing, held: 1, mapped: 0 });
+        state.entries.insert(name, Entry { backing, held: 1, mapped: 0, used: false });
         name
     }
 
@@ -96,6 +98,29 @@ impl Handles {
     /// What is behind a name that the program holds.
     pub fn get(&self, name: u64) -> Option<Backing> {
         lock(&self.0).entries.get(&name).filter(|entry| entry.held > 0).map(|entry| entry.backing)
+    }
+
+    /// As [`Self::get`], for somebody who is about to map it or to make it known to others: from then on it stays.
+    pub fn get_for_use(&self, name: u64) -> Option<Backing> {
+        let mut state = lock(&self.0);
+        let entry = state.entries.get_mut(&name).filter(|entry| entry.held > 0)?;
+        entry.used = true;
+        Some(entry.backing)
+    }
+
+    /// Whether what is behind a name has never been used, so that nothing has been written to it.
+    pub fn is_unused(&self, name: u64) -> bool {
+        lock(&self.0).entries.get(&name).is_some_and(|entry| !entry.used)
+    }
+
+    /// Puts other memory of the same size behind a name that is held and unused. Gives what is to be given back: what was
+    /// there, or the new memory where that has changed meanwhile.
+    pub fn exchange(&self, name: u64, to: Backing) -> Backing {
+        let mut state = lock(&self.0);
+        match state.entries.get_mut(&name).filter(|entry| entry.held > 0 && !entry.used) {
+            Some(entry) => std::mem::replace(&mut entry.backing, to),
+            None => to,
+        }
     }
 
     /// What is mapped at `address`, if the driver would call it host memory although the program made it as
@@ -194,6 +219,19 @@ mod tests {
         handles.mapped(name, 0x1000, 0x100);
         assert_eq!(handles.spilled_at(0x1080), Some(Spilled { start: 0x1000, bytes: 0x100 }));
         assert_eq!(handles.spilled_at(0x1100), None);
+    }
+
+    #[test]
+    fn only_what_was_never_used_is_exchanged() {
+        let handles = Handles::default();
+        let name = handles.add(backing(7));
+        assert!(handles.is_unused(name));
+        assert_eq!(handles.exchange(name, backing(8)).real, 7);
+        assert_eq!(handles.get_for_use(name).map(|backing| backing.real), Some(8));
+        assert!(!handles.is_unused(name), "it may hold something");
+        assert_eq!(handles.exchange(name, backing(9)).real, 9);
+        assert_eq!(real(handles.release(name)), Some(Some(8)));
+        assert_eq!(handles.exchange(name, backing(10)).real, 10, "it is gone");
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod handles;
 mod hints;
 mod host_ranges;
 mod images;
+mod ipc;
 mod log;
 mod moves;
 // A test executable must not define the driver's symbols itself.

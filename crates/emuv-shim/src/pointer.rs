@@ -22,6 +22,8 @@ pub(crate) struct Facts {
     pub number: u64,
     /// Its stream-ordered pool's handle, or zero.
     pub pool: u64,
+    /// Whether the memory IPC calls take it.
+    pub can_be_shared: bool,
 }
 
 /// A value with the width that the attribute has.
@@ -34,6 +36,9 @@ pub(crate) enum Value {
     /// One byte.
     Flag(bool),
 }
+
+/// Numbers of memory that another process has allocated start here.
+pub(crate) const IMPORTED: u64 = 1 << 40;
 
 /// The buffer ids that emuV gives start here, away from the driver's own, which count from 1.
 const BUFFER_IDS: u64 = 1 << 48;
@@ -50,8 +55,7 @@ pub(crate) fn attribute(facts: &Facts, which: CUpointer_attribute) -> Option<Opt
         CU_POINTER_ATTRIBUTE_BUFFER_ID => Value::Address(BUFFER_IDS + facts.number),
         CU_POINTER_ATTRIBUTE_IS_MANAGED => Value::Flag(false),
         CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL => Value::Number(facts.device.cast_unsigned()),
-        // True of memory made of handles: the old IPC calls refuse it.
-        CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE => Value::Flag(false),
+        CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE => Value::Flag(facts.can_be_shared),
         CU_POINTER_ATTRIBUTE_RANGE_START_ADDR | CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR => Value::Address(facts.start),
         CU_POINTER_ATTRIBUTE_RANGE_SIZE | CU_POINTER_ATTRIBUTE_MAPPING_SIZE => Value::Address(facts.bytes),
         CU_POINTER_ATTRIBUTE_MAPPED => Value::Flag(true),
@@ -80,8 +84,16 @@ pub(crate) fn spilled_mapping(mapping: Spilled, which: CUpointer_attribute) -> O
 mod tests {
     use super::*;
 
-    const FACTS: Facts =
-        Facts { address: 0x5010, start: 0x5000, bytes: 4096, context: 77, device: 1, number: 9, pool: 0 };
+    const FACTS: Facts = Facts {
+        address: 0x5010,
+        start: 0x5000,
+        bytes: 4096,
+        context: 77,
+        device: 1,
+        number: 9,
+        pool: 0,
+        can_be_shared: true,
+    };
 
     #[test]
     fn an_interior_address_belongs_to_the_programs_allocation() {

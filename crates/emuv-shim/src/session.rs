@@ -25,6 +25,7 @@ use crate::{
     hints,
     host_ranges::HostRanges,
     images::Images,
+    ipc::{self, Ipc},
     log,
     moves::verify::Verify,
     real::Real,
@@ -60,6 +61,8 @@ pub(crate) struct Session {
     pub images: Images,
     /// Where the program mapped handles of its own that the driver serves.
     pub mappings: Mappings,
+    /// Memory that it shares with other processes.
+    pub ipc: Ipc,
     ledger: Ledger,
     quiet: bool,
     sole_device: OnceLock<bool>,
@@ -94,6 +97,7 @@ pub(crate) fn forked() {
     FORKED.store(true, Ordering::Release);
     if let Some(Some(session)) = SESSION.get() {
         let _ = session.ledger.detach();
+        ipc::forked();
     }
 }
 
@@ -140,6 +144,7 @@ impl Session {
             captures: Captures::default(),
             handles: Handles::default(),
             mappings: Mappings::default(),
+            ipc: Ipc::default(),
             functions: Functions::default(),
             globals: Globals::default(),
             graphs: Graphs::default(),

@@ -38,9 +38,6 @@ const PASSED: &[(&str, &[&str])] = &[
             "cuGLMapBufferObject_v2",
             "cuGLMapBufferObject_v2_ptds",
             "cuGraphicsResourceGetMappedPointer_v2",
-            "cuIpcOpenMemHandle",
-            "cuIpcOpenMemHandle_v2",
-            "cuIpcCloseMemHandle",
             "cuMemPoolImportPointer",
         ],
     ),
@@ -69,7 +66,6 @@ const PASSED: &[(&str, &[&str])] = &[
             "cuStreamAttachMemAsync_ptsz",
         ],
     ),
-    ("is refused by the driver for memory that was mapped, as emuV's is", &["cuIpcGetMemHandle"]),
     ("is for pools made for sharing, which are the driver's", &["cuMemPoolExportPointer"]),
     (
         "reserves or releases addresses, or asks about them",

@@ -121,6 +121,7 @@ impl Context {
         self.streams.close();
         let Engine { machine, gpu, context, .. } = &*self.engine;
         machine.heap.free_all_of(&machine.space, *context);
+        machine.imports.close_all_of(&machine.space, *context);
         machine.space.remove_hosts_of(*context);
         gpu.contexts.fetch_sub(1, Ordering::Relaxed);
     }

@@ -13,7 +13,7 @@ use crate::{
     config::Config,
     jitter::Jitter,
     link::Link,
-    memory::{heap::Heap, space::Space},
+    memory::{heap::Heap, ipc::Imports, space::Space},
 };
 
 /// What every simulated GPU is called.
@@ -74,6 +74,8 @@ pub struct Machine {
     pub space: Space,
     /// Allocations in device memory.
     pub heap: Heap,
+    /// Allocations of other processes.
+    pub imports: Imports,
     /// Held while a kernel updates a word that others may update too.
     pub atomics: Mutex<()>,
     /// Delays of stream operations and virtual memory calls.
@@ -99,12 +101,18 @@ impl Machine {
             pinned: Account::new(config.pin.unwrap_or(Bytes(u64::MAX))),
             space: Space::default(),
             heap: Heap::default(),
+            imports: Imports::default(),
             atomics: Mutex::new(()),
             jitter: Jitter::new(config.jitter_us, config.seed),
             launches: AtomicU64::new(0),
             lost: AtomicBool::new(false),
             config,
         })
+    }
+
+    /// Whether a mapping that starts at `base` is none of the program's own.
+    pub fn owns(&self, base: u64) -> bool {
+        self.heap.owns(base) || self.imports.owns(base)
     }
 
     /// Counts a launch; the one after the last that `lost_after` allows loses the GPUs.

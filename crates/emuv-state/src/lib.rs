@@ -1,5 +1,5 @@
 //! What emuV's processes share: the environment variables, the memory limits, the live counters of every
-//! process ([`Ledger`]) and the directory of a run ([`RunDir`]).
+//! process ([`Ledger`]), the directory of a run ([`RunDir`]) and memory that one gives to another ([`sharing`]).
 //!
 //! Part of this crate is loaded into other people's programs. So nothing here panics or writes to the
 //! standard streams, and what only the command line needs is behind the feature `cli`.
@@ -16,6 +16,7 @@ mod process;
 #[cfg(feature = "cli")]
 pub mod report;
 mod run_dir;
+pub mod sharing;
 mod state_dir;
 mod verdict;
 

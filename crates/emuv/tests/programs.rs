@@ -103,6 +103,7 @@ const PLAIN: Under = Under::Plain { vram: "1G" };
 const SPILLED: Under = Under::Emuv(&["--sim=vram=256M", "--ram", "512M"]);
 /// Moves chunks at random all the time; the seed is part of the name.
 const TORTURE: Under = Under::Emuv(&["--sim=vram=256M", "--ram", "512M", "--policy", "torture:7"]);
+const STATIC: Under = Under::Emuv(&["--sim=vram=256M", "--ram", "512M", "--policy", "static"]);
 const NO_RAM: Under = Under::Emuv(&["--sim=vram=1G", "--ram", "0"]);
 
 struct Run {
@@ -226,6 +227,15 @@ fn a_forked_child_gets_errors_and_the_parent_is_undisturbed() {
 #[test]
 fn programs_started_by_exec_and_spawn_see_the_same_memory() {
     everywhere("exec_child", &[]);
+}
+
+#[test]
+fn memory_is_shared_with_another_process() {
+    everywhere("ipc", &["0"]);
+    everywhere_and_spilled("ipc", &["336"]);
+    // Nothing moves, except what is exported.
+    let fixed = Run::start("ipc", &["336"], STATIC).expect_code(0);
+    assert!(fixed.ram_peak_bytes() >= 16 * MIB, "{}: only {} bytes in RAM", fixed.what, fixed.ram_peak_bytes());
 }
 
 #[test]

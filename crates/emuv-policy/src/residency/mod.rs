@@ -34,6 +34,7 @@
 
 mod foresight;
 mod history;
+mod pins;
 mod plan;
 mod pointers;
 mod schedule;
@@ -189,6 +190,8 @@ struct Held {
 #[derive(Debug)]
 pub struct Residency {
     policy: Policy,
+    /// The executor has given up: not even what must come to VRAM moves any more.
+    stopped: bool,
     /// Chunk index by granule of the arena.
     granules: Vec<u32>,
     chunks: Vec<Option<ChunkState>>,
@@ -229,6 +232,7 @@ impl Residency {
     pub fn new(policy: Policy) -> Self {
         Self {
             policy,
+            stopped: false,
             granules: Vec::new(),
             chunks: Vec::new(),
             free_chunks: Vec::new(),
@@ -382,25 +386,6 @@ impl Residency {
     /// The tier of the chunk that `offset` lies in.
     pub fn tier(&self, offset: u64) -> Option<Tier> {
         self.chunk(self.at(offset)?).map(|chunk| chunk.tier)
-    }
-
-    /// The allocation at `offset` is known to others by its physical memory: it never moves again. False: it
-    /// is moving; try again when it has settled.
-    #[must_use]
-    pub fn fix(&mut self, offset: u64) -> bool {
-        let Some(index) = self.at(offset) else { return true };
-        let mut touched = std::mem::take(&mut self.scratch);
-        touched.clear();
-        self.resolve(&[offset], false, &mut touched);
-        let settled = touched.iter().all(|i| self.chunk(*i).is_none_or(|chunk| chunk.moving.is_none() && chunk.mapped));
-        for other in touched.iter().chain([&index]) {
-            if let Some(chunk) = self.chunk_mut(*other) {
-                // No new move starts, even where one is still under way.
-                chunk.fixed = true;
-            }
-        }
-        self.scratch = touched;
-        settled
     }
 
     fn at(&self, offset: u64) -> Option<u32> {

@@ -38,7 +38,7 @@ const MOST_ROUNDS: u64 = 64;
 /// What chunks move for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
-    /// Nothing moves.
+    /// Nothing moves, except what must lie in VRAM for good ([`Residency::bring_to_pin`]).
     Static,
     /// What is needed is brought, ahead of need where it is foreseen. `safe`: only while nothing runs.
     Dynamic {
@@ -87,6 +87,12 @@ impl Brought {
 struct Left {
     free: u64,
     coming: u64,
+}
+
+impl Left {
+    fn of(room: Room) -> Self {
+        Self { free: room.vram_bytes, coming: room.vram_coming_bytes }
+    }
 }
 
 impl Policy {
@@ -170,10 +176,10 @@ impl Residency {
         }
         let mut needs_progress = self.pointers.stops_works() || self.needs_findings();
         let step = match self.policy {
-            Policy::Static => None,
+            Policy::Static if self.stopped => None,
+            Policy::Static => self.demand(&mut Left::of(room), room, &mut needs_progress),
             Policy::Torture { state, safe } => {
-                let mut left = Left { free: room.vram_bytes, coming: room.vram_coming_bytes };
-                let demanded = self.demand(&mut left, room, &mut needs_progress);
+                let demanded = self.demand(&mut Left::of(room), room, &mut needs_progress);
                 demanded.or_else(|| self.torture(state, safe, room, &mut needs_progress))
             }
             Policy::Dynamic { .. } => self.bring(room, &mut needs_progress),
@@ -209,6 +215,7 @@ impl Residency {
     /// Nothing moves any more, whatever was under way has not happened, and nothing waits for a move.
     pub fn stop(&mut self) {
         self.policy = Policy::Static;
+        self.stopped = true;
         self.moving = 0;
         self.exclusive = false;
         self.pointers.give_up();
@@ -268,7 +275,7 @@ impl Residency {
 
     fn bring(&mut self, room: Room, needs_progress: &mut bool) -> Option<Step> {
         self.renew_plan(room);
-        let mut left = Left { free: room.vram_bytes, coming: room.vram_coming_bytes };
+        let mut left = Left::of(room);
         if let Some(step) = self.demand(&mut left, room, needs_progress) {
             return Some(step);
         }

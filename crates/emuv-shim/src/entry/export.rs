@@ -1,4 +1,4 @@
-//! Memory of emuV's that others come to know by its physical place: it stays where it is from then on.
+//! Memory of emuV's that others come to know by its physical place: it comes to VRAM and stays there.
 //!
 //! # Safety
 //! As in `entry/mod.rs`: the program calls under the driver function's own contract.
@@ -6,25 +6,23 @@
 
 use core::ffi::{c_ulonglong, c_void};
 
-use emuv_cuda::types::*;
+use emuv_cuda::{CUresult, types::*};
 
-use crate::{entry::entries, moves};
+use crate::{entry::entries, moves, session::Session};
 
 entries! {
     /// A descriptor of the memory behind an address, for another device or process.
     fn cuMemGetHandleForAddressRange(
         handle: *mut c_void, dptr: CUdeviceptr, size: usize, handleType: CUmemRangeHandleType, flags: c_ulonglong,
     ) |session, _driver| {
-        moves::pinned(session, dptr);
-        None
+        stays_in_vram(session, dptr)
     }
 
     /// The memory behind an address becomes part of a multicast object.
     fn cuMulticastBindAddr(
         mcHandle: CUmemGenericAllocationHandle, mcOffset: usize, memptr: CUdeviceptr, size: usize, flags: c_ulonglong,
     ) |session, _driver| {
-        moves::pinned(session, memptr);
-        None
+        stays_in_vram(session, memptr)
     }
 
     /// The memory behind an address becomes part of a multicast object.
@@ -32,7 +30,11 @@ entries! {
         mcHandle: CUmemGenericAllocationHandle, dev: CUdevice, mcOffset: usize, memptr: CUdeviceptr, size: usize,
         flags: c_ulonglong,
     ) |session, _driver| {
-        moves::pinned(session, memptr);
-        None
+        stays_in_vram(session, memptr)
     }
+}
+
+/// `None`: the driver may have its address.
+fn stays_in_vram(session: &Session, address: u64) -> Option<CUresult> {
+    moves::pinned(session, address).err().map(emuv_cuda::CuError::code)
 }

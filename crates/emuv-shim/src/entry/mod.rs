@@ -22,6 +22,7 @@ pub(crate) mod export;
 pub(crate) mod graph;
 pub(crate) mod host;
 pub(crate) mod init;
+pub(crate) mod ipc;
 pub(crate) mod launch;
 pub(crate) mod managed;
 pub(crate) mod memory;

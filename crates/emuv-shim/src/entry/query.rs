@@ -44,7 +44,10 @@ entries! {
                 let Some((start, allocation)) = device.find(dptr) else { return Some(CUresult::NOT_FOUND) };
                 (start, allocation.bytes)
             }
-            None => session.handles.spilled_at(dptr).map(|mapping| (mapping.start, mapping.bytes))?,
+            None => match session.ipc.imported_at(dptr) {
+                Some(import) => (import.start, import.bytes),
+                None => session.handles.spilled_at(dptr).map(|mapping| (mapping.start, mapping.bytes))?,
+            },
         };
         // SAFETY: each is null or valid by the driver's contract.
         unsafe {
@@ -130,8 +133,22 @@ entries! {
 /// `None`: not emuV's address. `Some(None)`: in the arena, but nothing is allocated there.
 #[allow(clippy::option_option)]
 fn facts(session: &Session, address: u64) -> Option<Option<pointer::Facts>> {
-    let device = session.device_at(address)?;
+    let Some(device) = session.device_at(address) else {
+        return session.ipc.imported_at(address).map(|import| {
+            Some(pointer::Facts {
+                address,
+                start: import.start,
+                bytes: import.bytes,
+                context: import.context.0,
+                device: import.device,
+                number: pointer::IMPORTED + import.number,
+                pool: 0,
+                can_be_shared: false,
+            })
+        });
+    };
     let Some((start, allocation)) = device.find(address) else { return Some(None) };
+    let pool = device.pools.find(start).map_or(0, |(_, block)| block.pool.0);
     Some(Some(pointer::Facts {
         address,
         start,
@@ -139,7 +156,8 @@ fn facts(session: &Session, address: u64) -> Option<Option<pointer::Facts>> {
         context: allocation.owner.0,
         device: device.ordinal,
         number: allocation.id.0,
-        pool: device.pools.find(start).map_or(0, |(_, block)| block.pool.0),
+        pool,
+        can_be_shared: pool == 0 && device.arena.gpu().can_export(),
     }))
 }
 

@@ -9,6 +9,7 @@
 use core::ffi::{c_ulonglong, c_void};
 
 use emuv_cuda::{CUresult, CuResult, types::*};
+use emuv_policy::Tier;
 
 use crate::{
     account::Kind,
@@ -103,8 +104,8 @@ entries! {
     /// Maps what is behind the name.
     fn cuMemMap(ptr: CUdeviceptr, size: usize, offset: usize, handle: CUmemGenericAllocationHandle, flags: c_ulonglong)
     |session, driver| {
-        if let Some(backing) = behind(session, handle) {
-            let Some(backing) = backing else { return Some(CUresult::INVALID_VALUE) };
+        if Handles::is_ours(handle) {
+            let Some(backing) = session.handles.get_for_use(handle) else { return Some(CUresult::INVALID_VALUE) };
             // SAFETY: the program's own arguments; the handle is the one behind its name.
             let result = unsafe { driver.cuMemMap(ptr, size, offset, backing.real, flags) };
             if result == CUresult::SUCCESS {
@@ -141,15 +142,8 @@ entries! {
         let Some(backing) = behind(session, handle)?.filter(|_| !prop.is_null()) else {
             return Some(CUresult::INVALID_VALUE);
         };
-        // SAFETY: a plain C structure; zero is a valid value of it.
-        let mut properties: CUmemAllocationProp = unsafe { std::mem::zeroed() };
-        properties.type_ = CU_MEM_ALLOCATION_TYPE_PINNED;
-        properties.requestedHandleTypes = backing.handle_types;
-        properties.location.type_ = CU_MEM_LOCATION_TYPE_DEVICE;
-        properties.location.__bindgen_anon_1.id = backing.device;
-        properties.allocFlags.gpuDirectRDMACapable = u8::from(backing.rdma_capable);
         // SAFETY: not null, so valid by the driver's contract.
-        unsafe { prop.write(properties) };
+        unsafe { prop.write(wanted(&backing)) };
         Some(CUresult::SUCCESS)
     }
 
@@ -160,7 +154,7 @@ entries! {
         handleType: CUmemAllocationHandleType,
         flags: c_ulonglong,
     ) |session, driver| {
-        let Some(backing) = behind(session, handle)? else { return Some(CUresult::INVALID_VALUE) };
+        let Some(backing) = made_known(session, handle)? else { return Some(CUresult::INVALID_VALUE) };
         // SAFETY: the program's own arguments; the handle is the one behind its name.
         Some(unsafe { driver.cuMemExportToShareableHandle(shareableHandle, backing.real, handleType, flags) })
     }
@@ -174,7 +168,7 @@ entries! {
         size: usize,
         flags: c_ulonglong,
     ) |session, driver| {
-        let Some(backing) = behind(session, memHandle)? else { return Some(CUresult::INVALID_VALUE) };
+        let Some(backing) = made_known(session, memHandle)? else { return Some(CUresult::INVALID_VALUE) };
         // SAFETY: the program's own arguments; the handle is the one behind its name.
         Some(unsafe { driver.cuMulticastBindMem(mcHandle, mcOffset, backing.real, memOffset, size, flags) })
     }
@@ -189,7 +183,7 @@ entries! {
         size: usize,
         flags: c_ulonglong,
     ) |session, driver| {
-        let Some(backing) = behind(session, memHandle)? else { return Some(CUresult::INVALID_VALUE) };
+        let Some(backing) = made_known(session, memHandle)? else { return Some(CUresult::INVALID_VALUE) };
         // SAFETY: the program's own arguments; the handle is the one behind its name.
         Some(unsafe { driver.cuMulticastBindMem_v2(mcHandle, dev, mcOffset, backing.real, memOffset, size, flags) })
     }
@@ -199,6 +193,18 @@ entries! {
 #[allow(clippy::option_option)]
 fn behind(session: &Session, handle: CUmemGenericAllocationHandle) -> Option<Option<Backing>> {
     Handles::is_ours(handle).then(|| session.handles.get(handle))
+}
+
+/// The same for a handle that others are about to know: memory in VRAM. Where it has been used in RAM already it stays
+/// there, because nobody can hold the work that touches it, and where VRAM has no room as well: importers reach it too.
+#[allow(clippy::option_option)]
+fn made_known(session: &Session, handle: CUmemGenericAllocationHandle) -> Option<Option<Backing>> {
+    if let Some(backing) = behind(session, handle)?.filter(|backing| backing.tier == Tier::Ram)
+        && session.handles.is_unused(handle)
+    {
+        to_vram(session, handle, &backing);
+    }
+    Some(session.handles.get_for_use(handle))
 }
 
 /// Plain device memory: what may lie in RAM without the program noticing. Handles that can be exported as
@@ -224,6 +230,34 @@ fn in_ram(
         }
         create(&device.arena.ram_properties()?)
     })
+}
+
+/// Puts memory in VRAM behind a name whose memory in RAM nobody has used, if there is room.
+fn to_vram(session: &Session, name: u64, backing: &Backing) {
+    let Some(device) = session.device(backing.device) else { return };
+    let (properties, Ok(bytes)) = (wanted(backing), usize::try_from(backing.bytes)) else { return };
+    let made = device.make_vram_handle(session, backing.bytes, || {
+        let mut real = 0;
+        // SAFETY: live locals.
+        let made = unsafe { session.real.driver.cuMemCreate(&raw mut real, bytes, &raw const properties, 0) };
+        made.ok().map(|()| real)
+    });
+    if let Ok(real) = made {
+        let before = session.handles.exchange(name, Backing { real, tier: Tier::Vram, ..*backing });
+        give_back(session, &before);
+    }
+}
+
+/// What the program asked for.
+fn wanted(backing: &Backing) -> CUmemAllocationProp {
+    // SAFETY: a plain C structure; zero is a valid value of it.
+    let mut properties: CUmemAllocationProp = unsafe { std::mem::zeroed() };
+    properties.type_ = CU_MEM_ALLOCATION_TYPE_PINNED;
+    properties.requestedHandleTypes = backing.handle_types;
+    properties.location.type_ = CU_MEM_LOCATION_TYPE_DEVICE;
+    properties.location.__bindgen_anon_1.id = backing.device;
+    properties.allocFlags.gpuDirectRDMACapable = u8::from(backing.rdma_capable);
+    properties
 }
 
 fn give_back(session: &Session, backing: &Backing) {

@@ -10,10 +10,11 @@
 mod copies;
 mod lanes;
 mod mover;
+mod pins;
 mod record;
 mod search;
 mod spares;
-mod thread;
+pub(crate) mod thread;
 pub(crate) mod verify;
 
 use std::{
@@ -42,6 +43,7 @@ use crate::{
 use smallvec::SmallVec;
 
 use lanes::{Lane, Lanes};
+pub(crate) use pins::pinned;
 use search::{Search, Searcher};
 use spares::Spares;
 use verify::What;
@@ -84,7 +86,7 @@ struct State {
 
 /// Whether anything may move now. If not, work need not be looked at.
 pub(crate) fn active(session: &Session) -> bool {
-    session.policy != Policy::Static && session.devices().any(|device| device.moves.is_active())
+    session.devices().any(|device| device.moves.is_active())
 }
 
 /// Calls that were under way, untracked, when tracking began: they are counted while they last, spread over cells
@@ -189,18 +191,6 @@ pub(crate) fn in_reach(session: &Session) {
     }
 }
 
-/// The allocation that `address` lies in is known to others by its physical memory: it never moves. Returns when
-/// it lies still.
-pub(crate) fn pinned(session: &Session, address: u64) {
-    let Some(device) = session.device_at(address) else { return };
-    in_reach(session);
-    let offset = address - device.arena.base();
-    let mut residency = device.arena.residency();
-    while !residency.fix(offset) {
-        residency = device.arena.settled.wait(residency).unwrap_or_else(PoisonError::into_inner);
-    }
-}
-
 /// Takes code away: the globals of `module` are not searched any more, and nothing is while `call` runs.
 pub(crate) fn code_going(session: &Session, module: usize, call: impl FnOnce() -> CUresult) -> CUresult {
     let devices: Vec<&Device> = session.devices().filter(|device| device.moves.is_active()).collect();
@@ -279,7 +269,13 @@ impl Moves {
 
     /// From now on calls are tracked; the mover is started for the device if it does not run yet.
     pub fn begin(&self, session: &Session, ordinal: CUdevice) {
-        if session.policy == Policy::Static || self.is_active() {
+        if session.policy != Policy::Static {
+            self.begin_anyway(ordinal);
+        }
+    }
+
+    fn begin_anyway(&self, ordinal: CUdevice) {
+        if self.is_active() {
             return;
         }
         let Some(session) = session::current() else { return };

@@ -20,7 +20,7 @@ use emuv_cuda::{
     CUresult, CuResult,
     nvml_types::nvmlReturn_t,
     proc_address,
-    types::{CUhostFn, CUmemLocation, CUoccupancyB2DSize, CUstreamCallback},
+    types::{CUhostFn, CUipcMemHandle, CUmemLocation, CUoccupancyB2DSize, CUstreamCallback},
 };
 
 use super::call::Call;
@@ -85,7 +85,8 @@ macro_rules! plain {
     };
 }
 
-plain!(u8, u16, u32, i32, u64, usize, f32, CUresult, nvmlReturn_t, CUhostFn, CUstreamCallback, CUoccupancyB2DSize);
+plain!(u8, u16, u32, i32, u64, usize, f32, CUresult, nvmlReturn_t);
+plain!(CUhostFn, CUstreamCallback, CUoccupancyB2DSize, CUipcMemHandle);
 
 fn invalid<T>() -> CuResult<T> {
     Err(error(CUresult::INVALID_VALUE))

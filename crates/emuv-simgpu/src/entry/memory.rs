@@ -60,11 +60,14 @@ fn range(call: &Call, address: u64) -> CuResult<(u64, u64)> {
     if let Some(found) = machine.heap.find(address) {
         return Ok((found.base, found.bytes));
     }
+    if let Some(found) = machine.imports.find(address) {
+        return Ok((found.base, found.bytes));
+    }
     if let Some(found) = machine.space.with_host(address, |base, host| (base, host.bytes)) {
         return Ok(found);
     }
     // What lies in the heap's own mappings exists only where it is allocated.
-    let mapped = machine.space.mapped(address).filter(|mapped| !machine.heap.owns(mapped.base));
+    let mapped = machine.space.mapped(address).filter(|mapped| !machine.owns(mapped.base));
     let found = mapped.ok_or(error(CUresult::NOT_FOUND))?;
     // The driver knows the size of a node's memory that the program mapped, and gives no base for it.
     let base = if matches!(found.physical.place(), Place::Host(Some(_))) { 0 } else { found.base };

@@ -11,6 +11,7 @@ pub mod device;
 pub mod event;
 pub mod graph;
 pub mod init;
+pub mod ipc;
 pub mod launch;
 pub mod memory;
 pub mod memset;

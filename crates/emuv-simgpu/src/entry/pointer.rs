@@ -31,6 +31,7 @@ struct Found {
     pool: u64,
     mapping: (u64, u64),
     access: u32,
+    can_be_shared: bool,
 }
 
 fn find(call: &Call, address: u64) -> Option<Found> {
@@ -49,9 +50,25 @@ fn find(call: &Call, address: u64) -> Option<Found> {
             pool: a.pool,
             mapping,
             access: types::CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READWRITE,
+            can_be_shared: a.pool == 0,
         });
     }
-    if let Some(mapped) = mapped.filter(|mapped| !machine.heap.owns(mapped.base)) {
+    if let Some(a) = machine.imports.find(address) {
+        return Some(Found {
+            is_host: false,
+            context: a.context,
+            ordinal: a.ordinal,
+            base: a.base,
+            bytes: a.bytes,
+            id: a.id,
+            handle_types: 0,
+            pool: 0,
+            mapping,
+            access: types::CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READWRITE,
+            can_be_shared: false,
+        });
+    }
+    if let Some(mapped) = mapped.filter(|mapped| !machine.owns(mapped.base)) {
         // Memory mapped by the program belongs to no context. Host memory has the device that may use it.
         let granted = mapped.access.iter().find(|(ordinal, _)| *ordinal >= 0).copied();
         let ordinal = match mapped.physical.place() {
@@ -73,6 +90,7 @@ fn find(call: &Call, address: u64) -> Option<Found> {
                 Access::Read => types::CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READ,
                 Access::ReadWrite => types::CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READWRITE,
             },
+            can_be_shared: false,
         });
     }
     machine.space.with_host(address, |base, host| Found {
@@ -86,6 +104,7 @@ fn find(call: &Call, address: u64) -> Option<Found> {
         pool: 0,
         mapping: (base, host.bytes),
         access: types::CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READWRITE,
+        can_be_shared: false,
     })
 }
 
@@ -116,9 +135,9 @@ fn value(found: Option<&Found>, address: u64, which: CUpointer_attribute) -> CuR
         types::CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE => word(get(|f| f.pool)),
         types::CU_POINTER_ATTRIBUTE_MAPPING_SIZE => word(get(|f| f.mapping.1)),
         types::CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR => word(get(|f| f.mapping.0)),
+        types::CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE => truth(found.is_some_and(|f| f.can_be_shared)),
         types::CU_POINTER_ATTRIBUTE_SYNC_MEMOPS
         | types::CU_POINTER_ATTRIBUTE_IS_MANAGED
-        | types::CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE
         | types::CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE
         | types::CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE => truth(false),
         types::CU_POINTER_ATTRIBUTE_P2P_TOKENS => Err(error(CUresult::NOT_SUPPORTED)),

@@ -104,7 +104,7 @@ entries! {
 
     fn cuMemAddressFree(address: CUdeviceptr, bytes: usize) |call| {
         begin(call)?;
-        if call.simulator.machine.heap.find(address).is_some() {
+        if call.simulator.machine.heap.find(address).is_some() || call.simulator.machine.imports.owns(address) {
             return Err(invalid());
         }
         call.simulator.machine.space.unreserve(address, bytes as u64)
@@ -149,7 +149,7 @@ entries! {
     fn cuMemUnmap(address: CUdeviceptr, bytes: usize) |call| {
         begin(call)?;
         let machine = &call.simulator.machine;
-        if machine.heap.owns(address) {
+        if machine.owns(address) {
             return Err(invalid());
         }
         machine.space.unmap(address, bytes as u64)
@@ -189,7 +189,7 @@ entries! {
         begin(call)?;
         out.required()?;
         let machine = &call.simulator.machine;
-        if machine.heap.find(address.address()).is_some() {
+        if machine.heap.find(address.address()).is_some() || machine.imports.find(address.address()).is_some() {
             return Err(invalid());
         }
         out.write(machine.space.retain(address.address())?)

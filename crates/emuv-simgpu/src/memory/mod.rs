@@ -1,6 +1,7 @@
 //! Memory of the simulated machine: files in memory, mapped where the program says.
 
 pub mod heap;
+pub mod ipc;
 pub mod physical;
 pub mod region;
 pub mod rows;

@@ -1,0 +1,61 @@
+//! Memory that others come to know by its physical place (another process, another device, a multicast object): it lies
+//! in VRAM and never moves again.
+//!
+//! Until all of an allocation lies there, what has come stays: each chunk is fixed as soon as it lies still in VRAM. A
+//! slab's chunk, which otherwise never moves, may lie in RAM too. Pointers into it are in nobody's books, so it moves like
+//! one that has escaped: while nothing runs.
+
+use super::{ChunkState, HoldId, NONE, Residency};
+use crate::Tier;
+
+impl Residency {
+    /// Fixes what lies still in VRAM of the allocation at `offset` (of its slab, if it shares one). Whether that is all.
+    #[must_use]
+    pub fn pin(&mut self, offset: u64) -> bool {
+        self.each_of(offset, |chunk| {
+            let in_place = chunk.tier == Tier::Vram && chunk.moving.is_none() && chunk.mapped;
+            chunk.fixed |= in_place;
+            in_place
+        })
+    }
+
+    /// Has the rest of it brought to VRAM; to be asked again, under the same name, until [`Self::pin`] is content, then
+    /// [`Self::release`]. Whether there is hope.
+    #[must_use]
+    pub fn bring_to_pin(&mut self, offset: u64, hold: Option<HoldId>) -> (HoldId, bool) {
+        let mut slab = false;
+        self.each_of(offset, |chunk| {
+            // Fixed, and yet not in VRAM: many small allocations.
+            slab |= chunk.tier == Tier::Ram && std::mem::take(&mut chunk.fixed);
+            true
+        });
+        if slab {
+            self.escape(offset);
+        }
+        let mut touched = Vec::new();
+        self.resolve(&[offset], false, &mut touched);
+        let hopeless = hold.is_some_and(|id| self.held.iter().any(|held| held.id == id && held.hopeless));
+        (self.hold(hold, &touched, false, true), !hopeless)
+    }
+
+    /// It could not be brought: all of it may move again as before.
+    pub fn unpin(&mut self, offset: u64) {
+        self.each_of(offset, |chunk| {
+            chunk.fixed = chunk.extent == NONE;
+            true
+        });
+    }
+
+    /// Whether `look` says so of every chunk of the allocation at `offset`; each is looked at.
+    fn each_of(&mut self, offset: u64, mut look: impl FnMut(&mut ChunkState) -> bool) -> bool {
+        let mut touched = Vec::new();
+        self.resolve(&[offset], false, &mut touched);
+        let mut all = true;
+        for index in touched {
+            if let Some(chunk) = self.chunk_mut(index) {
+                all &= look(chunk);
+            }
+        }
+        all
+    }
+}
