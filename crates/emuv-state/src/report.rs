@@ -79,6 +79,10 @@ pub struct DeviceReport {
     pub held_micros: u64,
     /// Searches for pointers in GPU memory.
     pub searches: u64,
+    /// Bytes of chunks exchanged between the tiers whose contents were nobody's: nothing was copied.
+    pub remapped_bytes: u64,
+    /// Bytes that pointers in GPU memory lead to: they move only while the GPU has nothing to do.
+    pub escaped_bytes: u64,
 }
 
 /// One tier; the fields are those of [`crate::TierCounters`].
@@ -132,6 +136,8 @@ impl From<&DeviceRecord> for DeviceReport {
             held: record.held,
             held_micros: record.held_micros,
             searches: record.searches,
+            remapped_bytes: record.remapped_bytes,
+            escaped_bytes: record.escaped_bytes,
         }
     }
 }
@@ -235,6 +241,8 @@ mod tests {
             held: 10,
             held_micros: 11,
             searches: 12,
+            remapped_bytes: 13,
+            escaped_bytes: 14,
         };
         let process = ProcessRecord {
             pid: 42,
@@ -265,7 +273,7 @@ mod tests {
             "ram": {"budget_bytes": 0, "used_bytes": 1, "peak_bytes": 2},
             "vram_physical_bytes": null, "unspilled_bytes": 0, "allocations": 3, "frees": 4, "refused": 5,
             "spilled_bytes": 6, "launches": 7, "promoted_bytes": 8, "evicted_bytes": 9,
-            "held": 10, "held_micros": 11, "searches": 12,
+            "held": 10, "held_micros": 11, "searches": 12, "remapped_bytes": 13, "escaped_bytes": 14,
         });
         let expected = json!({
             "schema": 1, "emuv": "0.1.0", "command": ["prog", "a b"], "exit_code": 7, "simulated": true,

@@ -255,6 +255,11 @@ impl Residency {
         }
     }
 
+    /// Bytes that pointers in GPU-visible memory lead to.
+    pub fn escaped_bytes(&self) -> u64 {
+        self.live().filter(|(_, chunk)| chunk.escaped).map(|(_, chunk)| chunk.bytes).sum()
+    }
+
     /// A pointer into the extent that `offset` lies in is kept where the GPU may find it.
     pub fn escape(&mut self, offset: u64) {
         let mut touched = Vec::new();

@@ -54,6 +54,8 @@ struct Job {
     to: Tier,
     /// What it is moving into.
     handle: Handle,
+    /// Its bytes are copied.
+    copy: bool,
     /// Whether it is mapped there.
     map: bool,
 }
@@ -328,7 +330,7 @@ impl Mover {
                 return false;
             }
         };
-        let job = Job { offset, bytes, to, handle, map };
+        let job = Job { offset, bytes, to, handle, copy, map };
         if !copy {
             self.swap(job);
             return true;
@@ -385,7 +387,11 @@ impl Mover {
             Replaced::Done(before) => {
                 spares.exchanged(job.to, job.bytes, before);
                 if let Some(counters) = self.session.counters(self.device.ordinal) {
-                    let moved = if job.to == Tier::Vram { &counters.promoted_bytes } else { &counters.evicted_bytes };
+                    let moved = match job.to {
+                        _ if !job.copy => &counters.remapped_bytes,
+                        Tier::Vram => &counters.promoted_bytes,
+                        Tier::Ram => &counters.evicted_bytes,
+                    };
                     moved.fetch_add(job.bytes, Ordering::Relaxed);
                 }
                 self.settle(job.offset, true);
@@ -457,7 +463,20 @@ impl Mover {
         let arena = &self.device.arena;
         let searches = arena.residency().collecting();
         let found = self.device.moves.searcher.findings((arena.base(), arena.bytes()));
-        arena.residency().collected(&searches, &found.offsets, &found.storers);
+        let escaped_bytes = {
+            let mut residency = arena.residency();
+            residency.collected(&searches, &found.offsets, &found.storers);
+            residency.escaped_bytes()
+        };
+        if let Some(counters) = self.session.counters(self.device.ordinal) {
+            let before = counters.escaped_bytes.swap(escaped_bytes, Ordering::Relaxed);
+            if escaped_bytes > before {
+                let (bytes, storers) = (emuv_policy::Bytes(escaped_bytes), found.storers.len());
+                log::debug(format_args!(
+                    "pointers lead to {bytes} now; {storers} kernels or graphs store what they are given"
+                ));
+            }
+        }
     }
 
     /// Something went wrong. Want of memory passes; anything else ends all moving.

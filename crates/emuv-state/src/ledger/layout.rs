@@ -138,7 +138,11 @@ pub struct DeviceCounters {
     pub held_micros: AtomicU64,
     /// Searches for pointers: behind a work, or of all memory.
     pub searches: AtomicU64,
-    reserved: [AtomicU64; 3],
+    /// Chunks exchanged whose contents were nobody's: only the mapping changed.
+    pub remapped_bytes: AtomicU64,
+    /// What pointers in GPU memory lead to, now: it moves only while the GPU has nothing to do.
+    pub escaped_bytes: AtomicU64,
+    reserved: [AtomicU64; 1],
 }
 
 impl DeviceCounters {

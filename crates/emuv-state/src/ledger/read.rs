@@ -56,6 +56,8 @@ pub struct DeviceRecord {
     pub held: u64,
     pub held_micros: u64,
     pub searches: u64,
+    pub remapped_bytes: u64,
+    pub escaped_bytes: u64,
 }
 
 /// How much of a tier was in use; the fields are those of [`TierCounters`].
@@ -204,6 +206,8 @@ fn device(words: Words<'_>, ordinal: usize) -> Option<DeviceRecord> {
         held: at(offset_of!(DeviceCounters, held)),
         held_micros: at(offset_of!(DeviceCounters, held_micros)),
         searches: at(offset_of!(DeviceCounters, searches)),
+        remapped_bytes: at(offset_of!(DeviceCounters, remapped_bytes)),
+        escaped_bytes: at(offset_of!(DeviceCounters, escaped_bytes)),
     })
 }
 
