@@ -26,7 +26,8 @@
 //!
 //! A chunk that is sent away may be left without a mapping (mapping RAM takes longer than copying to it): then obligation
 //! 2 holds for it until it is back or mapped. Only so where its allocation has not escaped, nothing has ever been seen
-//! that may touch everything, and it is planned to be back before it is used.
+//! that may touch everything, and it is planned to be back before it is used; or where it is free, so that nobody may
+//! touch it at all.
 //!
 //! A work takes effect between [`Residency::begin`] and [`Residency::completed`] of its number on its stream.
 //! Numbers of a stream rise; a fence recorded on a stream covers the works whose calls had returned then
@@ -205,8 +206,9 @@ pub struct Residency {
     /// Everything from before works were told is known to be done.
     quiesced: bool,
     moving: usize,
-    /// Chunks that nothing is mapped to.
+    /// Chunks that nothing is mapped to, and those of them that are somebody's.
     unmapped: usize,
+    unmapped_owned: usize,
     /// Chunks that have escaped.
     escaped: usize,
     /// There has been work that may touch anything: then everything stays mapped.
@@ -244,6 +246,7 @@ impl Residency {
             quiesced: false,
             moving: 0,
             unmapped: 0,
+            unmapped_owned: 0,
             escaped: 0,
             saw_everything: false,
             exclusive: false,
@@ -326,8 +329,11 @@ impl Residency {
             return false;
         }
         let range = granules(chunk.offset, chunk.bytes);
-        let (unmapped, escaped) = (usize::from(!chunk.mapped), usize::from(chunk.escaped));
-        self.unmapped -= unmapped;
+        let escaped = usize::from(chunk.escaped);
+        self.change(index, |chunk| {
+            chunk.mapped = true;
+            chunk.escaped = false;
+        });
         self.escaped -= escaped;
         self.granules[range].fill(NONE);
         self.chunks[index as usize] = None;
@@ -408,10 +414,24 @@ impl Residency {
     fn each_in(&mut self, offset: u64, bytes: u64, mut change: impl FnMut(&mut ChunkState)) {
         let mut at = offset;
         while at < offset + bytes {
-            let Some(chunk) = self.at(at).and_then(|index| self.chunk_mut(index)) else { return };
+            let Some(index) = self.at(at) else { return };
+            let Some(chunk) = self.chunk(index) else { return };
             at = chunk.offset + chunk.bytes;
-            change(chunk);
+            self.change(index, &mut change);
         }
+    }
+
+    /// Changes a chunk, and the counts of those without a mapping with it.
+    fn change(&mut self, index: u32, change: impl FnOnce(&mut ChunkState)) {
+        let Some(chunk) = self.chunks.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        let counts = |chunk: &ChunkState| {
+            (usize::from(!chunk.mapped), usize::from(!chunk.mapped && chunk.extent != NONE))
+        };
+        let before = counts(chunk);
+        change(chunk);
+        let after = counts(chunk);
+        self.unmapped = self.unmapped + after.0 - before.0;
+        self.unmapped_owned = self.unmapped_owned + after.1 - before.1;
     }
 
     /// The chunks that a work may touch by its arguments, each once.
@@ -503,13 +523,13 @@ impl Residency {
         let Some(chunk) = self.chunk_mut(index) else { return };
         let Some(to) = chunk.moving.take() else { return };
         let leave = std::mem::take(&mut chunk.leave);
-        let was_mapped = chunk.mapped;
+        let offset = chunk.offset;
         if moved {
-            chunk.tier = to;
-            chunk.mapped = !leave;
+            self.change(index, |chunk| {
+                chunk.tier = to;
+                chunk.mapped = !leave;
+            });
         }
-        let (offset, is_mapped) = (chunk.offset, chunk.mapped);
-        self.unmapped = self.unmapped + usize::from(was_mapped) - usize::from(is_mapped);
         self.tell(|| Event::Finish { offset, moved });
         self.moving -= 1;
         if self.moving == 0 && !self.pointers.searching {

@@ -6,7 +6,7 @@
 //! goes that will be needed last (Belady's rule), or, where nothing is foreseen, that has not been used for longest.
 
 use super::{
-    Manner, Mode, Obstacle, Residency,
+    Manner, Mode, NONE, Obstacle, Residency,
     history::{Decision, NEVER},
     schedule::{self, Gap, Round},
 };
@@ -228,10 +228,16 @@ impl Residency {
 
     /// Whether the chunk may be left without a mapping when it is sent away.
     pub(super) fn may_leave_unmapped(&self, index: u32) -> bool {
-        if self.saw_everything || self.policy.only_when_idle() {
+        if self.policy.only_when_idle() {
             return false;
         }
         let Some(chunk) = self.chunk(index).filter(|chunk| !chunk.escaped && chunk.claims == 0) else { return false };
+        if chunk.extent == NONE && chunk.dead {
+            return true;
+        }
+        if self.saw_everything {
+            return false;
+        }
         match self.policy {
             Policy::Static => false,
             Policy::Dynamic { .. } => chunk.history.decision == Decision::Out,
@@ -249,7 +255,7 @@ impl Residency {
         let waits =
             |index: u32| self.held.iter().any(|h| !(promoted && h.promote && !h.hopeless) && h.chunks.contains(&index));
         let (index, offset, bytes) = self.live().find_map(|(index, chunk)| {
-            let wanted = all || chunk.escaped || chunk.fixed || (chunk.claims > 0 && waits(index));
+            let wanted = (all && chunk.extent != NONE) || chunk.escaped || chunk.fixed || (chunk.claims > 0 && waits(index));
             (!chunk.mapped && !chunk.going && chunk.moving.is_none() && wanted).then_some((
                 index,
                 chunk.offset,
@@ -269,7 +275,7 @@ impl Residency {
 
     /// The executor has mapped everything, or nothing can be mapped any more.
     pub fn everything_mapped(&mut self) {
-        self.unmapped = 0;
+        (self.unmapped, self.unmapped_owned) = (0, 0);
         self.chunks.iter_mut().flatten().for_each(|chunk| chunk.mapped = true);
     }
 

@@ -228,7 +228,7 @@ impl Residency {
 
     /// Begins a search through all memory, if one is wanted and nothing runs: (offset, bytes) of each chunk.
     pub(super) fn search_all(&mut self) -> Option<Vec<(u64, u64)>> {
-        if !self.pointers.all || self.pointers.searching || self.moving + self.unmapped > 0 || !self.all_idle() {
+        if !self.pointers.all || self.pointers.searching || self.moving + self.unmapped_owned > 0 || !self.all_idle() {
             return None;
         }
         self.pointers.searching = true;
