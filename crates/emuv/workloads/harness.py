@@ -61,6 +61,7 @@ class Setting:
         # The type that models are run in. CPUs are faster at bfloat16 than at float16.
         self.half = torch.float16 if self.cuda else torch.bfloat16
         self.generator = torch.Generator(device=self.device).manual_seed(options.seed)
+        self.scale_chosen = options.scale
         self.resident_bytes = 0
         self._middle = None
 
@@ -80,11 +81,10 @@ class Setting:
 
     def count(self, unit_bytes, fixed_bytes=0, least=1, tiny=2):
         """How many units reach the peak that was asked for, beside what is needed anyway."""
-        if self.scale is not None:
-            return self.scale
-        if self.tiny:
-            return tiny
-        return max(least, (self.peak_bytes - fixed_bytes) // unit_bytes)
+        if self.scale is None:
+            fitting = (self.peak_bytes - fixed_bytes) // unit_bytes
+            self.scale_chosen = tiny if self.tiny else max(least, fitting)
+        return self.scale_chosen
 
     def mark(self):
         """Called by a step between its forward and its backward part."""
@@ -202,6 +202,8 @@ def measure(setting, workload, iterations, seconds):
         "peak_reserved_bytes": torch.cuda.max_memory_reserved() if setting.cuda else None,
         "setup_peak_bytes": setup_peak,
         "scale": workload.scale,
+        # With this as --scale another run is of exactly the same size.
+        "scale_argument": setting.scale_chosen,
         "pass_bytes": workload.pass_bytes or [peak] * workload.passes,
         "clean_bytes": workload.clean_bytes,
         "stack": workload.stack,

@@ -16,7 +16,7 @@ def resnet50(setting):
     except ImportError:
         raise Skipped("torchvision is not installed: pip install torchvision") from None
     side = 32 if setting.tiny else 224
-    batch = setting.count(86 * MIB, 350 * MIB, least=2, tiny=4)
+    batch = setting.count(84 * MIB, 300 * MIB, least=2, tiny=4)
     model = torchvision.models.resnet50(weights=None).to(setting.device).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     images = setting.normal(batch, 3, side, side, dtype=torch.float32)
@@ -163,7 +163,8 @@ def unet(setting):
             module.weight.fill_(1.0)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     model = setting.place(model, setting.offload_budget or 0)
-    batch = setting.count(UNET_IMAGE_BYTES, weights + 32 * MIB, tiny=2)
+    # What one more image adds to the most that is live at once.
+    batch = setting.count(38 * MIB, weights + 32 * MIB, tiny=2)
     image = setting.normal(batch, 4, side, side)
     text = setting.normal(batch, 8 if setting.tiny else 77, context)
 
@@ -176,6 +177,3 @@ def unet(setting):
 
     return Workload(step, {"batch": batch}, clean_bytes=weights)
 
-
-# Measured: what one more image in the batch adds to the peak.
-UNET_IMAGE_BYTES = 30 * MIB

@@ -4,6 +4,7 @@
   workload.py NAME [--peak 4G] [--iterations 10] [--seed 1] [--offload --offload-budget 2G]
   workload.py NAME --device cpu --tiny      tries it without a GPU
   workload.py --list                        names and what they do
+  workload.py --check                       what this Python has, as JSON
 
 The line has: seconds per iteration (CUDA events, without gaps; the second half counts: the first is warm-up), a
 digest of every iteration's exact output (equal digests: the same bits), the most memory that tensors took and that
@@ -51,6 +52,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", nargs="?", choices=list(WORKLOADS), metavar="NAME")
     parser.add_argument("--list", action="store_true", help="names and descriptions, one a line")
+    parser.add_argument("--check", action="store_true", help="what this Python and its GPU have, as JSON")
     parser.add_argument("--peak", type=size, default=size("4G"), help="about how much memory it needs")
     parser.add_argument("--scale", type=int, help="layers, batch or pieces instead of what --peak gives")
     parser.add_argument("--iterations", type=int, default=10, help="the second half counts")
@@ -63,11 +65,28 @@ def arguments():
     )
     parser.add_argument("--offload-budget", type=size, default=0, help="how much stays on the GPU with --offload")
     options = parser.parse_args()
-    if not options.list and options.name is None:
+    if not (options.list or options.check) and options.name is None:
         parser.error("which workload? --list names them")
     if options.iterations < 1:
         parser.error("--iterations must be at least 1")
     return options
+
+
+def check():
+    """What there is to run the workloads with; "problem" says why it would not work."""
+    found = {"schema": 1, "python": sys.version.split()[0], "torch": None, "problem": None}
+    try:
+        import torch
+    except ImportError as error:
+        return found | {"problem": str(error)}
+    found |= {"torch": torch.__version__, "cuda": torch.version.cuda}
+    if torch.version.cuda is None:
+        return found | {"problem": "it was built for CPUs only; install one that is built for CUDA"}
+    try:
+        free, total = torch.cuda.mem_get_info()
+    except RuntimeError as error:
+        return found | {"problem": str(error).strip().splitlines()[0]}
+    return found | {"device": torch.cuda.get_device_name(), "free_bytes": free, "total_bytes": total}
 
 
 def run(options):
@@ -105,6 +124,9 @@ def main():
     if options.list:
         for name, (_, _, _, words) in WORKLOADS.items():
             print(f"{name:<12} {words}")
+        return
+    if options.check:
+        print(json.dumps(check()))
         return
     # Before CUDA starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
