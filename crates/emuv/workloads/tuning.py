@@ -51,8 +51,9 @@ def finetune(setting):
     """Full fine-tuning: fp32 weights, gradients and AdamW's two moments, bfloat16 arithmetic."""
     shape = TINY if setting.tiny else Shape(1024, 2816, 16) if setting.peak_bytes < 8 * GIB else Shape(2048, 5632, 16)
     batch, tokens = (2, 16) if setting.tiny else (4, 512)
-    activations = batch * tokens * 60 * shape.hidden
-    layers = setting.count(16 * shape.parameters + activations, 256 * MIB)
+    # Sixteen bytes a weight for training, two for the copy that autocast keeps until the backward part.
+    activations = batch * tokens * 26 * shape.hidden
+    layers = setting.count(18 * shape.parameters + activations, 96 * MIB)
     blocks = [Block(setting, shape, torch.float32) for _ in range(layers)]
     model = Model(setting, shape, blocks, torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

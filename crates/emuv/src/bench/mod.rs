@@ -309,7 +309,8 @@ fn conclude(
     if options.json {
         print(&result.json())?;
     } else {
-        print(&format!("{}\n{}\n{}", result.heading(), table::table(&result.rows), where_it_is(checked, result)))?;
+        let heading = result.heading().join("\n");
+        print(&format!("{heading}\n\n{}\n{}", table::table(&result.rows), where_it_is(checked, result)))?;
     }
     Ok(if runner.interrupt.requested() {
         ExitCode::from(INTERRUPTED)

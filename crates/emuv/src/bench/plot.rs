@@ -8,7 +8,7 @@ use super::rows::{Cell, Row};
 const LEFT: f64 = 190.0;
 const WIDTH: f64 = 520.0;
 const RIGHT: f64 = 90.0;
-const TOP: f64 = 96.0;
+const TOP: f64 = 116.0;
 const LINE: f64 = 22.0;
 const GAP: f64 = 10.0;
 
@@ -23,7 +23,7 @@ svg { background: #0d1117; color: #e6edf3; } .soft { fill: #8b949e; } .grid { st
 }";
 
 /// The plot of all rows that have a time.
-pub fn plot(rows: &[Row], title: &str) -> String {
+pub fn plot(rows: &[Row], heading: &[String; 2]) -> String {
     let shown: Vec<&Row> = rows.iter().filter(|row| row.plain_seconds.is_some()).collect();
     let most = shown.iter().flat_map(|row| slowdowns(row)).fold(10.0_f64, f64::max);
     let decades = most.log10().ceil().max(1.0);
@@ -44,9 +44,10 @@ pub fn plot(rows: &[Row], title: &str) -> String {
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height:.0}\" width=\"{width}\" height=\"{height:.0}\" \
          role=\"img\">\n<title>{}</title>\n<style>\n{STYLE}\n</style>\n",
-        escaped(title)
+        escaped(&heading[0])
     );
-    text(&mut svg, 12.0, 24.0, "", title);
+    text(&mut svg, 12.0, 24.0, "", &heading[0]);
+    text(&mut svg, 12.0, 44.0, "soft", &heading[1]);
     legend(&mut svg);
     axis(&mut svg, decades, y, &place);
     svg.push_str(&body);
@@ -98,14 +99,14 @@ fn legend(out: &mut String) {
     // Writing to a string cannot fail.
     let _ = writeln!(
         out,
-        "<circle class=\"emuv\" cx=\"20\" cy=\"46\" r=\"5\"/><circle class=\"static\" cx=\"100\" cy=\"46\" r=\"5\"/>\
-         <path class=\"offload\" d=\"M190 40l6 6l-6 6l-6 -6z\"/><path class=\"bound\" d=\"M350 39v14\"/>"
+        "<circle class=\"emuv\" cx=\"20\" cy=\"66\" r=\"5\"/><circle class=\"static\" cx=\"100\" cy=\"66\" r=\"5\"/>\
+         <path class=\"offload\" d=\"M190 60l6 6l-6 6l-6 -6z\"/><path class=\"bound\" d=\"M350 59v14\"/>"
     );
     for (x, words) in [(32.0, "emuV"), (112.0, "static"), (204.0, "framework offload"), (358.0, "bound")] {
-        text(out, x, 51.0, "", words);
+        text(out, x, 71.0, "", words);
     }
-    text(out, LEFT, 74.0, "soft", "time per iteration, all in VRAM = 1");
-    text(out, LEFT + WIDTH + 14.0, 74.0, "soft", "of bound");
+    text(out, LEFT, 94.0, "soft", "time per iteration, all in VRAM = 1");
+    text(out, LEFT + WIDTH + 14.0, 94.0, "soft", "of bound");
 }
 
 fn axis(out: &mut String, decades: f64, bottom: f64, place: &impl Fn(f64) -> f64) {
@@ -147,7 +148,7 @@ mod tests {
             ran(Baseline::Emuv, Some(1.5), 0.025, "a"),
             ran(Baseline::Static, Some(1.5), 0.5, "a"),
         ];
-        let svg = plot(&rows("decode-1", &samples, &[Ratio(1.5)], Some(&LINK)), "GPU <1> & \"2\"");
+        let svg = plot(&rows("decode-1", &samples, &[Ratio(1.5)], Some(&LINK)), &["GPU <1> & \"2\"".into(), "link".into()]);
         assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"), "{svg}");
         assert!(svg.contains("<title>GPU &lt;1&gt; &amp; &quot;2&quot;</title>"), "{svg}");
         assert!(svg.contains("80 %") && svg.contains("prefers-color-scheme: dark"), "{svg}");
@@ -160,7 +161,7 @@ mod tests {
 
     #[test]
     fn rows_without_a_time_leave_no_mark() {
-        let svg = plot(&rows("decode-1", &[failed(Baseline::Plain, None, "no")], &[Ratio(1.5)], None), "x");
+        let svg = plot(&rows("decode-1", &[failed(Baseline::Plain, None, "no")], &[Ratio(1.5)], None), &["x".into(), "y".into()]);
         assert!(!svg.contains("decode-1"), "{svg}");
     }
 }

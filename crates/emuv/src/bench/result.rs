@@ -109,23 +109,22 @@ impl BenchResult {
         serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
     }
 
-    /// The machine, in one line.
-    pub fn heading(&self) -> String {
+    /// The machine in one line, and what was asked of it in another.
+    pub fn heading(&self) -> [String; 2] {
         let unknown = || "unknown".to_owned();
         let link = self.link.map_or_else(unknown, |link| {
             let [h2d, d2h, both] =
                 [link.h2d_bytes_per_second, link.d2h_bytes_per_second, link.both_bytes_per_second].map(|b| b / 1e9);
             format!("{h2d:.1} GB/s to the GPU, {d2h:.1} back, {both:.1} both at once")
         });
-        format!(
-            "{}{}, driver {}, PyTorch {}; link {link}; workloads of about {}, seed {}\n",
-            if self.simulated { "SIMULATED: nothing here is a measurement. " } else { "" },
+        let simulated = if self.simulated { "SIMULATED, nothing here is a measurement: " } else { "" };
+        let machine = format!(
+            "{simulated}{}, driver {}, PyTorch {}",
             self.machine.gpu.clone().unwrap_or_else(unknown),
             self.machine.driver.clone().unwrap_or_else(unknown),
             self.torch.clone().unwrap_or_else(unknown),
-            Bytes(self.peak_bytes),
-            self.seed,
-        )
+        );
+        [machine, format!("link {link}; workloads of about {}, seed {}", Bytes(self.peak_bytes), self.seed)]
     }
 
     /// Writes both files into a folder: readers see an old file or a whole new one.
@@ -133,8 +132,7 @@ impl BenchResult {
     /// # Errors
     /// The system's own.
     pub fn write(&self, folder: &Path) -> io::Result<()> {
-        let title = self.heading();
-        for (name, text) in [(JSON, self.json()), (SVG, plot(&self.rows, title.trim_end()))] {
+        for (name, text) in [(JSON, self.json()), (SVG, plot(&self.rows, &self.heading()))] {
             let part = folder.join(format!(".{name}.part"));
             fs::write(&part, text)?;
             fs::rename(part, folder.join(name))?;
