@@ -252,7 +252,8 @@ impl Pools {
     }
 
     fn give(&self, address: u64, stream: Option<StreamId>) -> bool {
-        let (given, surplus) = self.with(|pools| (pools.give(address, stream), pools.over_threshold().next().is_some()));
+        let (given, surplus) =
+            self.with(|pools| (pools.give(address, stream), pools.over_threshold().next().is_some()));
         if surplus {
             self.surplus.store(true, Ordering::Relaxed);
         }

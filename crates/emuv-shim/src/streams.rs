@@ -5,11 +5,9 @@
 //! handle is used only until the program destroys it ([`Streams::gone`]).
 #![allow(unsafe_code)]
 
-use std::{
-    sync::{
-        Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+use std::sync::{
+    Mutex,
+    atomic::{AtomicU64, Ordering},
 };
 
 use emuv_cuda::{CUresult, CuResult, types::*};

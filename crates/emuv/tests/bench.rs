@@ -121,12 +121,12 @@ fn what_is_wrong_with_the_flags_is_said_in_one_line_and_nothing_is_made() {
 }
 
 #[test]
-fn results_that_are_there_are_not_overwritten() {
+fn nothing_that_is_there_is_overwritten_or_cleaned_up() {
     let place = Place::new();
-    fs::create_dir(place.path("out")).unwrap();
-    fs::write(place.path("out/bench.json"), "precious").unwrap();
-    refused(&place.bench(&["--quick"]).output().unwrap(), 2, "--out: ");
-    assert_eq!(fs::read_to_string(place.path("out/bench.json")).unwrap(), "precious");
+    fs::create_dir_all(place.path("out/logs")).unwrap();
+    fs::write(place.path("out/logs/mine"), "precious").unwrap();
+    refused(&place.bench(&["--quick"]).env("FAKE_CHECK", "").output().unwrap(), 2, "--out: ");
+    assert_eq!(fs::read_to_string(place.path("out/logs/mine")).unwrap(), "precious");
 }
 
 #[test]
@@ -137,6 +137,8 @@ fn without_pytorch_it_says_how_to_get_it_and_leaves_nothing() {
     assert!(text(&missing.stderr).contains("-m pip install torch"), "{}", text(&missing.stderr));
     let blind = place.bench(&[]).env("FAKE_CHECK", r#"{"torch": "2.0", "problem": "no driver"}"#).output().unwrap();
     refused(&blind, 3, "PyTorch of ");
+    let broken = place.bench(&[]).env("FAKE_CHECK", "oops").output().unwrap();
+    refused(&broken, 2, "--python: ");
     let nowhere = place.output(&["--sim=vram=8G", "--out", "out", "--python", "/nonexistent/python"]);
     refused(&nowhere, 2, "--python: /nonexistent/python: not found");
     assert!(!place.path("out").exists());
@@ -160,7 +162,10 @@ fn a_bench_compares_and_writes_everything_down() {
     assert!(row(&["decode-16"]).ends_with("exit code 1: ValueError: broken"), "{table}");
 
     let found = place.json();
-    assert_eq!((&found["schema"], &found["simulated"], &found["interrupted"]), (&1.into(), &true.into(), &false.into()));
+    assert_eq!(
+        (&found["schema"], &found["simulated"], &found["interrupted"]),
+        (&1.into(), &true.into(), &false.into())
+    );
     let at = found["rows"].as_array().unwrap().iter().find(|row| row["at"] == 1.5).unwrap();
     assert_eq!((&at["vram_bytes"], &at["same_bits"]), (&2_000_000_000_u64.into(), &true.into()));
     assert_eq!((&at["emuv"]["ratio"], &at["static"]["ratio"]), (&500.0.into(), &500.0.into()));

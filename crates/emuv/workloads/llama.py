@@ -110,8 +110,8 @@ def prefill(setting, tokens):
     """Reads a prompt: every weight is used for all of its tokens."""
     shape = shape_for(setting)
     tokens = 16 if setting.tiny else tokens
-    # Two gated halves and their product, in half precision, and some of the width of the model.
-    working = tokens * (3 * 2 * shape.inner + 10 * 2 * shape.hidden) + 16 * MIB
+    # Two gated halves and their product, the stream and two of its kind, in half precision.
+    working = tokens * (3 * 2 * shape.inner + 3 * 2 * shape.hidden) + 16 * MIB
     count = setting.count(2 * shape.parameters, working)
     blocks = [setting.place(Block(setting, shape), working) for _ in range(count)]
     table = setting.normal(VOCABULARY, shape.hidden)

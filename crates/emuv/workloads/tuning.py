@@ -80,8 +80,8 @@ def lora(setting):
     """LoRA: rank 16 on queries and values, everything else frozen in half precision."""
     shape = shape_for(setting)
     batch, tokens = (2, 16) if setting.tiny else (2, 512)
-    activations = batch * tokens * 60 * shape.hidden
-    layers = setting.count(2 * shape.parameters + activations, 128 * MIB)
+    activations = batch * tokens * 35 * shape.hidden
+    layers = setting.count(2 * shape.parameters + activations, 96 * MIB)
     blocks = []
     for _ in range(layers):
         # bfloat16: without a scaled loss, gradients in float16 would vanish.

@@ -3,6 +3,8 @@
 
   workload.py NAME [--peak 4G] [--iterations 10] [--seed 1] [--offload --offload-budget 2G]
   workload.py NAME --device cpu --tiny      tries it without a GPU
+  emuv run --vram 2G --ram 8G --policy torture:7 -- python3 workload.py NAME --iterations 4
+                                            must print the digests of the plain run with the same --seed and --peak
   workload.py --list                        names and what they do
   workload.py --check                       what this Python has, as JSON
 
@@ -77,8 +79,8 @@ def check():
     found = {"schema": 1, "python": sys.version.split()[0], "torch": None, "problem": None}
     try:
         import torch
-    except ImportError as error:
-        return found | {"problem": str(error)}
+    except (ImportError, OSError) as error:
+        return found | {"problem": str(error).strip().splitlines()[0]}
     found |= {"torch": torch.__version__, "cuda": torch.version.cuda}
     if torch.version.cuda is None:
         return found | {"problem": "it was built for CPUs only; install one that is built for CUDA"}

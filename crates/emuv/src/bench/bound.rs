@@ -90,8 +90,7 @@ mod tests {
     use super::*;
 
     const GB: u64 = 1_000_000_000;
-    const PCIE5: Link =
-        Link { h2d_bytes_per_second: 50e9, d2h_bytes_per_second: 50e9, both_bytes_per_second: 80e9 };
+    const PCIE5: Link = Link { h2d_bytes_per_second: 50e9, d2h_bytes_per_second: 50e9, both_bytes_per_second: 80e9 };
 
     fn work(seconds: f64) -> Work {
         Work {

@@ -50,7 +50,7 @@ const PEAK: Bytes = Bytes::gib(4);
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Options {
-    /// A third of the suite: seven workloads at one oversubscription
+    /// A part of the suite: eight workloads at 1.5
     #[arg(long)]
     quick: bool,
 
@@ -150,9 +150,8 @@ impl Checked {
         }
         let out = options.out.clone().unwrap_or_else(|| format!("emuv-bench-{}", result::stamp()).into());
         let out = std::path::absolute(&out).map_err(|error| bad("--out", &out, &error))?;
-        if out.join(result::JSON).exists() {
-            let why = format!("{} has results already; name another folder", out.display());
-            return Err(named("--out", &why));
+        if fs::read_dir(&out).is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(named("--out", &format!("{} is not empty; name another folder", out.display())));
         }
         Ok(Self { workloads, ratios: ratios(options), baselines: baselines(options), peak, sim, out })
     }
@@ -174,14 +173,7 @@ impl Checked {
             repeats: options.repeats,
             interrupt,
         };
-        let python = runner.python().map_err(|why| {
-            self.forget();
-            Failure::bad_argument(format!("--python: {}: {why}", options.python.display()))
-        })?;
-        if let Some(why) = no_pytorch(&python, &options.python) {
-            self.forget();
-            return Err(Failure::new(NO_PYTORCH, why));
-        }
+        let python = usable_python(&runner).inspect_err(|_| self.forget())?;
         if let (None, Some(free)) = (self.peak, python.free_bytes) {
             // Two thirds: the plain run needs some room beside its tensors.
             runner.peak_bytes = PEAK.min(Bytes(free / 3 * 2)).0;
@@ -194,7 +186,7 @@ impl Checked {
         Ok((runner, result))
     }
 
-    /// Nothing was measured: the folder goes, if there is nothing of the user's in it.
+    /// Nothing was measured: what was made in the folder goes, and the folder. It was empty before.
     fn forget(&self) {
         for own in ["logs", "workloads"] {
             let _ = fs::remove_dir_all(self.out.join(own));
@@ -233,16 +225,24 @@ fn machine(sim: Option<&str>) -> Result<Machine, Failure> {
     Ok(machine)
 }
 
-fn no_pytorch(python: &runner::Python, path: &Path) -> Option<String> {
-    let path = path.display();
-    match (&python.torch, &python.problem) {
-        (None, _) => Some(format!(
-            "{path} has no PyTorch; install it with '{path} -m pip install torch torchvision accelerate', or name \
-             another interpreter with --python"
-        )),
-        (Some(_), Some(problem)) => Some(format!("PyTorch of {path} sees no GPU: {problem}")),
-        (Some(_), None) => None,
+/// What the interpreter has, if it can run the workloads.
+fn usable_python(runner: &Runner) -> Result<runner::Python, Failure> {
+    let path = runner.python.display();
+    let found = runner.python();
+    if runner.interrupt.requested() {
+        return Err(Failure::new(INTERRUPTED, "interrupted before anything was measured"));
     }
+    let python = found.map_err(|why| Failure::bad_argument(format!("--python: {path}: {why}")))?;
+    let why = match (&python.torch, &python.problem) {
+        (None, problem) => format!(
+            "{path} has no PyTorch that works ({}); install it with '{path} -m pip install torch torchvision \
+             accelerate', or name another interpreter with --python",
+            problem.as_deref().unwrap_or("it does not say why")
+        ),
+        (Some(_), Some(problem)) => format!("PyTorch of {path} sees no GPU: {problem}"),
+        (Some(_), None) => return Ok(python),
+    };
+    Err(Failure::new(NO_PYTORCH, why))
 }
 
 /// Runs everything, workload by workload, and writes what there is after each.
@@ -300,12 +300,7 @@ fn one_workload(
     Ok(())
 }
 
-fn conclude(
-    options: &Options,
-    checked: &Checked,
-    runner: &Runner,
-    result: &BenchResult,
-) -> Result<ExitCode, Failure> {
+fn conclude(options: &Options, checked: &Checked, runner: &Runner, result: &BenchResult) -> Result<ExitCode, Failure> {
     if options.json {
         print(&result.json())?;
     } else {

@@ -148,7 +148,8 @@ mod tests {
             ran(Baseline::Emuv, Some(1.5), 0.025, "a"),
             ran(Baseline::Static, Some(1.5), 0.5, "a"),
         ];
-        let svg = plot(&rows("decode-1", &samples, &[Ratio(1.5)], Some(&LINK)), &["GPU <1> & \"2\"".into(), "link".into()]);
+        let svg =
+            plot(&rows("decode-1", &samples, &[Ratio(1.5)], Some(&LINK)), &["GPU <1> & \"2\"".into(), "link".into()]);
         assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"), "{svg}");
         assert!(svg.contains("<title>GPU &lt;1&gt; &amp; &quot;2&quot;</title>"), "{svg}");
         assert!(svg.contains("80 %") && svg.contains("prefers-color-scheme: dark"), "{svg}");
@@ -161,7 +162,10 @@ mod tests {
 
     #[test]
     fn rows_without_a_time_leave_no_mark() {
-        let svg = plot(&rows("decode-1", &[failed(Baseline::Plain, None, "no")], &[Ratio(1.5)], None), &["x".into(), "y".into()]);
+        let svg = plot(
+            &rows("decode-1", &[failed(Baseline::Plain, None, "no")], &[Ratio(1.5)], None),
+            &["x".into(), "y".into()],
+        );
         assert!(!svg.contains("decode-1"), "{svg}");
     }
 }

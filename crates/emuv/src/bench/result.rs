@@ -19,7 +19,7 @@ use crate::{gpus::Machine, run::version_text};
 /// The version of the format.
 const SCHEMA: u32 = 1;
 /// The figures.
-pub const JSON: &str = "bench.json";
+const JSON: &str = "bench.json";
 /// The plot.
 const SVG: &str = "bench.svg";
 

@@ -72,9 +72,8 @@ impl Row {
 
 /// The rows of one workload, from all its runs.
 pub fn rows(workload: &'static str, samples: &[Sample], ratios: &[Ratio], link: Option<&Link>) -> Vec<Row> {
-    let own = |sample: &&Sample| sample.workload == workload;
-    let plain: Vec<&Sample> =
-        samples.iter().filter(own).filter(|sample| sample.baseline == Baseline::Plain).collect();
+    let own = samples.iter().filter(|sample| sample.workload == workload);
+    let (plain, others): (Vec<&Sample>, Vec<&Sample>) = own.partition(|sample| sample.baseline == Baseline::Plain);
     let outcomes: Vec<&Outcome> = plain.iter().filter_map(|sample| sample.outcome()).collect();
     let Some(work) = work(&outcomes) else {
         let why = plain.iter().find_map(|sample| sample.why());
@@ -86,23 +85,30 @@ pub fn rows(workload: &'static str, samples: &[Sample], ratios: &[Ratio], link: 
         return vec![Row { why: Some(why), ..Row::empty(workload) }];
     };
     let steady = outcomes.windows(2).all(|pair| pair[0].same_bits(pair[1]));
-    let others: Vec<&Sample> = samples.iter().filter(own).collect();
-    let find = |baseline, ratio: Ratio| {
-        let of = |sample: &&&Sample| sample.baseline == baseline;
-        let exact = others.iter().filter(of).find(|sample| sample.at == Some(ratio.0));
-        // Offloaded activations are run once for all budgets.
-        exact.or_else(|| {
-            others.iter().filter(of).find(|_| baseline == Baseline::Offload && !ratio.fits()).filter(|sample| {
-                sample.vram_bytes.is_none()
-            })
-        })
+    // A run without a budget of its own (offloaded activations) stands for all that do not fit.
+    let belongs = |sample: &Sample, ratio: Ratio| match sample.vram_bytes {
+        Some(_) => sample.at == Some(ratio.0),
+        None => !ratio.fits(),
     };
+    let plain_only = Row {
+        peak_bytes: Some(work.peak_bytes),
+        plain_seconds: Some(work.seconds),
+        why: (!steady).then(|| "two plain runs differ".to_owned()),
+        same_bits: (outcomes.len() > 1).then_some(steady),
+        ..Row::empty(workload)
+    };
+    if others.is_empty() {
+        return vec![plain_only];
+    }
     ratios
         .iter()
-        .filter(|&&ratio| others.iter().any(|sample| sample.at == Some(ratio.0)))
+        .filter(|&&ratio| others.iter().any(|sample| belongs(sample, ratio)))
         .map(|&ratio| {
             let vram = ratio.budget(work.peak_bytes);
-            let cell = |baseline| find(baseline, ratio).map(|sample| cell(sample, outcomes[0], work.seconds, vram));
+            let cell = |baseline| {
+                let run = others.iter().find(|sample| sample.baseline == baseline && belongs(sample, ratio))?;
+                Some(cell(run, outcomes[0], work.seconds, vram))
+            };
             let [emuv, fixed, offload] = [Baseline::Emuv, Baseline::Static, Baseline::Offload].map(cell);
             let bound = link.map(|link| bound(&work, vram, link));
             let emuv_seconds = emuv.as_ref().and_then(|cell| cell.seconds);
@@ -110,17 +116,14 @@ pub fn rows(workload: &'static str, samples: &[Sample], ratios: &[Ratio], link: 
                 [&emuv, &fixed, &offload].into_iter().flatten().filter_map(|cell| cell.same_bits).collect();
             Row {
                 at: Some(ratio.0),
-                peak_bytes: Some(work.peak_bytes),
                 vram_bytes: Some(vram),
-                plain_seconds: Some(work.seconds),
                 percent_of_bound: bound.zip(emuv_seconds).map(|(bound, seconds)| 100.0 * bound.seconds / seconds),
                 same_bits: (!compared.is_empty()).then(|| steady && compared.iter().all(|&same| same)),
-                why: (!steady).then(|| "two plain runs differ".to_owned()),
                 emuv,
                 fixed,
                 offload,
                 bound,
-                ..Row::empty(workload)
+                ..plain_only.clone()
             }
         })
         .collect()
@@ -146,8 +149,7 @@ pub mod tests {
     use super::*;
     use crate::bench::sample::Ended;
 
-    pub const LINK: Link =
-        Link { h2d_bytes_per_second: 50e9, d2h_bytes_per_second: 50e9, both_bytes_per_second: 80e9 };
+    pub const LINK: Link = Link { h2d_bytes_per_second: 50e9, d2h_bytes_per_second: 50e9, both_bytes_per_second: 80e9 };
 
     /// A run of a workload of 3 GB with clean weights.
     pub fn ran(baseline: Baseline, at: Option<f64>, seconds: f64, digest: &str) -> Sample {
@@ -228,10 +230,15 @@ pub mod tests {
     #[test]
     fn an_offload_that_takes_more_than_the_budget_is_not_comparable() {
         let once = Sample { vram_bytes: None, ..ran(Baseline::Offload, Some(1.1), 0.1, "a") };
-        let samples =
-            [ran(Baseline::Plain, None, 0.001, "a"), once, ran(Baseline::Emuv, Some(1.5), 0.02, "a")];
+        let samples = [ran(Baseline::Plain, None, 0.001, "a"), once, ran(Baseline::Emuv, Some(1.5), 0.02, "a")];
         let cell = made(&samples)[0].offload.clone().unwrap();
         assert_eq!(cell.why.as_deref(), Some("takes 2.79 GiB of VRAM, more than the budget"));
+    }
+
+    #[test]
+    fn plain_runs_alone_are_a_row() {
+        let found = made(&[ran(Baseline::Plain, None, 0.001, "a"), ran(Baseline::Plain, None, 0.001, "a")]);
+        assert_eq!((found.len(), found[0].plain_seconds, found[0].same_bits), (1, Some(0.001), Some(true)));
     }
 
     #[test]

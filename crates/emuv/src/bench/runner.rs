@@ -14,7 +14,7 @@ use super::{
     bound::Link,
     child::{self, Interrupt},
     plan::{Baseline, Offload, Ratio, Workload},
-    sample::{Ended, Outcome, Sample, ram_for, report},
+    sample::{Ended, Outcome, Sample, last_line, ram_for, report},
 };
 
 /// A run that takes longer than this hangs.
@@ -55,7 +55,7 @@ pub struct Runner {
 pub struct Python {
     /// PyTorch's version; `None`: it is not installed.
     pub torch: Option<String>,
-    /// Why PyTorch sees no GPU.
+    /// Why PyTorch does not work, or sees no GPU.
     pub problem: Option<String>,
     /// What of the GPU's memory is free.
     pub free_bytes: Option<u64>,
@@ -69,15 +69,16 @@ impl Runner {
     pub fn python(&self) -> Result<Python, String> {
         let mut command = self.interpreter();
         command.arg("--check");
-        let done = child::run(&mut command, &self.logs, "check", LOOK_LIMIT, &self.interrupt).map_err(|error| {
-            match error.kind() {
+        let done =
+            child::run(&mut command, &self.logs, "check", LOOK_LIMIT, &self.interrupt).map_err(|error| match error
+                .kind()
+            {
                 io::ErrorKind::NotFound => "not found; name the interpreter that has PyTorch".to_owned(),
                 _ => format!("cannot be started: {error}"),
-            }
-        })?;
+            })?;
         let line = done.stdout.lines().find(|line| line.starts_with('{'));
         line.and_then(|line| serde_json::from_str(line).ok())
-            .ok_or_else(|| format!("is no Python 3 that works ({}); see {}", done.words, self.logs.display()))
+            .ok_or_else(|| format!("is no Python 3 that works: {}: {}", done.words, last_line(&done.stderr)))
     }
 
     /// Measures the link, by `emuv doctor`; `None` if it cannot.

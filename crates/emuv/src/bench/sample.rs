@@ -104,12 +104,14 @@ impl Ended {
             Some(Outcome { skipped: Some(why), .. }) => Self::Skipped { why: one_line(&why) },
             Some(Outcome { error: Some(why), .. }) => Self::Failed { why: one_line(&why) },
             Some(outcome) if !outcome.seconds.is_empty() => Self::Ran(Box::new(outcome)),
-            _ => {
-                let last = stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
-                Self::Failed { why: one_line(&format!("{ended}: {last}")) }
-            }
+            _ => Self::Failed { why: one_line(&format!("{ended}: {}", last_line(stderr))) },
         }
     }
+}
+
+/// What a program said last, where Python says what went wrong.
+pub fn last_line(stderr: &str) -> &str {
+    stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing")
 }
 
 /// Foreign text for one line of a table: no control characters, not too long.
@@ -132,9 +134,7 @@ impl Outcome {
     pub fn same_bits(&self, other: &Self) -> bool {
         let both = self.digests.len().min(other.digests.len());
         let all = self.digests.len() == other.digests.len();
-        both > 0
-            && self.digests[..both] == other.digests[..both]
-            && (!all || self.final_sha256 == other.final_sha256)
+        both > 0 && self.digests[..both] == other.digests[..both] && (!all || self.final_sha256 == other.final_sha256)
     }
 }
 

@@ -7,8 +7,19 @@ use emuv_policy::Bytes;
 use super::rows::{Cell, Row};
 
 const HEAD: [&str; 13] = [
-    "workload", "at", "peak", "VRAM", "plain ms", "emuV ms", "ratio", "static", "offload", "bound ms", "% of bound",
-    "same bits", "",
+    "workload",
+    "at",
+    "peak",
+    "VRAM",
+    "plain ms",
+    "emuV ms",
+    "ratio",
+    "static",
+    "offload",
+    "bound ms",
+    "% of bound",
+    "same bits",
+    "",
 ];
 /// The first is aligned to the left, as is the last.
 const LAST: usize = HEAD.len() - 1;
