@@ -48,13 +48,17 @@ def normalised(x):
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
 
 
-def rotated(x, positions):
-    """Rotary embedding: the last dimension in pairs, turned by an angle that grows with the position."""
-    half = x.shape[-1] // 2
-    speeds = 10000 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+def turns(shape, positions, dtype):
+    """Rotary embedding: cosine and sine of the angles by which pairs are turned at these positions."""
+    half = shape.head // 2
+    speeds = 10000 ** (-torch.arange(half, device=positions.device, dtype=torch.float32) / half)
     angles = positions.float()[:, None] * speeds
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    left, right = x[..., :half], x[..., half:]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotated(x, turn):
+    cos, sin = turn
+    left, right = x.chunk(2, -1)
     return torch.cat([left * cos - right * sin, left * sin + right * cos], -1)
 
 
@@ -65,7 +69,7 @@ class Attention(torch.nn.Module):
         for name in ("q", "k", "v", "o"):
             setattr(self, name, setting.linear(shape.hidden, shape.hidden, dtype))
 
-    def forward(self, x, positions, attend):
+    def forward(self, x, turn, attend):
         """`attend(q, k, v)` has [batch, heads, tokens, head] of each and decides what is looked at."""
         batch, tokens, _ = x.shape
 
@@ -73,7 +77,7 @@ class Attention(torch.nn.Module):
             return y.view(batch, tokens, self.shape.heads, self.shape.head).transpose(1, 2)
 
         q, k, v = heads(self.q(x)), heads(self.k(x)), heads(self.v(x))
-        mixed = attend(rotated(q, positions), rotated(k, positions), v)
+        mixed = attend(rotated(q, turn), rotated(k, turn), v)
         return self.o(mixed.transpose(1, 2).reshape(batch, tokens, -1))
 
 
@@ -93,8 +97,8 @@ class Block(torch.nn.Module):
         self.attention = Attention(setting, shape, dtype)
         self.gated = Gated(setting, shape.hidden, shape.inner, dtype)
 
-    def forward(self, x, positions, attend):
-        x = x + self.attention(normalised(x), positions, attend)
+    def forward(self, x, turn, attend):
+        x = x + self.attention(normalised(x), turn, attend)
         return x + self.gated(normalised(x))
 
 
@@ -116,13 +120,13 @@ def prefill(setting, tokens):
     blocks = [setting.place(Block(setting, shape), working) for _ in range(count)]
     table = setting.normal(VOCABULARY, shape.hidden)
     prompt = torch.randint(0, VOCABULARY, (1, tokens), device=setting.device, generator=setting.generator)
-    positions = torch.arange(tokens, device=setting.device)
+    turn = turns(shape, torch.arange(tokens, device=setting.device), setting.half)
 
     def step(iteration):
         with torch.inference_mode():
             x = table[(prompt + iteration) % VOCABULARY]
             for block in blocks:
-                x = block(x, positions, causal)
+                x = block(x, turn, causal)
             return normalised(x[:, -1])
 
     weights = count * 2 * shape.parameters
@@ -147,8 +151,8 @@ def decode(setting, batch):
         nonlocal tokens
         # The cache is full: a new token takes the oldest one's place, so that every iteration is alike.
         place = iteration % context
-        positions = torch.full((1,), iteration, device=setting.device)
         with torch.inference_mode():
+            turn = turns(shape, torch.full((1,), iteration, device=setting.device), setting.half)
             x = table[tokens][:, None]
             for block, (keys, values) in zip(blocks, caches):
 
@@ -157,7 +161,7 @@ def decode(setting, batch):
                     values[:, :, place : place + 1] = v
                     return everything(q, keys, values)
 
-                x = block(x, positions, attend)
+                x = block(x, turn, attend)
             x = normalised(x[:, 0])
             tokens = linear(x, table).argmax(-1)
             return x
@@ -196,8 +200,9 @@ def kv_growth(setting):
             caches, x = {}, inputs.roll(iteration, 1)
             for part in range(steps):
                 positions = torch.arange(part * block, (part + 1) * block, device=setting.device)
+                turn = turns(shape, positions, setting.half)
                 for layer, model in enumerate(blocks):
-                    x = model(x, positions, grow(caches, layer))
+                    x = model(x, turn, grow(caches, layer))
                 x = normalised(x)
             return x[:, -1]
 
@@ -240,8 +245,8 @@ def moe(setting):
 
     def step(iteration):
         place = iteration % context
-        positions = torch.full((1,), iteration, device=setting.device)
         with torch.inference_mode():
+            turn = turns(shape, torch.full((1,), iteration, device=setting.device), setting.half)
             x = start * (1 + iteration % 7)
             for attention, routed, (keys, values) in layers:
 
@@ -250,7 +255,7 @@ def moe(setting):
                     values[:, :, place : place + 1] = v
                     return everything(q, keys, values)
 
-                x = x + attention(normalised(x), positions, attend)
+                x = x + attention(normalised(x), turn, attend)
                 noise = torch.rand(experts, device=setting.device, generator=setting.generator)
                 x = x + routed(normalised(x), noise)
             return normalised(x[:, 0])

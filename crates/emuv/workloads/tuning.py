@@ -4,21 +4,22 @@ import torch
 from torch.nn.functional import cross_entropy, linear
 
 from harness import GIB, MIB, Workload
-from llama import TINY, VOCABULARY, Block, Shape, causal, normalised, shape_for
+from llama import TINY, VOCABULARY, Block, Shape, causal, normalised, shape_for, turns
 
 
 class Model(torch.nn.Module):
     def __init__(self, setting, shape, blocks, dtype):
         super().__init__()
+        self.shape = shape
         table = setting.normal(VOCABULARY, shape.hidden, std=0.02, dtype=dtype)
         self.table = torch.nn.Parameter(table)
         self.blocks = torch.nn.ModuleList(blocks)
 
     def forward(self, tokens):
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.table[tokens]
+        turn = turns(self.shape, torch.arange(tokens.shape[1], device=tokens.device), torch.bfloat16)
         for block in self.blocks:
-            x = block(x, positions, causal)
+            x = block(x, turn, causal)
         return linear(normalised(x), self.table)
 
 
