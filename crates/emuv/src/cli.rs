@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Parser, Subcommand, error::ErrorKind};
 
-use crate::{demo, doctor, info, run};
+use crate::{bench, demo, doctor, info, run};
 
 /// An argument, a variable or a key of the configuration file is wrong; nothing was started.
 pub const BAD_ARGUMENT: u8 = 2;
@@ -20,7 +20,8 @@ Examples:
   emuv run --sim=vram=256M -- ./prog       the same on a simulated GPU
   emuv info                                what this machine has
   emuv doctor                              whether emuV works here, and what to do if not
-  emuv demo                                see it work";
+  emuv demo                                see it work
+  emuv bench --quick                       what it costs on this machine";
 
 /// GPU programs that need more memory than the card has: VRAM and pinned RAM as one pool.
 #[derive(Debug, Parser)]
@@ -43,6 +44,8 @@ pub enum Command {
     Doctor(doctor::Options),
     /// Show emuV at work, on this machine's GPU or on a simulated one.
     Demo(demo::Options),
+    /// Measure emuV on this machine: what it costs, beside other ways and beside what the link allows.
+    Bench(bench::Options),
     /// The program that the demo runs.
     #[command(hide = true)]
     DemoWorkload(demo::workload::Options),

@@ -1,5 +1,6 @@
 //! `emuv`: runs GPU programs that need more memory than the card has.
 
+mod bench;
 mod cli;
 mod demo;
 mod doctor;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         Command::Verify(options) => run::run(&options.into_run()),
         Command::Info(options) => info::run(&options),
         Command::Doctor(options) => doctor::run(&options).map_err(other),
+        Command::Bench(options) => bench::run(&options),
         Command::Demo(options) => demo::run(&options).map_err(other),
         Command::DemoWorkload(options) => demo::workload::run(&options).map_err(other),
     };
