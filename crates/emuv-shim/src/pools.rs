@@ -6,13 +6,7 @@
 //! that it means to share (with another process, or with a peer device) or that lie elsewhere stay the
 //! driver's: their memory can neither lie in RAM nor move. Those are only accounted.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-};
+use std::collections::{HashMap, HashSet};
 
 use emuv_cuda::types::*;
 use emuv_policy::{Block, Owner, PoolId, SMALL_BYTES, StreamId, StreamPools, Waste, block_bytes};
@@ -23,6 +17,10 @@ use crate::{
     device::Device,
     session::Session,
     streams::{Name, Streams},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 /// The owner of pools' blocks in the arena: they die with their pool, not with a context.

@@ -1,13 +1,6 @@
 //! The state of a process that runs under emuV, made on its first `cuInit`.
 
-use std::{
-    cell::Cell,
-    path::PathBuf,
-    sync::{
-        OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-};
+use std::{cell::Cell, path::PathBuf};
 
 use emuv_cuda::types::CUdevice;
 use emuv_policy::{Bytes, Owner, Policy};
@@ -28,6 +21,11 @@ use crate::{
     log,
     moves::verify::Verify,
     real::Real,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        thread_local,
+    },
 };
 
 /// Set in a forked child: its calls go to the driver, which refuses them.

@@ -5,13 +5,7 @@
 //! thread's own default stream, which only that thread can name: there every work is fenced; nor while a capture
 //! begins, because the fence would become part of the graph.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::{
-        Condvar, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
-};
+use std::collections::{HashMap, VecDeque};
 
 use emuv_cuda::{CUresult, types::CUstream};
 use emuv_policy::{Owner, StreamId};
@@ -22,6 +16,10 @@ use crate::{
     real::Real,
     session,
     streams::Name,
+    sync::{
+        Condvar, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 /// Works between two fences of a stream.

@@ -13,16 +13,9 @@ mod mover;
 mod record;
 mod search;
 mod spares;
-mod thread;
 pub(crate) mod verify;
 
-use std::{
-    sync::{
-        Condvar, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use emuv_cuda::{
     CUresult, CuResult,
@@ -36,6 +29,10 @@ use crate::{
     device::Device,
     session::{self, Session},
     streams::{self, Name},
+    sync::{
+        Condvar, Instant, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     touch::Touch,
 };
 

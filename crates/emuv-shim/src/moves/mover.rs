@@ -6,8 +6,7 @@
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{PoisonError, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use emuv_cuda::{CUresult, CuError, CuResult, Handle, types::CUdevice};
@@ -18,7 +17,6 @@ use super::{
     copies::{self, Copies, UnderWay},
     record::Recording,
     search::Search,
-    thread,
 };
 use crate::{
     arena::{Replaced, lock},
@@ -26,6 +24,8 @@ use crate::{
     device::Device,
     log,
     session::Session,
+    sync::{Instant, PoisonError, atomic::Ordering, sleep},
+    thread,
 };
 
 /// Between two looks at copies and fences while the program waits for them.
@@ -162,7 +162,7 @@ impl Mover {
     fn orders(&mut self, wait: Option<Duration>) -> bool {
         let moves = &self.device.moves;
         if let Some(wait) = wait.filter(|wait| *wait < SLEEP) {
-            std::thread::sleep(wait);
+            sleep(wait);
         }
         let mut state = lock(&moves.state);
         if wait == Some(SLEEP) && !state.woken {
@@ -202,7 +202,7 @@ impl Mover {
     fn come_to_rest(&mut self) {
         while self.into_vram.len() + self.into_ram.len() > 0 {
             if !self.finish_copies() {
-                std::thread::sleep(POLL);
+                sleep(POLL);
             }
         }
         // Nothing of this thread's may keep a context that is about to go current.
@@ -497,7 +497,7 @@ fn insist(may_pass: impl Fn(CuError) -> bool, map: impl Fn() -> CuResult) {
                 log::error(format_args!("memory could not be mapped again: {error}"));
                 return;
             }
-            Err(_) => std::thread::sleep(POLL_IDLE),
+            Err(_) => sleep(POLL_IDLE),
         }
     }
 }

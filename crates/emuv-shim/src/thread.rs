@@ -15,7 +15,7 @@ static AT_EXIT: Mutex<Vec<Box<dyn FnOnce() + Send>>> = Mutex::new(Vec::new());
 ///
 /// # Errors
 /// The system's own.
-pub(super) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
     let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: see the module's head. The new thread inherits the mask; this one gets its own back.
@@ -35,7 +35,7 @@ pub(super) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Res
 }
 
 /// Has `what` done when the process ends normally: before the driver, which was there first, takes itself down.
-pub(super) fn at_exit(what: impl FnOnce() + Send + 'static) {
+pub(crate) fn at_exit(what: impl FnOnce() + Send + 'static) {
     extern "C" fn run() {
         let all = std::mem::take(&mut *lock(&AT_EXIT));
         for what in all {
