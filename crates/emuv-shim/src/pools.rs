@@ -48,35 +48,41 @@ impl On {
 pub(crate) struct Pools {
     policy: Mutex<StreamPools>,
     streams: Streams,
-    ours: Mutex<HashSet<PoolId>>,
+    ours: Mutex<Ours>,
     /// Upper limits that the program set when it created a pool, in bytes.
     limits: Mutex<HashMap<PoolId, u64>>,
     /// The device's current pool by its handle; zero: to be asked for.
     current: AtomicU64,
-    /// The device's default pool is known (and in `ours`, unless the program shares it).
-    default_seen: AtomicBool,
     /// Some pool may hold more than its release threshold.
     surplus: AtomicBool,
     /// Blocks of no pool any more, not yet given back.
     late: Mutex<Vec<u64>>,
 }
 
+/// Which pools emuV serves.
+#[derive(Debug, Default)]
+struct Ours {
+    pools: HashSet<PoolId>,
+    /// The device's default pool is known (and among them, unless the program shares it).
+    default_seen: bool,
+}
+
 impl Pools {
     /// Whether emuV serves this pool.
     pub fn is_ours(&self, session: &Session, device: &Device, pool: PoolId) -> bool {
-        if lock(&self.ours).contains(&pool) {
-            return true;
-        }
-        if self.default_seen.load(Ordering::Relaxed) {
-            return false;
+        {
+            let ours = lock(&self.ours);
+            if ours.default_seen || ours.pools.contains(&pool) {
+                return ours.pools.contains(&pool);
+            }
         }
         // Looked up once: a device's default pool never changes.
         let default = calls::default_pool(session.real, device.ordinal).map(|pool| PoolId(pool as u64));
-        self.default_seen.store(true, Ordering::Relaxed);
-        if let Ok(default) = default {
-            lock(&self.ours).insert(default);
+        let mut ours = lock(&self.ours);
+        if !std::mem::replace(&mut ours.default_seen, true) {
+            ours.pools.extend(default);
         }
-        default == Ok(pool)
+        ours.pools.contains(&pool)
     }
 
     /// The pool that allocations take from unless they name one.
@@ -97,7 +103,7 @@ impl Pools {
 
     /// From now on emuV serves this pool; `limit_bytes` is the most it may hold.
     pub fn adopt(&self, pool: PoolId, limit_bytes: u64) {
-        lock(&self.ours).insert(pool);
+        lock(&self.ours).pools.insert(pool);
         lock(&self.limits).insert(pool, limit_bytes);
     }
 
@@ -106,7 +112,7 @@ impl Pools {
     pub fn share(&self, session: &Session, device: &Device, pool: PoolId) -> Vec<(u64, u64)> {
         // The default pool must not be looked up again after this.
         let _ = self.is_ours(session, device, pool);
-        lock(&self.ours).remove(&pool);
+        lock(&self.ours).pools.remove(&pool);
         let held = self.with(|pools| pools.held(pool));
         held.into_iter().flat_map(|address| device.arena.mapped_ranges(address)).collect()
     }
@@ -322,7 +328,7 @@ impl Pools {
     pub fn destroyed(&self, session: &Session, arena: &Arena, pool: PoolId) {
         self.with(|pools| pools.set_release_threshold(pool, 0));
         lock(&self.limits).remove(&pool);
-        lock(&self.ours).remove(&pool);
+        lock(&self.ours).pools.remove(&pool);
         self.current_changed();
         self.trim(session, arena, pool, 0);
         self.note_surplus();

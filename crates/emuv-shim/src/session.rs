@@ -185,14 +185,14 @@ impl Session {
         }
         let context = calls::current_context(self.real).ok()?;
         let (owner, generation) = (calls::owner(context), self.generation.load(Ordering::Acquire));
-        let (known, ordinal, then) = LAST.get();
+        let (known, ordinal, then) = LAST.with(Cell::get);
         if known == owner && then == generation {
             return Some((owner, self.device(ordinal)?));
         }
         let ordinal = calls::current_device(self.real).ok()?;
         let device = self.device(ordinal)?;
         device.meet(self, owner, context);
-        LAST.set((owner, ordinal, generation));
+        LAST.with(|last| last.set((owner, ordinal, generation)));
         Some((owner, device))
     }
 

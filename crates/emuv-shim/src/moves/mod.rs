@@ -158,6 +158,8 @@ pub(crate) fn around(
             };
             if !sampled {
                 device.arena.residency().unmeasured(touch.kind);
+                // Works of its kind may be held until it is known.
+                device.arena.settled.notify_all();
             }
         }
         if begun.measure || begun.search {

@@ -89,7 +89,6 @@ struct Mover {
 pub(super) fn start(session: &'static Session, ordinal: CUdevice) -> io::Result<()> {
     thread::spawn("emuv-mover", move || {
         let Some(device) = session.device(ordinal) else { return };
-        thread::at_exit(move || device.moves.stop());
         let mut mover = Mover {
             session,
             device,
@@ -108,7 +107,12 @@ pub(super) fn start(session: &'static Session, ordinal: CUdevice) -> io::Result<
         }
         mover.recording.write(&device.arena, true);
         mover.give_up();
-    })
+    })?;
+    // Not by the new thread: the process may end before that has run for the first time.
+    if let Some(device) = session.device(ordinal) {
+        thread::at_exit(|| device.moves.stop());
+    }
+    Ok(())
 }
 
 impl super::Moves {
@@ -458,6 +462,8 @@ impl Mover {
         let searches = arena.residency().collecting();
         let found = self.device.moves.searcher.findings((arena.base(), arena.bytes()));
         arena.residency().collected(&searches, &found.offsets, &found.storers);
+        // Works may be held until this is known.
+        arena.settled.notify_all();
     }
 
     /// Something went wrong. Want of memory passes; anything else ends all moving.
