@@ -478,6 +478,10 @@ impl Mover {
     /// Nothing moves any more, and nothing waits for a move.
     fn give_up(&mut self) {
         let arena = &self.device.arena;
+        if let Some(copies) = &self.copies {
+            // From here on what they copy from and into may be given back.
+            copies.wait(self.session.real);
+        }
         for job in self.into_vram.drain().chain(self.into_ram.drain()) {
             self.device.moves.spares.put(job.to, job.bytes, job.handle);
         }

@@ -166,8 +166,7 @@ functions! {
     fn cuMemRelease(handle: CUmemGenericAllocationHandle_v1) { call(|gpu| gpu.release(handle)); OK }
 
     fn cuMemMap(ptr: CUdeviceptr_v2, size: usize, offset: usize, handle: CUmemGenericAllocationHandle_v1, flags: c_ulonglong) {
-        call(|gpu| gpu.map(ptr, size as u64, handle));
-        OK
+        if call(|gpu| gpu.map(ptr, size as u64, handle)) { OK } else { CUresult::NOT_SUPPORTED }
     }
 
     fn cuMemSetAccess(ptr: CUdeviceptr_v2, size: usize, desc: *const CUmemAccessDesc_v1, count: usize) { call(|_| OK) }

@@ -96,6 +96,8 @@ pub struct Gpu {
     complaint: Option<String>,
     /// Who called last, and how many times in a row.
     caller: (usize, u32),
+    /// Exchanges of mappings until one is refused.
+    refuse_in: u32,
 }
 
 thread_local! {
@@ -132,6 +134,7 @@ impl Gpu {
             found: Vec::new(),
             complaint: None,
             caller: (usize::MAX, 0),
+            refuse_in: 0,
         }
     }
 
@@ -194,16 +197,31 @@ impl Gpu {
         }
     }
 
-    pub fn map(&mut self, address: u64, bytes: u64, handle: u64) {
+    /// The driver is to refuse, once, to map what is mapped elsewhere already (as only the mover does): the time after
+    /// so many.
+    pub fn refuse_exchange(&mut self, after: u32) {
+        self.refuse_in = after + 1;
+    }
+
+    /// False: refused.
+    pub fn map(&mut self, address: u64, bytes: u64, handle: u64) -> bool {
+        if self.refuse_in > 0 && self.memories.get(&handle).is_some_and(|memory| memory.mappings > 0) {
+            self.refuse_in -= 1;
+            if self.refuse_in == 0 {
+                return false;
+            }
+        }
         let overlaps = self.mapped.range(..address + bytes).next_back().is_some_and(|(at, (b, _))| at + b > address);
         match self.memories.get_mut(&handle) {
             Some(memory) if memory.bytes == bytes && !overlaps => memory.mappings += 1,
             was => {
                 let what = format!("{was:?} is mapped at {address:#x} ({bytes} bytes; overlapping: {overlaps})");
-                return self.complain(what);
+                self.complain(what);
+                return true;
             }
         }
         self.mapped.insert(address, (bytes, handle));
+        true
     }
 
     pub fn unmap(&mut self, address: u64, bytes: u64) {

@@ -96,9 +96,7 @@ fn launch(kernel: usize, stream: usize, mut arguments: Vec<u64>) {
     let (function, none) = (kernel as CUfunction, std::ptr::null_mut());
     let parameters = parameters.as_mut_ptr();
     // SAFETY: see the module's head.
-    done(unsafe {
-        entry::launch::cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, stream as CUstream, parameters, none)
-    });
+    done(unsafe { entry::launch::cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, stream as CUstream, parameters, none) });
 }
 
 /// A kernel that adds to a buffer.

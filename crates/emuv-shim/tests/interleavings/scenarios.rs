@@ -4,6 +4,7 @@ use emuv_state::env;
 use shuttle::thread::spawn;
 
 use crate::{
+    gpu,
     program::{self, Buffer, MIB},
     schedules::Scenario,
 };
@@ -23,12 +24,18 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "threads_share_vram_under_torture", settings: TORTURE, clock: false, body: share_vram },
     Scenario { name: "threads_share_vram_safely", settings: SAFE, clock: false, body: share_vram },
     Scenario { name: "two_threads_use_the_same_memory", settings: DYNAMIC, clock: false, body: same_memory },
-    Scenario { name: "two_threads_use_the_same_memory_under_torture", settings: TORTURE, clock: false, body: same_memory },
+    Scenario {
+        name: "two_threads_use_the_same_memory_under_torture",
+        settings: TORTURE,
+        clock: false,
+        body: same_memory,
+    },
     Scenario { name: "memory_comes_and_goes", settings: DYNAMIC, clock: false, body: come_and_go },
     Scenario { name: "memory_comes_and_goes_under_torture", settings: TORTURE, clock: true, body: come_and_go },
     Scenario { name: "blocks_of_pools_go_from_stream_to_stream", settings: DYNAMIC, clock: false, body: pools },
     Scenario { name: "pointers_are_followed_while_data_moves", settings: DYNAMIC, clock: false, body: pointers },
     Scenario { name: "pointers_are_followed_under_torture", settings: TORTURE, clock: false, body: pointers },
+    Scenario { name: "the_driver_refuses_a_mapping_while_data_moves", settings: TORTURE, clock: false, body: refused },
 ];
 
 fn each_in_a_thread(count: usize, body: impl Fn(usize) + Send + Clone + 'static) {
@@ -52,7 +59,7 @@ fn stream(index: usize) -> usize {
 fn share_vram() {
     each_in_a_thread(2, |index| {
         let stream = stream(index);
-        let buffers = [program::allocate(6 * MIB), program::allocate(4 * MIB), program::allocate(6 * MIB)];
+        let buffers = [6 * MIB, 4 * MIB, 6 * MIB].map(program::allocate);
         buffers.iter().for_each(|buffer| program::set(*buffer, 100, stream));
         for round in 0..3 {
             buffers.iter().for_each(|buffer| program::add(*buffer, 1 + round, stream));
@@ -153,4 +160,13 @@ fn pointers() {
         assert_eq!([data, other].map(program::get), [4, 4]);
         [table, data, other].into_iter().for_each(program::free);
     });
+}
+
+/// From some exchange on nothing moves any more, while copies are under way; all memory stays what it was, and what was
+/// kept to move into can be had.
+fn refused() {
+    gpu::with(|gpu| gpu.refuse_exchange(6));
+    share_vram();
+    let most = program::try_allocate(88 * MIB);
+    program::free(most.expect("nothing else is held"));
 }

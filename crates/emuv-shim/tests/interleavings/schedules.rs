@@ -10,6 +10,7 @@ use std::{
 };
 
 use emuv_policy::Tier;
+use emuv_state::env;
 use libtest_mimic::{Arguments, Failed, Trial};
 use shuttle::{
     Config, FailurePersistence, MaxSteps, Runner,
@@ -24,7 +25,7 @@ use crate::{gpu, program, session, sync, thread};
 const CARD_BYTES: u64 = 20 << 20;
 
 /// Schedules of each kind for each scenario.
-const SCHEDULES: u64 = 100;
+const SCHEDULES: u64 = 64;
 
 /// No schedule is longer; what goes on for ever is.
 const MOST_STEPS: usize = 200_000;
@@ -66,7 +67,9 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 fn try_all(scenario: &'static Scenario) -> Result<(), Failed> {
-    for (name, value) in [("EMUV_RAM_FLOOR", "0"), ("EMUV_QUIET", "1")].iter().chain(scenario.settings) {
+    let log = if std::env::var_os(env::LOG).is_none() { Some((env::LOG, "off")) } else { None };
+    let common = [(env::RAM_FLOOR, "0"), (env::QUIET, "1")];
+    for (name, value) in common.iter().chain(&log).chain(scenario.settings) {
         // SAFETY: see the module's head.
         unsafe { std::env::set_var(name, value) };
     }
@@ -85,8 +88,11 @@ fn try_all(scenario: &'static Scenario) -> Result<(), Failed> {
         unsafe { std::env::remove_var(name) };
     }
     let seen = std::mem::take(&mut *SEEN.lock().expect("not poisoned"));
-    eprintln!("{seen:?}");
-    tried
+    tried?;
+    if only.is_none() && [seen.promoted_bytes, seen.evicted_bytes, seen.held, seen.searches].contains(&0) {
+        return Err(format!("the schedules show nothing: {seen:?}").into());
+    }
+    Ok(())
 }
 
 fn try_one(scenario: &'static Scenario, seed: u64, scheduler: impl Scheduler + Send + 'static) -> Result<(), Failed> {
