@@ -7,6 +7,7 @@
 //! as the function of that name would. Pinned memory is leaked, so notes may be written into it at any time; it is used by
 //! one real thread.
 #![allow(unsafe_code, non_snake_case, unused_variables)]
+#![allow(clippy::cast_possible_truncation)] // 64-bit only.
 
 use core::ffi::*;
 use std::{cell::Cell, ptr::NonNull};

@@ -3,6 +3,7 @@
 //! # Safety
 //! Each block is a call of an entry with live locals, under the contract of the driver function of its name.
 #![allow(unsafe_code)]
+#![allow(clippy::cast_possible_truncation)] // 64-bit only.
 
 use core::ffi::c_void;
 
