@@ -486,9 +486,15 @@ impl Mover {
             self.device.moves.spares.put(job.to, job.bytes, job.handle);
         }
         arena.residency().stop();
-        let hidden = arena.residency().without_mapping();
-        for (offset, bytes) in hidden {
+        // By its steps: what is being mapped here is not given back meanwhile.
+        let none = MoveRoom { vram_bytes: 0, ram_bytes: 0, vram_coming_bytes: 0 };
+        loop {
+            let step = arena.residency().next_step(none);
+            let Step::Show { offset, bytes } = step else { break };
             insist(|error| error.is_out_of_memory(), || arena.show(offset, bytes));
+            // What cannot be mapped is nothing to wait for.
+            arena.residency().finish(offset, true);
+            arena.settled.notify_all();
         }
         arena.residency().everything_mapped();
         arena.settled.notify_all();
