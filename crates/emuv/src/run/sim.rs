@@ -109,7 +109,7 @@ mod tests {
             ("fail=cuMemAlloc", "fail: 'cuMemAlloc'"),
             ("fail=cuMemAlloc:0-", "fail: 'cuMemAlloc:0-'"),
             ("fail=cuMemAlloc:1:0", "fail: "),
-            ("fail= :1", "fail: ' :1'"),
+            ("fail=cuInit:1+ :1", "fail: ' :1'"),
             ("driver=120", "driver: 120"),
             ("driver=x", "driver: 'x'"),
             ("latency_us=1.5", "latency_us: '1.5'"),
