@@ -29,21 +29,24 @@ macro_rules! driver_table {
         #[allow(non_snake_case)]
         #[derive(Debug)]
         pub struct Driver {
-            library: libloading::os::unix::Library,
+            /// `None`: its functions were brought, not loaded.
+            library: Option<libloading::os::unix::Library>,
             $($name: Option<unsafe extern "C" fn($($ty),*) -> $ret>,)*
         }
 
         #[allow(non_snake_case)]
         impl Driver {
-            fn resolve(library: libloading::os::unix::Library) -> Self {
+            /// # Safety
+            /// `find` gives functions of the signatures that the headers give the names.
+            unsafe fn resolve(find: impl Fn(&'static CStr) -> Option<NonNull<c_void>>) -> Self {
                 $(
-                    let $name = symbol(&library, concat!(stringify!($name), "\0")).map(|address| {
-                        // SAFETY: the driver defines this symbol with this signature (see the module's
-                        // head), and function pointers and data pointers have the same size here.
+                    let $name = find(const { terminated(concat!(stringify!($name), "\0")) }).map(|address| {
+                        // SAFETY: the caller's word (see also the module's head); function pointers and data
+                        // pointers have the same size here.
                         unsafe { mem::transmute::<NonNull<c_void>, unsafe extern "C" fn($($ty),*) -> $ret>(address) }
                     });
                 )*
-                Self { library, $($name,)* }
+                Self { library: None, $($name,)* }
             }
         }
 
@@ -69,9 +72,16 @@ macro_rules! driver_table {
 
 cuda_functions!(driver_table);
 
-fn symbol(library: &libloading::os::unix::Library, name: &str) -> Option<NonNull<c_void>> {
+const fn terminated(name: &str) -> &CStr {
+    match CStr::from_bytes_with_nul(name.as_bytes()) {
+        Ok(name) => name,
+        Err(_) => c"",
+    }
+}
+
+fn symbol(library: &libloading::os::unix::Library, name: &CStr) -> Option<NonNull<c_void>> {
     // SAFETY: only the address is taken; what it is used as is the caller's proof.
-    let symbol = unsafe { library.get::<*mut c_void>(name.as_bytes()) }.ok()?;
+    let symbol = unsafe { library.get::<*mut c_void>(name.to_bytes_with_nul()) }.ok()?;
     NonNull::new(symbol.into_raw().cast())
 }
 
@@ -82,14 +92,26 @@ impl Driver {
     /// # Errors
     /// [`LocateError::Load`] with the dynamic loader's own words.
     pub fn open(path: &Path) -> Result<Self, LocateError> {
-        Ok(Self::resolve(crate::locate::open(path)?))
+        let library = crate::locate::open(path)?;
+        let find = |name: &CStr| symbol(&library, name);
+        // SAFETY: the driver defines each symbol with its published signature (see the module's head).
+        let mut driver = unsafe { Self::resolve(find) };
+        driver.library = Some(library);
+        Ok(driver)
+    }
+
+    /// A driver of functions that the caller brings: for tests that play the GPU themselves.
+    ///
+    /// # Safety
+    /// `find` gives for a name a function of the type of that name in [`signatures`], or none.
+    pub unsafe fn from_functions(find: impl Fn(&'static CStr) -> Option<NonNull<c_void>>) -> Self {
+        // SAFETY: the caller's word.
+        unsafe { Self::resolve(find) }
     }
 
     /// The address of an exported symbol, `None` where the driver has no such symbol.
     pub fn address(&self, name: &CStr) -> Option<NonNull<c_void>> {
-        // SAFETY: only the address is taken, not used.
-        let symbol = unsafe { self.library.get::<*mut c_void>(name.to_bytes_with_nul()) }.ok()?;
-        NonNull::new(symbol.into_raw().cast())
+        symbol(self.library.as_ref()?, name)
     }
 
     /// The interface version of the driver, e.g. 13000 for CUDA 13.0.

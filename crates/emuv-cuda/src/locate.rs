@@ -82,7 +82,8 @@ impl Locator {
             .ok_or(LocateError::Missing(which))
     }
 
-    fn candidates(&self, which: Which) -> Vec<PathBuf> {
+    /// Where to look, in order.
+    pub fn candidates(&self, which: Which) -> Vec<PathBuf> {
         let name = which.file_name();
         let path = self.library_path.as_deref().unwrap_or_default();
         let from_path =

@@ -4,12 +4,20 @@
 //! A trace is the eight bytes [`MAGIC`], then events. Each event is a tag byte and numbers, the first of which is the
 //! time since the last event in microseconds. Numbers are LEB128 (seven bits a byte, low ones first); offsets and sizes
 //! are in [`GRANULE`]s where they are whole ones by nature (chunks), in bytes elsewhere; a list is its length and its
-//! members, each as the difference to the one before (zigzag). A reader stops at the first byte that it does not know.
+//! members, each as the difference to the one before (zigzag). A reader stops at the first thing that it does not know or
+//! that no machine does: chunks have at least one granule and at most [`MOST_CHUNK_BYTES`], and chunks and allocations lie
+//! below [`MOST_OFFSET`].
 
 use crate::{GRANULE, StreamId, Tier};
 
 /// How a trace begins; the last character is the format's version.
 pub const MAGIC: [u8; 8] = *b"emuvtrc1";
+
+/// No chunk is larger.
+pub const MOST_CHUNK_BYTES: u64 = crate::CHUNK_CLASSES[0];
+
+/// No arena is larger, in bytes.
+pub const MOST_OFFSET: u64 = 1 << 40;
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,10 +190,19 @@ fn event(rest: &mut &[u8]) -> Option<(u64, Event)> {
     let event = match tag {
         1 => {
             let (offset, bytes, bits) = (granules(next()?)?, granules(next()?)?, next()?);
+            if bytes == 0 || bytes > MOST_CHUNK_BYTES || !lies_within(offset, bytes) {
+                return None;
+            }
             Event::Chunk { offset, bytes, tier: tier(bits), fixed: bits >> 1 & 1 == 1 }
         }
         2 => Event::Removed { offset: granules(next()?)? },
-        3 => Event::Extent { offset: next()?, bytes: next()? },
+        3 => {
+            let (offset, bytes) = (next()?, next()?);
+            if !lies_within(offset, bytes) {
+                return None;
+            }
+            Event::Extent { offset, bytes }
+        }
         4 => Event::Freed { offset: next()? },
         5 => {
             let (stream, number, kind) = (StreamId(next()?), next()?, next()?);
@@ -210,6 +227,10 @@ fn event(rest: &mut &[u8]) -> Option<(u64, Event)> {
         _ => return None,
     };
     Some((since, event))
+}
+
+fn lies_within(offset: u64, bytes: u64) -> bool {
+    offset.checked_add(bytes).is_some_and(|end| end <= MOST_OFFSET)
 }
 
 fn list(rest: &mut &[u8]) -> Option<Vec<u64>> {
@@ -264,7 +285,7 @@ mod tests {
         vec![
             Event::Chunk { offset: 4 * GRANULE, bytes: 16 * GRANULE, tier: Tier::Ram, fixed: false },
             Event::Chunk { offset: 0, bytes: GRANULE, tier: Tier::Vram, fixed: true },
-            Event::Extent { offset: 1 << 40, bytes: 12_345 },
+            Event::Extent { offset: 1 << 39, bytes: 12_345 },
             Event::Begun { stream: StreamId(7), number: 1, kind: u64::MAX, flags, chunks: chunks.clone() },
             Event::Held { hold: 9, for_data: true, chunks },
             Event::Unheld { hold: 9 },
@@ -275,7 +296,7 @@ mod tests {
             Event::Link { bytes_per_milli: 54_000_000 },
             Event::SearchAll { over: true },
             Event::Escaped { offset: 4 * GRANULE },
-            Event::Freed { offset: 1 << 40 },
+            Event::Freed { offset: 1 << 39 },
             Event::Removed { offset: 4 * GRANULE },
         ]
     }
@@ -305,6 +326,25 @@ mod tests {
             assert!(events < examples().len());
         }
         assert!(read(&whole[..4]).is_none());
+    }
+
+    #[test]
+    fn what_no_machine_does_ends_a_trace() {
+        let chunk = |offset, bytes| Event::Chunk { offset, bytes, tier: Tier::Ram, fixed: false };
+        let extent = |offset, bytes| Event::Extent { offset, bytes };
+        let past = MOST_OFFSET - GRANULE;
+        for event in [
+            chunk(0, 0),
+            chunk(0, MOST_CHUNK_BYTES + GRANULE),
+            chunk(past, 2 * GRANULE),
+            extent(past, 2 * GRANULE),
+            extent(7, u64::MAX),
+        ] {
+            let mut recorder = Recorder::new();
+            recorder.record(&event);
+            recorder.record(&Event::SearchAll { over: true });
+            assert_eq!(read(&recorder.take()).unwrap().count(), 0, "{event:?}");
+        }
     }
 
     #[test]

@@ -1,12 +1,9 @@
 //! Memory that a program takes by ways that emuV does not place (yet): it is charged against the VRAM
 //! budget, so that the budget holds whichever way a program allocates.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Mutex,
-};
+use std::collections::{BTreeMap, HashMap};
 
-use crate::{arena::lock, device::Device};
+use crate::{arena::lock, device::Device, sync::Mutex};
 
 /// The kinds, each with handles of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

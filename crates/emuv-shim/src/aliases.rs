@@ -1,11 +1,11 @@
 //! Second mappings of handles: while a chunk's bytes are copied into a handle, its own address still shows the
 //! old one, so the new one is reached through an address here. A handle keeps its alias for life.
 
-use std::{collections::HashMap, sync::Mutex};
+use std::collections::HashMap;
 
 use emuv_cuda::{CuError, CuResult, Gpu, Handle};
 
-use crate::arena::lock;
+use crate::{arena::lock, sync::Mutex};
 
 /// Address space for aliases: more than any machine has memory for.
 const WINDOW_BYTES: u64 = 1 << 40;

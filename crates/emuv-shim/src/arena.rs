@@ -2,11 +2,7 @@
 //!
 //! The mutexes here guard plain data and are never held across a call of [`Gpu`].
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::Instant,
-};
+use std::collections::{HashMap, HashSet};
 
 use emuv_cuda::{CuError, CuResult, Gpu, Handle, types::CUmemAllocationProp};
 use emuv_policy::{
@@ -14,7 +10,11 @@ use emuv_policy::{
     SMALL_BYTES, Tier,
 };
 
-use crate::{aliases::Aliases, ipc::Exports};
+use crate::{
+    aliases::Aliases,
+    ipc::Exports,
+    sync::{Condvar, Instant, Mutex, MutexGuard, PoisonError},
+};
 
 /// Why an allocation was not made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

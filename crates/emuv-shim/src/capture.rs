@@ -1,15 +1,15 @@
 //! Streams that are being captured into graphs. While one is, the context may not be synchronised (that
 //! would break the capture, measured), so frees wait.
 
-use std::{
-    collections::HashSet,
+use std::collections::HashSet;
+
+use crate::{
+    arena::lock,
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
     },
 };
-
-use crate::arena::lock;
 
 /// The streams in capture, by handle.
 #[derive(Debug, Default)]

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Mutex, atomic::Ordering::Relaxed},
+    sync::atomic::Ordering::Relaxed,
 };
 
 use emuv_cuda::{CUresult, CuError, CuResult, DriverGpu, types::*};
@@ -16,6 +16,7 @@ use crate::{
     moves::Moves,
     pools::{On, POOL_OWNER, Pools},
     session::Session,
+    sync::Mutex,
 };
 
 /// Address space per device: more than any card plus host has.

@@ -8,18 +8,21 @@
 #![allow(unsafe_code)]
 
 use core::ffi::c_void;
-use std::{
-    cell::RefCell,
-    collections::HashMap,
-    sync::{
-        Arc, RwLock,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
-    },
-};
+use std::{cell::RefCell, collections::HashMap, sync::Arc};
 
 use emuv_cuda::{CUresult, types::*};
 
-use crate::{calls, log, real::Real, session::Session, touch::Touch};
+use crate::{
+    calls, log,
+    real::Real,
+    session::Session,
+    sync::{
+        PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        thread_local,
+    },
+    touch::Touch,
+};
 
 /// Functions that a thread finds without a lock.
 const NEAR: usize = 64;
@@ -88,7 +91,7 @@ impl Functions {
     /// Functions have gone with their module, library or context.
     pub fn forget(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
-        self.known.write().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+        self.known.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     fn layout(&self, real: &Real, function: CUfunction) -> Arc<Layout> {
@@ -109,12 +112,12 @@ impl Functions {
     }
 
     fn find(&self, key: usize, parameters: impl FnOnce() -> Parameters) -> Arc<Layout> {
-        if let Some(layout) = self.known.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(&key) {
+        if let Some(layout) = self.known.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Arc::clone(layout);
         }
         let layout =
             Arc::new(Layout { parameters: parameters(), launches: AtomicU32::new(0), is_open: AtomicBool::new(false) });
-        let mut known = self.known.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(known.entry(key).or_insert(layout))
     }
 

@@ -2,11 +2,9 @@
 //! pointers may be kept there. One that the program never asks for is known to its kernels only; a pointer that a
 //! kernel leaves there is not seen (`emuv verify` would find it).
 
-use std::sync::Mutex;
-
 use emuv_policy::Owner;
 
-use crate::arena::lock;
+use crate::{arena::lock, sync::Mutex};
 
 /// A global.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,10 +10,7 @@
 use core::ffi::{c_uint, c_void};
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
+    sync::Arc,
 };
 
 use emuv_cuda::{CuResult, types::*};
@@ -22,6 +19,10 @@ use crate::{
     entry::{memset, transfer},
     functions::Sum,
     session::Session,
+    sync::{
+        PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
     touch::Touch,
 };
 

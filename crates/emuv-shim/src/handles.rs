@@ -4,15 +4,12 @@
 //!
 //! A handle lives while it is held (created or retained, not yet released) or mapped, as the driver's do.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Mutex,
-};
+use std::collections::{BTreeMap, HashMap};
 
 use emuv_cuda::types::{CUdevice, CUmemAllocationHandleType};
 use emuv_policy::Tier;
 
-use crate::arena::lock;
+use crate::{arena::lock, sync::Mutex};
 
 /// Names of ours start here. The driver's own are small numbers or addresses of the user half.
 const FIRST_NAME: u64 = 0xE500_0000_0000_0001;

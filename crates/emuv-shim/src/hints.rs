@@ -18,7 +18,7 @@ pub(crate) fn say() {
 }
 
 /// The framework and the setting of each hint whose framework is loaded.
-fn chosen<'h>(hints: &'h str, loaded: &str) -> Vec<(&'h str, &'h str)> {
+pub(crate) fn chosen<'h>(hints: &'h str, loaded: &str) -> Vec<(&'h str, &'h str)> {
     let hints = hints.split(';').filter_map(|hint| hint.split_once('='));
     let is_loaded = |framework: &str| MARKS.iter().any(|(name, mark)| *name == framework && loaded.contains(mark));
     hints.filter(|(framework, _)| is_loaded(framework)).collect()

@@ -10,12 +10,11 @@
 //! which waits for readers, before the driver is asked to free it.
 #![allow(unsafe_code)]
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+use std::collections::BTreeMap;
+
+use crate::sync::{
+    PoisonError, RwLock,
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 /// See the module's head. One per process.

@@ -1,12 +1,12 @@
 //! What the driver takes of VRAM for a program's code (images of modules and libraries) and for its contexts' limits
 //! (stacks, heap, print buffers). Nobody says how much: what is free is compared before and after.
 
-use std::{collections::HashMap, sync::Mutex};
+use std::collections::HashMap;
 
 use emuv_cuda::types::CUlimit;
 use emuv_policy::Owner;
 
-use crate::{account::Kind, arena::lock, device::Device, session::Session};
+use crate::{account::Kind, arena::lock, device::Device, session::Session, sync::Mutex};
 
 /// More than any image or limit takes: something else took the memory meanwhile.
 const ABSURD_BYTES: i64 = 4 << 30;

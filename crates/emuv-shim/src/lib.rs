@@ -37,6 +37,8 @@ mod real;
 mod resolve;
 mod session;
 mod streams;
+mod sync;
+mod thread;
 mod touch;
 mod view;
 

@@ -6,13 +6,7 @@
 //! that it means to share (with another process, or with a peer device) or that lie elsewhere stay the
 //! driver's: their memory can neither lie in RAM nor move. Those are only accounted.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-};
+use std::collections::{HashMap, HashSet};
 
 use emuv_cuda::types::*;
 use emuv_policy::{Block, Owner, PoolId, SMALL_BYTES, StreamId, StreamPools, Waste, block_bytes};
@@ -23,6 +17,10 @@ use crate::{
     device::Device,
     session::Session,
     streams::{Name, Streams},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 /// The owner of pools' blocks in the arena: they die with their pool, not with a context.
@@ -50,19 +48,25 @@ impl On {
 pub(crate) struct Pools {
     policy: Mutex<StreamPools>,
     streams: Streams,
-    ours: Mutex<HashSet<PoolId>>,
+    ours: Mutex<Ours>,
     /// One of those, by its handle; zero: none is known. Changed only while `ours` is locked.
     served: AtomicU64,
     /// Upper limits that the program set when it created a pool, in bytes.
     limits: Mutex<HashMap<PoolId, u64>>,
     /// The device's current pool by its handle; zero: to be asked for.
     current: AtomicU64,
-    /// The device's default pool is known (and in `ours`, unless the program shares it).
-    default_seen: AtomicBool,
     /// Some pool may hold more than its release threshold.
     surplus: AtomicBool,
     /// Blocks of no pool any more, not yet given back.
     late: Mutex<Vec<u64>>,
+}
+
+/// Which pools emuV serves.
+#[derive(Debug, Default)]
+struct Ours {
+    pools: HashSet<PoolId>,
+    /// The device's default pool is known (and among them, unless the program shares it).
+    default_seen: bool,
 }
 
 impl Pools {
@@ -73,21 +77,21 @@ impl Pools {
         }
         {
             let ours = lock(&self.ours);
-            if ours.contains(&pool) {
-                self.served.store(pool.0, Ordering::Release);
-                return true;
+            if ours.default_seen || ours.pools.contains(&pool) {
+                let served = ours.pools.contains(&pool);
+                if served {
+                    self.served.store(pool.0, Ordering::Release);
+                }
+                return served;
             }
-        }
-        if self.default_seen.load(Ordering::Relaxed) {
-            return false;
         }
         // Looked up once: a device's default pool never changes.
         let default = calls::default_pool(session.real, device.ordinal).map(|pool| PoolId(pool as u64));
-        self.default_seen.store(true, Ordering::Relaxed);
-        if let Ok(default) = default {
-            lock(&self.ours).insert(default);
+        let mut ours = lock(&self.ours);
+        if !std::mem::replace(&mut ours.default_seen, true) {
+            ours.pools.extend(default);
         }
-        default == Ok(pool)
+        ours.pools.contains(&pool)
     }
 
     /// The pool that allocations take from unless they name one.
@@ -108,7 +112,7 @@ impl Pools {
 
     /// From now on emuV serves this pool; `limit_bytes` is the most it may hold.
     pub fn adopt(&self, pool: PoolId, limit_bytes: u64) {
-        lock(&self.ours).insert(pool);
+        lock(&self.ours).pools.insert(pool);
         lock(&self.limits).insert(pool, limit_bytes);
     }
 
@@ -124,7 +128,7 @@ impl Pools {
 
     fn serve_no_more(&self, pool: PoolId) {
         let mut ours = lock(&self.ours);
-        ours.remove(&pool);
+        ours.pools.remove(&pool);
         self.served.store(0, Ordering::Release);
     }
 

@@ -1,13 +1,6 @@
 //! The state of a process that runs under emuV, made on its first `cuInit`.
 
-use std::{
-    cell::Cell,
-    path::PathBuf,
-    sync::{
-        OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-};
+use std::{cell::Cell, path::PathBuf};
 
 use emuv_cuda::types::CUdevice;
 use emuv_policy::{Bytes, Owner, Policy};
@@ -29,6 +22,11 @@ use crate::{
     log,
     moves::verify::Verify,
     real::Real,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        thread_local,
+    },
 };
 
 /// Set in a forked child: its calls go to the driver, which refuses them.
@@ -192,14 +190,14 @@ impl Session {
         }
         let context = calls::current_context(self.real).ok()?;
         let (owner, generation) = (calls::owner(context), self.generation.load(Ordering::Acquire));
-        let (known, ordinal, then) = LAST.get();
+        let (known, ordinal, then) = LAST.with(Cell::get);
         if known == owner && then == generation {
             return Some((owner, self.device(ordinal)?));
         }
         let ordinal = calls::current_device(self.real).ok()?;
         let device = self.device(ordinal)?;
         device.meet(self, owner, context);
-        LAST.set((owner, ordinal, generation));
+        LAST.with(|last| last.set((owner, ordinal, generation)));
         Some((owner, device))
     }
 

@@ -5,15 +5,19 @@
 //! handle is used only until the program destroys it ([`Streams::gone`]).
 #![allow(unsafe_code)]
 
-use std::sync::{
-    Mutex,
-    atomic::{AtomicU64, Ordering},
-};
-
 use emuv_cuda::{CUresult, CuResult, types::*};
 use emuv_policy::{Owner, StreamId, hash::FastMap};
 
-use crate::{arena::lock, calls, real::Real};
+use crate::{
+    arena::lock,
+    calls,
+    real::Real,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+        thread_local,
+    },
+};
 
 /// `CU_STREAM_LEGACY` and `CU_STREAM_PER_THREAD` as handles.
 const LEGACY: usize = 1;

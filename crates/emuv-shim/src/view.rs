@@ -46,14 +46,15 @@ pub(crate) fn seen(card: Card, uuid: &str) -> Option<Seen> {
     Some(combine(card, limits, uuid, &processes))
 }
 
-fn combine(card: Card, limits: &Limits, uuid: &str, processes: &[ProcessRecord]) -> Seen {
-    let mut vram_used = 0;
-    let mut ram_used = 0;
+pub(crate) fn combine(card: Card, limits: &Limits, uuid: &str, processes: &[ProcessRecord]) -> Seen {
+    // The figures are other processes': they may be anything.
+    let mut vram_used = 0_u64;
+    let mut ram_used = 0_u64;
     for process in processes.iter().filter(|process| process.alive) {
-        ram_used += process.ram.used_bytes;
+        ram_used = ram_used.saturating_add(process.ram.used_bytes);
         for device in &process.devices {
             if uuid_text(&device.uuid).is_some_and(|text| text == uuid) {
-                vram_used += device.vram.used_bytes;
+                vram_used = vram_used.saturating_add(device.vram.used_bytes);
             }
         }
     }
@@ -66,6 +67,7 @@ fn combine(card: Card, limits: &Limits, uuid: &str, processes: &[ProcessRecord])
 #[cfg(test)]
 mod tests {
     use emuv_policy::Bytes;
+    use emuv_state::TierRecord;
 
     use super::*;
 
@@ -84,5 +86,22 @@ mod tests {
     fn a_cap_stands_for_a_smaller_card() {
         assert_eq!(combine(CARD, &limits(Some(300)), "GPU-1", &[]), Seen { total: 800, free: 800 });
         assert_eq!(combine(CARD, &limits(Some(5000)), "GPU-1", &[]), Seen { total: 1500, free: 1400 });
+    }
+
+    #[test]
+    fn figures_that_cannot_be_leave_nothing_free() {
+        let used = |used_bytes| TierRecord { budget_bytes: 0, used_bytes, peak_bytes: 0 };
+        let process = |used_bytes| ProcessRecord {
+            pid: 7,
+            start_ticks: 0,
+            generation: 0,
+            command: String::new(),
+            alive: true,
+            ram: used(used_bytes),
+            internal_errors: 0,
+            devices: Vec::new(),
+        };
+        let all = [process(u64::MAX), process(1)];
+        assert_eq!(combine(CARD, &limits(None), "GPU-1", &all), Seen { total: 1500, free: 900 });
     }
 }

@@ -20,6 +20,16 @@ pub mod sharing;
 mod state_dir;
 mod verdict;
 
+/// Parsers of foreign bytes that nothing outside this crate calls but the fuzz targets (`fuzz/`).
+#[doc(hidden)]
+pub mod parsers {
+    pub use crate::{
+        ledger::{new_ledger, parse as ledger},
+        process::parse_stat as process_stat,
+        run_dir::pid_of as run_dir_pid,
+    };
+}
+
 pub use host::HostMemory;
 pub use ledger::{
     DeviceCounters, DeviceRecord, Ledger, LedgerError, Ledgers, MAX_DEVICES, ProcessCounters, ProcessRecord,

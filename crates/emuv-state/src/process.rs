@@ -35,7 +35,7 @@ fn state_and_start(pid: u32) -> Option<(char, u64)> {
 }
 
 /// State and start time out of `/proc/<pid>/stat`. The name in parentheses may hold anything, even ")".
-fn parse_stat(text: &str) -> Option<(char, u64)> {
+pub fn parse_stat(text: &str) -> Option<(char, u64)> {
     let (_, rest) = text.rsplit_once(')')?;
     let mut fields = rest.split_whitespace();
     let state = fields.next()?.chars().next()?;

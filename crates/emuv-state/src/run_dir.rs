@@ -112,7 +112,7 @@ fn sweep(state_dir: &Path) {
 }
 
 /// The process number out of `<pid>-<n>`.
-fn pid_of(name: &str) -> Option<u32> {
+pub fn pid_of(name: &str) -> Option<u32> {
     let (pid, n) = name.split_once('-')?;
     n.parse::<u32>().ok()?;
     pid.parse().ok()

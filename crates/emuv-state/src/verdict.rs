@@ -45,7 +45,7 @@ impl Verdict {
             copies: number()?,
             open: number()?,
             unchecked: number()?,
-            offender: lines.next().filter(|line| !line.is_empty()).map(str::to_owned),
+            offender: lines.next().map(str::trim_end).filter(|line| !line.is_empty()).map(str::to_owned),
         };
         Some(verdict)
     }
@@ -71,6 +71,11 @@ mod tests {
         verdict.offender = Some("kernel x (launch 3)".to_owned());
         assert_eq!(Verdict::read(&verdict.text()), Some(verdict.clone()));
         assert!(verdict.text().len() > before);
+    }
+
+    #[test]
+    fn an_offender_of_blanks_is_none() {
+        assert_eq!(Verdict::read("1 2 3 4\n \r\r\n").unwrap().offender, None);
     }
 
     #[test]

@@ -424,9 +424,8 @@ impl Residency {
     /// Changes a chunk, and the counts of those without a mapping with it.
     fn change(&mut self, index: u32, change: impl FnOnce(&mut ChunkState)) {
         let Some(chunk) = self.chunks.get_mut(index as usize).and_then(Option::as_mut) else { return };
-        let counts = |chunk: &ChunkState| {
-            (usize::from(!chunk.mapped), usize::from(!chunk.mapped && chunk.extent != NONE))
-        };
+        let counts =
+            |chunk: &ChunkState| (usize::from(!chunk.mapped), usize::from(!chunk.mapped && chunk.extent != NONE));
         let before = counts(chunk);
         change(chunk);
         let after = counts(chunk);

@@ -255,7 +255,8 @@ impl Residency {
         let waits =
             |index: u32| self.held.iter().any(|h| !(promoted && h.promote && !h.hopeless) && h.chunks.contains(&index));
         let (index, offset, bytes) = self.live().find_map(|(index, chunk)| {
-            let wanted = (all && chunk.extent != NONE) || chunk.escaped || chunk.fixed || (chunk.claims > 0 && waits(index));
+            let wanted =
+                (all && chunk.extent != NONE) || chunk.escaped || chunk.fixed || (chunk.claims > 0 && waits(index));
             (!chunk.mapped && !chunk.going && chunk.moving.is_none() && wanted).then_some((
                 index,
                 chunk.offset,

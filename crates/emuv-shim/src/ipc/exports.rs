@@ -1,19 +1,19 @@
 //! What a device's arena has exported. An allocation is on the list from its export until its memory is given back;
 //! that waits while the server is making descriptors of it.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Condvar, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::collections::HashMap;
 
 use emuv_cuda::{CUresult, CuError, CuResult, Handle};
 use emuv_policy::{AllocationId, Chunk};
 use emuv_state::sharing::Key;
 
-use crate::arena::{Arena, lock};
+use crate::{
+    arena::{Arena, lock},
+    sync::{
+        Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 /// See the module's head. One per arena.
 #[derive(Debug, Default)]

@@ -1,20 +1,24 @@
 //! What this process has opened of other processes' memory. Each opening has an address range of its own, in which the
 //! exporter's chunks are mapped side by side; it belongs to a context and goes with it.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-};
+use std::collections::BTreeMap;
 
 use emuv_cuda::{CUresult, CuError, CuResult, Gpu, Handle, types::CUdevice};
 use emuv_policy::{GRANULE, Owner};
 use emuv_state::sharing::{Key, Source, SourceError, Token};
 
 use super::error;
-use crate::{arena::lock, calls, device::Device, log, session::Session};
+use crate::{
+    arena::lock,
+    calls,
+    device::Device,
+    log,
+    session::Session,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
 
 /// Larger allocations than any machine has memory for are not believed.
 const MOST_BYTES: u64 = 1 << 40;

@@ -22,8 +22,6 @@ mod exports;
 mod imports;
 mod server;
 
-use std::sync::OnceLock;
-
 use emuv_cuda::{CUresult, CuError, CuResult, types::CUdevice};
 use emuv_policy::Owner;
 use emuv_state::sharing::{TOKEN_BYTES, Token};
@@ -34,7 +32,7 @@ use imports::Imports;
 use server::Server;
 pub(crate) use server::forked;
 
-use crate::{calls, device::Device, log, moves, pools::POOL_OWNER, session::Session};
+use crate::{calls, device::Device, log, moves, pools::POOL_OWNER, session::Session, sync::OnceLock};
 
 /// See the module's head. One per process.
 #[derive(Debug, Default)]

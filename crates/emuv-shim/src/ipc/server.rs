@@ -8,10 +8,7 @@ use std::{
     io,
     os::fd::AsRawFd,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc, Condvar, Mutex, PoisonError,
-        atomic::{AtomicI32, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,8 +18,12 @@ use emuv_state::sharing::{Client, Listener, PIECES_AT_ONCE, Piece};
 use crate::{
     arena::{Arena, lock},
     log,
-    moves::thread,
     session::Session,
+    sync::{
+        Condvar, Mutex, PoisonError,
+        atomic::{AtomicI32, Ordering},
+    },
+    thread,
 };
 
 /// The process ends after so long at the latest, whatever the server is doing.
@@ -115,8 +116,13 @@ fn end((state, over): &(Mutex<State>, Condvar)) {
 fn stop((state, over): &(Mutex<State>, Condvar)) {
     let mut state = lock(state);
     state.stop = true;
-    let waited = over.wait_timeout_while(state, AT_MOST, |state| state.serving);
-    drop(waited.unwrap_or_else(PoisonError::into_inner));
+    while state.serving {
+        let waited = over.wait_timeout(state, AT_MOST).unwrap_or_else(PoisonError::into_inner);
+        if waited.1.timed_out() {
+            return;
+        }
+        state = waited.0;
+    }
 }
 
 fn serve(session: &Session, client: &Client) {

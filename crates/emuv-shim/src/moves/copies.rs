@@ -85,6 +85,13 @@ impl Copies {
         Ok(best)
     }
 
+    /// Waits for all copies. When that fails the context is at its end, and so are they.
+    pub fn wait(&self, real: &Real) {
+        for stream in [self.into_vram, self.into_ram] {
+            let _ = calls::synchronize_stream(real, stream);
+        }
+    }
+
     /// The event of a copy is not needed any more.
     pub fn done(&mut self, event: usize) {
         self.events.push(event);

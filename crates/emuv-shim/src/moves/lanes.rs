@@ -1,19 +1,11 @@
 //! The program's streams as the mover knows them, and the fences that tell how far they are.
 //!
 //! Fences are events. A thread of the program records one behind every sixteenth work of a stream, less often where works
-//! come fast; what is left over (the last works before a pause) the mover fences itself when it needs to know. It may not do that on a
-//! thread's own default stream, which only that thread can name: there every work is fenced; nor while a capture
-//! begins, because the fence would become part of the graph.
+//! come fast; what is left over (the last works before a pause) the mover fences itself when it needs to know. It may not
+//! do that on a thread's own default stream, which only that thread can name: there every work is fenced; nor while a
+//! capture begins, because the fence would become part of the graph.
 
-use std::{
-    cell::Cell,
-    collections::VecDeque,
-    sync::{
-        Condvar, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering},
-    },
-    time::Instant,
-};
+use std::{cell::Cell, collections::VecDeque};
 
 use emuv_cuda::{CUresult, types::CUstream};
 use emuv_policy::{Owner, StreamId, hash::FastMap};
@@ -24,6 +16,11 @@ use crate::{
     real::Real,
     session,
     streams::Name,
+    sync::{
+        Condvar, Instant, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+        thread_local,
+    },
 };
 
 /// Works between two fences of a stream, at least and at most, and the time between two that makes the difference, in
@@ -112,12 +109,12 @@ impl Lanes {
         type Near = (usize, u64, Name, Lane);
         thread_local!(static LAST: Cell<Option<Near>> = const { Cell::new(None) });
         let (this, generation) = (std::ptr::from_ref(self) as usize, self.generation.load(Ordering::Acquire));
-        let near = LAST.get().filter(|near| (near.0, near.1, near.2) == (this, generation, name));
+        let near = LAST.with(Cell::get).filter(|near| (near.0, near.1, near.2) == (this, generation, name));
         if let Some((.., lane)) = near {
             return lane;
         }
         let lane = self.look_up(name, context);
-        LAST.set(Some((this, generation, name, lane)));
+        LAST.with(|last| last.set(Some((this, generation, name, lane))));
         lane
     }
 

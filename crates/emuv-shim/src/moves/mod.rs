@@ -14,22 +14,16 @@ mod pins;
 mod record;
 mod search;
 mod spares;
-pub(crate) mod thread;
 pub(crate) mod verify;
 
-use std::{
-    sync::{
-        Condvar, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use emuv_cuda::{
     CUresult, CuResult,
     types::{CUdevice, CUstream},
 };
 use emuv_policy::{Begin, Begun, HoldId, Owner, Policy, SearchRanges, Work};
+use smallvec::SmallVec;
 
 use crate::{
     arena::{Arena, lock},
@@ -37,10 +31,12 @@ use crate::{
     device::Device,
     session::{self, Session},
     streams::{self, Name},
+    sync::{
+        Condvar, Instant, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     touch::Touch,
 };
-
-use smallvec::SmallVec;
 
 use lanes::{Lane, Lanes};
 pub(crate) use pins::pinned;
@@ -165,6 +161,8 @@ pub(crate) fn around(
             };
             if !sampled {
                 device.arena.residency().unmeasured(touch.kind);
+                // Works of its kind may be held until it is known.
+                device.arena.settled.notify_all();
             }
         }
         if begun.measure || begun.search {

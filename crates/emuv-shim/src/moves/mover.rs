@@ -6,8 +6,7 @@
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{PoisonError, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use emuv_cuda::{CUresult, CuError, CuResult, Handle, types::CUdevice};
@@ -18,7 +17,6 @@ use super::{
     copies::{self, Copies, UnderWay},
     record::Recording,
     search::Search,
-    thread,
 };
 use crate::{
     arena::{Replaced, lock},
@@ -26,6 +24,8 @@ use crate::{
     device::Device,
     log,
     session::Session,
+    sync::{Instant, PoisonError, atomic::Ordering, sleep},
+    thread,
 };
 
 /// Between two looks at copies and fences while the program waits for them.
@@ -91,7 +91,6 @@ struct Mover {
 pub(super) fn start(session: &'static Session, ordinal: CUdevice) -> io::Result<()> {
     thread::spawn("emuv-mover", move || {
         let Some(device) = session.device(ordinal) else { return };
-        thread::at_exit(move || device.moves.stop());
         let mut mover = Mover {
             session,
             device,
@@ -110,7 +109,12 @@ pub(super) fn start(session: &'static Session, ordinal: CUdevice) -> io::Result<
         }
         mover.recording.write(&device.arena, true);
         mover.give_up();
-    })
+    })?;
+    // Not by the new thread: the process may end before that has run for the first time.
+    if let Some(device) = session.device(ordinal) {
+        thread::at_exit(|| device.moves.stop());
+    }
+    Ok(())
 }
 
 impl super::Moves {
@@ -164,7 +168,7 @@ impl Mover {
     fn orders(&mut self, wait: Option<Duration>) -> bool {
         let moves = &self.device.moves;
         if let Some(wait) = wait.filter(|wait| *wait < SLEEP) {
-            std::thread::sleep(wait);
+            sleep(wait);
         }
         let mut state = lock(&moves.state);
         if wait == Some(SLEEP) && !state.woken {
@@ -204,7 +208,7 @@ impl Mover {
     fn come_to_rest(&mut self) {
         while self.into_vram.len() + self.into_ram.len() > 0 {
             if !self.finish_copies() {
-                std::thread::sleep(POLL);
+                sleep(POLL);
             }
         }
         // Nothing of this thread's may keep a context that is about to go current.
@@ -468,6 +472,8 @@ impl Mover {
             residency.collected(&searches, &found.offsets, &found.storers);
             residency.escaped_bytes()
         };
+        // Works may be held until this is known.
+        arena.settled.notify_all();
         if let Some(counters) = self.session.counters(self.device.ordinal) {
             let before = counters.escaped_bytes.swap(escaped_bytes, Ordering::Relaxed);
             if escaped_bytes > before {
@@ -491,13 +497,23 @@ impl Mover {
     /// Nothing moves any more, and nothing waits for a move.
     fn give_up(&mut self) {
         let arena = &self.device.arena;
+        if let Some(copies) = &self.copies {
+            // From here on what they copy from and into may be given back.
+            copies.wait(self.session.real);
+        }
         for job in self.into_vram.drain().chain(self.into_ram.drain()) {
             self.device.moves.spares.put(job.to, job.bytes, job.handle);
         }
         arena.residency().stop();
-        let hidden = arena.residency().without_mapping();
-        for (offset, bytes) in hidden {
+        // By its steps: what is being mapped here is not given back meanwhile.
+        let none = MoveRoom { vram_bytes: 0, ram_bytes: 0, vram_coming_bytes: 0 };
+        loop {
+            let step = arena.residency().next_step(none);
+            let Step::Show { offset, bytes } = step else { break };
             insist(|error| error.is_out_of_memory(), || arena.show(offset, bytes));
+            // What cannot be mapped is nothing to wait for.
+            arena.residency().finish(offset, true);
+            arena.settled.notify_all();
         }
         arena.residency().everything_mapped();
         arena.settled.notify_all();
@@ -516,7 +532,7 @@ fn insist(may_pass: impl Fn(CuError) -> bool, map: impl Fn() -> CuResult) {
                 log::error(format_args!("memory could not be mapped again: {error}"));
                 return;
             }
-            Err(_) => std::thread::sleep(POLL_IDLE),
+            Err(_) => sleep(POLL_IDLE),
         }
     }
 }

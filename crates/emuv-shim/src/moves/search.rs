@@ -16,12 +16,12 @@
 #![allow(unsafe_code)]
 
 use core::ffi::c_void;
-use std::{collections::HashMap, sync::Mutex};
+use std::collections::HashMap;
 
 use emuv_cuda::{CuResult, types::*};
 use emuv_policy::{GRANULE, Owner};
 
-use crate::{arena::lock, real::Real};
+use crate::{arena::lock, real::Real, sync::Mutex};
 
 /// The kernel, as PTX source: compiled by the driver for the GPU at hand.
 const PTX: &str = concat!(include_str!("../../kernels/search.ptx"), "\0");

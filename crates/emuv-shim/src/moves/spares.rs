@@ -2,12 +2,15 @@
 //! tier, so in steady state none are made: making one in RAM (allocating, clearing, pinning) takes ten times as
 //! long as the copy into it.
 
-use std::{collections::BTreeMap, sync::Mutex};
+use std::collections::BTreeMap;
 
 use emuv_cuda::{CuResult, Handle};
 use emuv_policy::{Budget, Tier};
 
-use crate::arena::{Arena, lock};
+use crate::{
+    arena::{Arena, lock},
+    sync::Mutex,
+};
 
 /// The part of the VRAM budget that spares leave to small allocations.
 const LEFT_TO_SMALL: u64 = 64;

@@ -10,7 +10,6 @@ use std::{
     fs::{File, OpenOptions},
     os::unix::fs::FileExt,
     path::Path,
-    sync::Mutex,
 };
 
 use emuv_cuda::{
@@ -21,7 +20,7 @@ use emuv_policy::{Bytes, Owner, SearchRanges};
 use emuv_state::{Verdict, verdict_file};
 
 use super::search::{Findings, Search};
-use crate::{arena::lock, calls, device::Device, log, session::Session, touch::Touch};
+use crate::{arena::lock, calls, device::Device, log, session::Session, sync::Mutex, touch::Touch};
 
 /// Allocations that a message lists at most.
 const MOST_LISTED: usize = 8;

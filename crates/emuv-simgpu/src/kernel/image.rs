@@ -39,6 +39,9 @@ fn global(mut words: &[&str]) -> Option<(String, u64)> {
             kind if kind.starts_with('.') => element_bytes = type_bytes(kind).or(element_bytes),
             name => {
                 let (name, count) = name.split_once('[').unwrap_or((name, "1]"));
+                if name.is_empty() {
+                    return None;
+                }
                 let count: u64 = count.trim_end_matches(']').parse().ok()?;
                 return Some((name.to_owned(), element_bytes?.checked_mul(count)?));
             }
@@ -79,5 +82,6 @@ mod tests {
         assert_eq!(Image::parse("hello world"), Image::default());
         assert_eq!(Image::parse(".entry"), Image::default());
         assert_eq!(Image::parse(".global .align"), Image::default());
+        assert_eq!(Image::parse(".global .u32 [4];"), Image::default());
     }
 }

@@ -17,6 +17,7 @@ use std::{
 };
 
 pub use layout::{DeviceCounters, MAX_DEVICES, ProcessCounters, TierCounters};
+pub use read::parse;
 pub use read::{DeviceRecord, LedgerError, Ledgers, ProcessRecord, TierRecord, read_ledgers, uuid_text};
 
 use crate::process::{ProcessId, command_line};
@@ -101,6 +102,11 @@ fn create_file(run_dir: &Path, pid: u32) -> io::Result<(File, PathBuf, u64)> {
         }
     }
     Err(io::ErrorKind::AlreadyExists.into())
+}
+
+/// The bytes of a new ledger of this process.
+pub fn new_ledger() -> Vec<u8> {
+    image(ProcessId::current(), 0)
 }
 
 /// The bytes of a new ledger.

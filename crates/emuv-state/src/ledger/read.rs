@@ -147,7 +147,11 @@ fn mark_the_living(records: &mut [ProcessRecord]) {
     }
 }
 
-fn parse(path: &Path, bytes: &[u8]) -> Result<ProcessRecord, LedgerError> {
+/// Reads a ledger's bytes; `path` is for error messages.
+///
+/// # Errors
+/// [`LedgerError`], each with the path.
+pub fn parse(path: &Path, bytes: &[u8]) -> Result<ProcessRecord, LedgerError> {
     let path = || path.to_owned();
     let words = Words(bytes);
     let header = |offset: usize| words.at(offset_of!(Layout, header) + offset);

@@ -43,7 +43,12 @@ fn check(key: &str, value: &str) -> Result<(), String> {
                 return Err(format!("gpus: {value} is not between 1 and 16"));
             }
         }
-        "latency_us" | "lost_after" | "driver" | "jitter_us" | "seed" => {
+        "driver" => {
+            if !matches!(whole()?, 2_000..100_000) {
+                return Err(format!("driver: {value} is not an interface version such as 12020 or 13000"));
+            }
+        }
+        "latency_us" | "lost_after" | "jitter_us" | "seed" => {
             whole()?;
         }
         "vmm" | "numa" | "poison" => {
@@ -58,7 +63,7 @@ fn check(key: &str, value: &str) -> Result<(), String> {
 }
 
 fn fault(text: &str) -> Result<(), String> {
-    let fields: Vec<_> = text.split(':').collect();
+    let fields: Vec<_> = text.split(':').map(str::trim).collect();
     // N- is every call from the N-th on; without a code it fails for want of memory.
     let counts = |nth: &str| nth == "*" || nth.strip_suffix('-').unwrap_or(nth).parse::<u64>().is_ok_and(|nth| nth > 0);
     let good = match fields[..] {
@@ -104,6 +109,9 @@ mod tests {
             ("fail=cuMemAlloc", "fail: 'cuMemAlloc'"),
             ("fail=cuMemAlloc:0-", "fail: 'cuMemAlloc:0-'"),
             ("fail=cuMemAlloc:1:0", "fail: "),
+            ("fail=cuInit:1+ :1", "fail: ' :1'"),
+            ("driver=120", "driver: 120"),
+            ("driver=x", "driver: 'x'"),
             ("latency_us=1.5", "latency_us: '1.5'"),
         ] {
             let error = checked(text).unwrap_err();
