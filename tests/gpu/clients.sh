@@ -11,6 +11,7 @@
 #   SEED=N        the campaign's seed (default: random; it is printed)
 #   JOBS=N        steps at a time (default 3); a step's two runs always follow one another
 #   SCALE=N       time limits in percent of the usual ones (default 100)
+#   PLAIN=failed  numba: under emuV first, then plain only what did not pass (half the time)
 #   EMUV_POLICY=torture:N   chunks move at random all the time in the runs under emuV
 # Exit code: 0 if every step that ran is ok, 1 if not, 2 for a wrong argument.
 set -u
@@ -21,6 +22,7 @@ EMUV=${EMUV:-$ROOT/target/release/emuv}
 SEED=${SEED:-$((RANDOM * 32768 + RANDOM))}
 JOBS=${JOBS:-3}
 SCALE=${SCALE:-100}
+PLAIN=${PLAIN:-}
 CLIENTS=$ROOT/tests/gpu/clients
 # Those that take longest first.
 STEPS=(numba torch-native torch-expandable torch-async transformers jax-prealloc jax-growth jax-async cupy triton
@@ -70,10 +72,17 @@ compare() {
     local report=$WORK/$STEP.report.json
     run_one plain "${PLAIN_ENV[@]}" LD_LIBRARY_PATH="$PLAIN_PATH" "$@"
     run_one emuv "${EMUV_ENV[@]}" "$EMUV" run --quiet --vram "$VRAM" --ram "$RAM" --report "$report" -- "$@"
+    judge "$report"
+}
+
+# judge REPORT [OPTION...]: the row of the table
+judge() {
+    local report=$1
+    shift
     cat "$report" >> "$OUT/clients-$STEP-emuv.log" 2> /dev/null
     python3 "$CLIENTS/verdict.py" --client "$STEP" --plain "$WORK/$STEP-plain.out" --emuv "$WORK/$STEP-emuv.out" \
         --report "$report" --seconds "$(cat "$WORK/$STEP-plain.seconds")" "$(cat "$WORK/$STEP-emuv.seconds")" \
-        ${ENDS_EMPTY:+--ends-empty} > "$WORK/rows/$STEP" 2> "$WORK/rows/$STEP.details" || touch "$WORK/failed"
+        ${ENDS_EMPTY:+--ends-empty} "$@" > "$WORK/rows/$STEP" 2> "$WORK/rows/$STEP.details" || touch "$WORK/failed"
 }
 
 # row VERDICT WORDS: of a step that compares nothing
@@ -162,7 +171,7 @@ step_transformers() {
 # The tests that ship inside the package.
 step_numba() {
     needs numba_cuda pytest
-    local workers=$(($(nproc) * 3 / 4)) folder arguments
+    local workers=$(($(nproc) * 3 / 4)) folder arguments report=$WORK/numba.report.json failed
     folder=$(python3 -c 'import numba_cuda, os; print(os.path.dirname(numba_cuda.__file__))') || folder=$WORK
     arguments=(-q -p numba_plugin -p no:cacheprovider --rootdir "$folder" --import-mode importlib
         --continue-on-collection-errors)
@@ -171,7 +180,16 @@ step_numba() {
     LIMIT_S=280 VRAM=64M HOLD_MIB=64 RAM=2G
     cd "$WORK" || exit 1
     export PYTHONPATH=$CLIENTS:$CLIENTS/numba_site${PYTHONPATH:+:$PYTHONPATH}
-    compare python3 -m pytest "${arguments[@]}" --pyargs numba.cuda.tests
+    if [ "$PLAIN" != failed ]; then
+        compare python3 -m pytest "${arguments[@]}" --pyargs numba.cuda.tests
+        return
+    fi
+    run_one emuv "$EMUV" run --quiet --vram "$VRAM" --ram "$RAM" --report "$report" -- \
+        python3 -m pytest "${arguments[@]}" --pyargs numba.cuda.tests
+    mapfile -t failed < <(awk '$1 == "FAIL" { print $2 }' "$WORK/numba-emuv.out")
+    cd "$folder/.." || exit 1
+    run_one plain LD_LIBRARY_PATH="$PLAIN_PATH" python3 -m pytest "${arguments[@]}" "${failed[@]}"
+    judge "$report" --plain-was-partial
 }
 
 # build NAME COMMAND...: ends the step if that does not build
