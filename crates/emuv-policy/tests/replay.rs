@@ -3,7 +3,7 @@
 
 use emuv_policy::{
     Policy, StreamId, Tier,
-    machine::{Machine, Op},
+    machine::{Link, Machine, Op},
     replay::Program,
     trace::{self, Event, Recorder, WorkFlags},
 };
@@ -61,8 +61,13 @@ fn rounds_durations_and_memory_are_found_in_the_trace() {
 #[test]
 fn moving_beats_staying_and_comes_close_to_the_bound() {
     let vram_bytes = 1600 * MIB;
-    let machine =
-        Machine { vram_bytes, link_bytes_per_us: 54_000.0, both_bytes_per_us: 46_000.0, issue_us: 10.0, wake_us: 50.0 };
+    let machine = Machine {
+        vram_bytes,
+        ram_bytes: 1 << 40,
+        link: Link::gb_per_s(54.0, 54.0, 92.0),
+        issue_us: 10.0,
+        wake_us: 50.0,
+    };
     let ops = program().ops(1 << 40);
     let last = |policy| machine.run(&ops, policy)[usize::try_from(ROUNDS).unwrap() - 1].micros;
     let (moved, stayed) = (last(Policy::Dynamic { safe: false }), last(Policy::Static));
