@@ -50,7 +50,8 @@ fn program() -> Program {
 #[test]
 fn rounds_durations_and_memory_are_found_in_the_trace() {
     let program = program();
-    assert_eq!(program.period(), Some(usize::try_from(WEIGHTS).unwrap()));
+    let rounds = program.rounds().unwrap();
+    assert_eq!((rounds.works as u64, rounds.count as u64), (WEIGHTS, ROUNDS));
     assert!((program.round_micros() / (WEIGHTS as f64 * 200.0) - 1.0).abs() < 0.02, "{}", program.round_micros());
     let ops = program.ops(u64::MAX / 2);
     let mapped: u64 = ops.iter().map(|op| if let Op::Map { bytes, .. } = op { *bytes } else { 0 }).sum();
