@@ -9,12 +9,14 @@
 //! [`DeviceMemory::refused`], [`DeviceMemory::abandon`]). The caller carries plans out *without* holding
 //! the lock that guards this state.
 
+pub mod baselines;
 mod budget;
 mod chunk;
 pub mod machine;
 mod memory;
 pub mod replay;
 mod residency;
+pub mod simulate;
 mod slab;
 mod space;
 mod stream_clock;

@@ -7,6 +7,7 @@ mod gpus;
 mod info;
 mod libs;
 mod run;
+mod simulate;
 
 use std::process::ExitCode;
 
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         Command::Verify(options) => run::run(&options.into_run()),
         Command::Info(options) => info::run(&options),
         Command::Doctor(options) => doctor::run(&options).map_err(other),
+        Command::Simulate(options) => simulate::run(&options),
         Command::Demo(options) => demo::run(&options).map_err(other),
         Command::DemoWorkload(options) => demo::workload::run(&options).map_err(other),
     };

@@ -136,7 +136,8 @@ impl<'a, P: Placement> Engine<'a, P> {
 
     pub fn run(mut self) -> Result<Vec<Cost>, Stuck> {
         loop {
-            while self.gpu() || self.mover() || self.program() {}
+            // Whoever is asked may change what the others may do, though it does nothing itself.
+            while self.gpu() | self.program() | self.mover() | self.program() {}
             if self.next_step == self.script.steps.len() && self.queue.is_empty() {
                 break;
             }

@@ -69,6 +69,7 @@ pub struct Program {
     pub issue_us: f64,
     /// The speed of the link that it was recorded behind, into VRAM.
     pub link_bytes_per_us: Option<f64>,
+    rounds: Option<Rounds>,
 }
 
 impl Program {
@@ -84,8 +85,10 @@ impl Program {
             issue_us: reader.issue_us(),
             link_bytes_per_us: reader.link(),
             calls: std::mem::take(&mut reader.calls),
+            rounds: None,
         };
-        if let Some(rounds) = program.rounds() {
+        program.rounds = program.find_rounds();
+        if let Some(rounds) = program.rounds {
             let works =
                 |round: usize| rounds.first_work + round * rounds.works..rounds.first_work + (round + 1) * rounds.works;
             let mut took: Vec<f64> =
@@ -101,7 +104,7 @@ impl Program {
 
     /// How long a round takes with everything in VRAM, as far as the works go, in microseconds.
     pub fn round_micros(&self) -> f64 {
-        let Some(rounds) = self.rounds() else { return self.micros.iter().sum() };
+        let Some(rounds) = self.rounds else { return self.micros.iter().sum() };
         let end = rounds.first_work + rounds.count * rounds.works;
         self.micros[end - rounds.works..end].iter().sum()
     }
@@ -139,6 +142,10 @@ impl Program {
 
     /// Where it repeats itself: its works do the same, on the same memory as far as that was there before. `None`: nowhere.
     pub fn rounds(&self) -> Option<Rounds> {
+        self.rounds
+    }
+
+    fn find_rounds(&self) -> Option<Rounds> {
         let works = self.signatures();
         // The last works of a program often belong to no round.
         let end = works.len() - works.len() / 16;
@@ -186,30 +193,33 @@ impl Program {
     /// ones as far as they go, then the last of them over and over. `None`: there is no loop, or its rounds differ in what
     /// they allocate.
     pub fn repeated(&self, count: usize) -> Option<Self> {
-        let rounds = self.rounds()?;
+        let rounds = self.rounds?;
         let starts = self.call_of_works();
         let start_of = |round: usize| starts[rounds.first_work + round * rounds.works];
         let mut program = self.clone();
+        program.rounds = Some(Rounds { count, ..rounds });
         if count <= rounds.count {
             program.calls.truncate(start_of(count));
             program.micros.truncate(rounds.first_work + count * rounds.works);
             return Some(program);
         }
-        let (before, first, end) =
-            (start_of(rounds.count.checked_sub(2)?), start_of(rounds.count - 1), start_of(rounds.count));
-        let (last, last_but_one) = (&self.calls[first..end], &self.calls[before..first]);
-        if last.len() != last_but_one.len() || !last.iter().zip(last_but_one).all(|(a, b)| a.is_like(b)) {
-            return None;
-        }
-        program.calls.truncate(end);
-        let last_work = rounds.first_work + rounds.count * rounds.works;
+        // The last of two rounds that do alike: the very last often ends otherwise.
+        let calls = |round: usize| &self.calls[start_of(round)..start_of(round + 1)];
+        let alike = |round: &usize| {
+            let (last, before) = (calls(*round), calls(*round - 1));
+            last.len() == before.len() && last.iter().zip(before).all(|(a, b)| a.is_like(b))
+        };
+        let round = (1..rounds.count).rev().find(alike)?;
+        let (last, last_but_one) = (calls(round), calls(round - 1));
+        let last_work = rounds.first_work + (round + 1) * rounds.works;
+        program.calls.truncate(start_of(round + 1));
         program.micros.truncate(last_work);
         let mut next = self.calls.iter().filter_map(|call| call.made()).max().map_or(0, |name| name + 1);
         // What each call of the round before, and of this one, has made.
         let made = |calls: &[Call]| calls.iter().map(Call::made).collect::<Vec<_>>();
         let (here, there) = (at(&made(last)), at(&made(last_but_one)));
         let mut previous = made(last);
-        for _ in rounds.count..count {
+        for _ in round + 1..count {
             let mut now = Vec::with_capacity(last.len());
             for call in last {
                 now.push(call.made().map(|_| next));
@@ -238,7 +248,6 @@ impl Program {
     /// may hold `most_bytes` (VRAM and RAM).
     pub fn ops(&self, most_bytes: u64) -> Vec<Op> {
         let mut memory = Memory { most_bytes, ..Memory::default() };
-        let rounds = self.rounds();
         let mut ops = Vec::new();
         let mut work = 0;
         for call in &self.calls {
@@ -246,7 +255,7 @@ impl Program {
                 Call::Allocate(name, bytes) => memory.allocate(*name, *bytes, &mut ops),
                 Call::Free(name) => memory.free(*name, &mut ops),
                 Call::Work { kind, touches, everything } => {
-                    if rounds.is_some_and(|rounds| rounds.begins_at(work)) {
+                    if self.rounds.is_some_and(|rounds| rounds.begins_at(work)) {
                         ops.push(Op::Round);
                     }
                     ops.push(Op::Work(GpuWork {
@@ -259,6 +268,9 @@ impl Program {
                     work += 1;
                 }
             }
+        }
+        if self.rounds.is_some_and(|rounds| rounds.begins_at(work)) {
+            ops.push(Op::Round);
         }
         ops
     }
@@ -288,7 +300,8 @@ impl Call {
 
     fn is_like(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Allocate(_, bytes), Self::Allocate(_, others)) => bytes == others,
+            // A pool gives a little more now and then.
+            (Self::Allocate(_, bytes), Self::Allocate(_, others)) => bytes.abs_diff(*others) <= bytes / 8,
             (Self::Free(_), Self::Free(_)) => true,
             (Self::Work { kind, .. }, Self::Work { kind: others, .. }) => kind == others,
             _ => false,
