@@ -152,7 +152,10 @@ pub fn compare(program: &Program, setting: &Setting, ways: &[Way]) -> Result<Com
         issue_us: program.issue_us,
         wake_us: WAKE_US,
     };
-    Runs { window: Window::new(&script), machine, script }.compare(ways)
+    // What stays where it is put had better not be spread over more memory than there is need for: then emuV's pools
+    // give out what is free whatever that wastes, and so do these.
+    let tight = Script::new(&program.ops(peak_bytes));
+    Runs { window: Window::new(&script), machine, script, tight }.compare(ways)
 }
 
 /// Which rounds are measured.
@@ -193,13 +196,15 @@ impl Window {
 struct Runs {
     machine: Machine,
     script: Script,
+    /// The same in as little memory as possible.
+    tight: Script,
     window: Window,
 }
 
 impl Runs {
     fn compare(&self, ways: &[Way]) -> Result<Comparison, Unanswered> {
         let roomy = Machine { vram_bytes: u64::MAX / 2, ..self.machine.clone() };
-        let in_vram = self.play(&roomy, Way::Static, &mut InOrder)?;
+        let in_vram = self.play(&roomy, &self.tight, Way::Static, &mut InOrder)?;
         let mut outcomes: Vec<Outcome> = Vec::new();
         let mut optimal_schedule = None;
         for &way in ways {
@@ -223,11 +228,11 @@ impl Runs {
         let (script, machine) = (&self.script, &self.machine);
         let policy = Policy::Dynamic { safe: false };
         match way {
-            Way::Static => self.play(machine, way, &mut InOrder),
-            Way::Lru => self.play(machine, way, &mut Lru::new(script)),
-            Way::InPlace => self.play(machine, way, &mut InPlace::new(script, machine.vram_bytes)),
+            Way::Static => self.play(machine, &self.tight, way, &mut InOrder),
+            Way::Lru => self.play(machine, script, way, &mut Lru::new(script)),
+            Way::InPlace => self.play(machine, &self.tight, way, &mut InPlace::new(&self.tight, machine.vram_bytes)),
             Way::Emuv | Way::Optimal => {
-                self.play(machine, way, &mut Online::new(script, policy, machine.link.in_bytes_per_us))
+                self.play(machine, script, way, &mut Online::new(script, policy, machine.link.in_bytes_per_us))
             }
         }
     }
@@ -241,7 +246,7 @@ impl Runs {
         }
         for (variant, name) in variants(&self.machine) {
             let mut clairvoyant = Clairvoyant::new(&self.script, variant);
-            candidates.push((self.play(&self.machine, Way::Optimal, &mut clairvoyant)?, name));
+            candidates.push((self.play(&self.machine, &self.script, Way::Optimal, &mut clairvoyant)?, name));
         }
         let fastest = candidates.iter().map(|(outcome, _)| outcome.micros).fold(f64::INFINITY, f64::min);
         let moved = |outcome: &Outcome| outcome.in_bytes + outcome.out_bytes + outcome.in_place_bytes;
@@ -252,8 +257,14 @@ impl Runs {
     }
 
     #[allow(clippy::cast_precision_loss)] // Far below 2^52.
-    fn play(&self, machine: &Machine, way: Way, placement: &mut impl Placement) -> Result<Outcome, Unanswered> {
-        let costs = machine.play(&self.script, placement).map_err(|stuck| Unanswered::Stuck(way, stuck))?;
+    fn play(
+        &self,
+        machine: &Machine,
+        script: &Script,
+        way: Way,
+        placement: &mut impl Placement,
+    ) -> Result<Outcome, Unanswered> {
+        let costs = machine.play(script, placement).map_err(|stuck| Unanswered::Stuck(way, stuck))?;
         let Window { first, end, .. } = self.window;
         let count = self.window.measured() as f64;
         let mean = |of: fn(&Cost) -> f64| costs[first..end.min(costs.len())].iter().map(of).sum::<f64>() / count;
@@ -272,7 +283,7 @@ impl Runs {
 fn variants(machine: &Machine) -> Vec<(Variant, String)> {
     let read_once = machine.link.micros(1.0, 1.0) * machine.link.in_bytes_per_us * 1.2;
     let mut variants = Vec::new();
-    for ahead_mib in [128_u64, 512, 2048] {
+    for ahead_mib in [128_u64, 512] {
         let ahead_bytes = (ahead_mib << 20).min(machine.vram_bytes / 4);
         for (horizon_us, horizon) in [(f64::INFINITY, "whole program"), (20_000.0, "20 ms")] {
             for queue_us in [500.0, 4000.0] {

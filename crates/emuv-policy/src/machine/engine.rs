@@ -65,6 +65,7 @@ struct Queued {
     micros_left: f64,
     /// To be read in place, times slowness.
     bytes_left: f64,
+    ram_bytes: u64,
     began: f64,
 }
 
@@ -236,6 +237,7 @@ impl<'a, P: Placement> Engine<'a, P> {
             return false;
         };
         let (work, took) = (first.work, self.now - first.began);
+        self.total.in_place_bytes += first.ram_bytes;
         self.queue.pop_front();
         if let Some(next) = self.queue.front_mut() {
             next.began = self.now;
@@ -411,9 +413,9 @@ impl<'a, P: Placement> Engine<'a, P> {
         let work = &self.script.works[number as usize];
         let in_ram = work.chunks.iter().filter(|chunk| self.chunks[**chunk as usize].tier == Tier::Ram);
         let ram_bytes: u64 = in_ram.map(|chunk| self.bytes(*chunk)).sum();
-        self.total.in_place_bytes += ram_bytes;
         let bytes_left = precise(ram_bytes) * work.slowness.max(1.0);
-        self.queue.push_back(Queued { work: number, micros_left: work.micros, bytes_left, began: self.now });
+        let micros_left = work.micros;
+        self.queue.push_back(Queued { work: number, micros_left, bytes_left, ram_bytes, began: self.now });
         let woken = if self.held_since.take().is_some() { self.machine.wake_us } else { 0.0 };
         self.cpu_free_at = self.now + self.machine.issue_us + woken;
         self.issued += 1;

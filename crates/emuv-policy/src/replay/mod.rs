@@ -79,9 +79,10 @@ impl Program {
         for (time, event) in events {
             reader.event(time, event);
         }
+        let micros = reader.durations();
         let mut program = Self {
-            slowness: reader.slowness(),
-            micros: reader.durations(),
+            slowness: reader.slowness(&micros),
+            micros,
             issue_us: reader.issue_us(),
             link_bytes_per_us: reader.link(),
             calls: std::mem::take(&mut reader.calls),

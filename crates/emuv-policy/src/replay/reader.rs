@@ -142,11 +142,20 @@ impl Reader {
         self.link
     }
 
-    /// By kind: how much slower than the link it read RAM.
-    pub fn slowness(&self) -> HashMap<u64, f64> {
+    /// By kind: how much slower than the link it read RAM. What the work took longer than with everything in VRAM counts
+    /// (`durations`): little of what it touches may have been in RAM.
+    pub fn slowness(&self, durations: &[f64]) -> HashMap<u64, f64> {
         let link = self.link.unwrap_or(25_000.0);
-        let slowness = |(bytes, micros): &(f64, f64)| (micros * link / bytes.max(1.0)).max(1.0);
-        self.measured.iter().map(|(kind, measured)| (*kind, slowness(measured))).collect()
+        let mut usual: HashMap<u64, f64> = HashMap::new();
+        for (work, micros) in self.works.iter().zip(durations) {
+            let longest = usual.entry(work.kind).or_default();
+            *longest = longest.max(*micros);
+        }
+        let slowness = |kind: &u64, (bytes, micros): &(f64, f64)| {
+            let longer = micros - usual.get(kind).copied().unwrap_or(0.0);
+            (longer * link / bytes.max(1.0)).max(1.0)
+        };
+        self.measured.iter().map(|(kind, measured)| (*kind, slowness(kind, measured))).collect()
     }
 
     /// How long each work takes with everything in VRAM, in microseconds.
