@@ -122,7 +122,7 @@ fn a_file_that_is_no_whole_trace_of_this_version_is_refused() {
     refused("newer", b"emuvtrc2\x01\x02", &["version 2", "update emuv"]);
     refused("cut", &whole[..whole.len() - 1], &["is cut off", "byte"]);
     refused("cut.gz", &packed[..packed.len() / 2], &["is cut off"]);
-    refused("damaged", &[&whole[..], b"\xff\xff"].concat(), &["is damaged at byte"]);
+    refused("damaged", &[&whole[..], b"\xff\x00\x00"].concat(), &["is damaged at byte"]);
     refused("nothing", b"emuvtrc1", &["no work"]);
     assert_refused(&simulate(&place.path().join("absent"), &[]), &["absent", "No such file"]);
 }
