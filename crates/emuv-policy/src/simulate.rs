@@ -230,7 +230,7 @@ impl Runs {
         match way {
             Way::Static => self.play(machine, &self.tight, way, &mut InOrder),
             Way::Lru => self.play(machine, script, way, &mut Lru::new(script)),
-            Way::InPlace => self.play(machine, &self.tight, way, &mut InPlace::new(&self.tight, machine.vram_bytes)),
+            Way::InPlace => self.play(machine, script, way, &mut InPlace::new(script, machine.vram_bytes)),
             Way::Emuv | Way::Optimal => {
                 self.play(machine, script, way, &mut Online::new(script, policy, machine.link.in_bytes_per_us))
             }

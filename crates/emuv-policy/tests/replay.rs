@@ -76,3 +76,19 @@ fn moving_beats_staying_and_comes_close_to_the_bound() {
     assert!(stayed > 4.0 * moved, "{stayed} us against {moved}");
     assert!(bound / moved > 0.75, "{moved} us, the bound is {bound}");
 }
+
+#[test]
+fn a_loop_is_cut_short_or_run_on() {
+    let program = program();
+    for rounds in [3, 8, 20] {
+        let repeated = program.repeated(rounds).unwrap();
+        assert_eq!(repeated.works(), rounds * usize::try_from(WEIGHTS).unwrap());
+        assert_eq!(repeated.peak_bytes(), program.peak_bytes());
+        let ops = repeated.ops(u64::MAX / 2);
+        let count = |wanted: fn(&Op) -> bool| ops.iter().filter(|op| wanted(op)).count();
+        assert_eq!(count(|op| *op == Op::Round), rounds + 1);
+        // The weights and, in each work, the buffer that is made anew; every work has both.
+        assert_eq!(count(|op| matches!(op, Op::Allocate { .. })), usize::try_from(WEIGHTS).unwrap() + repeated.works());
+        assert!(ops.iter().all(|op| if let Op::Work(work) = op { work.chunks.len() == 2 } else { true }));
+    }
+}
