@@ -85,8 +85,10 @@ fn a_loop_is_cut_short_or_run_on() {
         assert_eq!(repeated.works(), rounds * usize::try_from(WEIGHTS).unwrap());
         assert_eq!(repeated.peak_bytes(), program.peak_bytes());
         let ops = repeated.ops(u64::MAX / 2);
-        let count = |wanted: fn(&Op) -> bool| ops.iter().filter(|op| wanted(op)).count();
-        assert_eq!(count(|op| *op == Op::Round), rounds + 1);
+        // A round ends with the first work of the next, so what that allocates may be there already.
+        let last = ops.iter().rposition(|op| matches!(op, Op::Work(_))).unwrap();
+        let count = |wanted: fn(&Op) -> bool| ops[..last].iter().filter(|op| wanted(op)).count();
+        assert_eq!(count(|op| *op == Op::Round), rounds);
         // The weights and, in each work, the buffer that is made anew; every work has both.
         assert_eq!(count(|op| matches!(op, Op::Allocate { .. })), usize::try_from(WEIGHTS).unwrap() + repeated.works());
         assert!(ops.iter().all(|op| if let Op::Work(work) = op { work.chunks.len() == 2 } else { true }));
