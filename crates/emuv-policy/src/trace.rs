@@ -7,6 +7,9 @@ use std::fmt;
 
 use crate::{GRANULE, StreamId, Tier};
 
+/// No arena is larger, in bytes.
+const LARGEST_ARENA: u64 = 1 << 47;
+
 /// How a trace begins; the last character is the format's version.
 pub const MAGIC: [u8; 8] = *b"emuvtrc1";
 
@@ -131,6 +134,15 @@ impl Default for Recorder {
 }
 
 impl Event {
+    fn is_within_an_arena(&self) -> bool {
+        match self {
+            Self::Chunk { offset, bytes, .. } | Self::Extent { offset, bytes } => {
+                offset.checked_add(*bytes).is_some_and(|end| end <= LARGEST_ARENA)
+            }
+            _ => true,
+        }
+    }
+
     fn parts(&self) -> (u8, Vec<u64>, Option<&[u64]>) {
         let tier = |tier: Tier| u64::from(tier == Tier::Ram);
         match self {
@@ -209,6 +221,9 @@ pub fn events(bytes: &[u8]) -> Result<Vec<(u64, Event)>, Unreadable> {
         let Some((since, event)) = event(&mut rest) else {
             return Err(if rest.is_empty() { Unreadable::CutOff(at) } else { Unreadable::Damaged(at) });
         };
+        if !event.is_within_an_arena() {
+            return Err(Unreadable::Damaged(at));
+        }
         now = now.saturating_add(since);
         events.push((now, event));
     }
@@ -371,6 +386,9 @@ mod tests {
         assert_eq!(events(&whole[..whole.len() - 1]), Err(Unreadable::CutOff(whole.len() - 4)));
         let damaged = [&whole[..], &[99, 0, 0]].concat();
         assert_eq!(events(&damaged), Err(Unreadable::Damaged(whole.len())));
+        let mut recorder = Recorder::new();
+        recorder.record(&Event::Extent { offset: GRANULE, bytes: u64::MAX });
+        assert_eq!(events(&recorder.take()), Err(Unreadable::Damaged(MAGIC.len())));
     }
 
     #[test]

@@ -94,6 +94,26 @@ fn a_program_without_a_loop_is_one_iteration() {
 }
 
 #[test]
+fn a_trace_with_wrong_bytes_in_it_is_refused_or_simulated() {
+    let scan = Loop { chunks: 12, micros: 100, slowness: 3 };
+    let whole = scan.trace(6, |_| (0..12).collect());
+    let mut random = 7_u64;
+    for _ in 0..300 {
+        let mut bytes = whole.clone();
+        for _ in 0..4 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let at = 8 + usize::try_from(random >> 33).unwrap() % (bytes.len() - 8);
+            bytes[at] = random.to_le_bytes()[3];
+        }
+        if let Ok(events) = trace::events(&bytes) {
+            let program = Program::from_trace(events.into_iter());
+            let few = Setting { iterations: 2, ..setting(8 * CHUNK) };
+            let _ = compare(&program, &few, &[Way::Emuv, Way::Lru, Way::InPlace, Way::Static]);
+        }
+    }
+}
+
+#[test]
 fn what_is_more_than_both_tiers_have_is_refused() {
     let scan = Loop { chunks: 20, micros: 100, slowness: 10 };
     let setting = Setting { ram_bytes: 8 * CHUNK, ..setting(8 * CHUNK) };

@@ -67,8 +67,6 @@ pub struct Program {
     micros: Vec<f64>,
     /// Between two works, in microseconds.
     pub issue_us: f64,
-    /// The speed of the link that it was recorded behind, into VRAM.
-    pub link_bytes_per_us: Option<f64>,
     rounds: Option<Rounds>,
 }
 
@@ -84,7 +82,6 @@ impl Program {
             slowness: reader.slowness(&micros),
             micros,
             issue_us: reader.issue_us(),
-            link_bytes_per_us: reader.link(),
             calls: std::mem::take(&mut reader.calls),
             rounds: None,
         };
@@ -95,7 +92,7 @@ impl Program {
             let mut took: Vec<f64> =
                 (0..rounds.count).filter_map(|round| reader.undisturbed_micros(works(round))).collect();
             took.sort_by(f64::total_cmp);
-            if let Some(took) = took.get(took.len() / 2) {
+            if let Some(took) = took.get(took.len() / 2).filter(|took| **took > 0.0) {
                 let factor = took / program.round_micros();
                 program.micros.iter_mut().for_each(|micros| *micros *= factor);
             }
@@ -124,17 +121,17 @@ impl Program {
 
     /// The most memory that it held at once, in bytes, as emuV cuts it.
     pub fn peak_bytes(&self) -> u64 {
-        let (mut live, mut peak) = (0, 0);
+        let (mut live, mut peak) = (0_u64, 0);
         let mut sizes = HashMap::new();
         for call in &self.calls {
             match call {
                 Call::Allocate(name, bytes) => {
                     let size = block_bytes(*bytes).max(GRANULE);
                     sizes.insert(*name, size);
-                    live += size;
+                    live = live.saturating_add(size);
                     peak = peak.max(live);
                 }
-                Call::Free(name) => live -= sizes.remove(name).unwrap_or(0),
+                Call::Free(name) => live = live.saturating_sub(sizes.remove(name).unwrap_or(0)),
                 Call::Work { .. } => {}
             }
         }
@@ -156,7 +153,7 @@ impl Program {
             let alike = (1..=compared).filter(|back| like(end - back, *period)).count();
             alike * 100 >= compared * 95
         };
-        let period = (compared > 0).then(|| (compared / 4..end - compared).find(repeats)).flatten()?;
+        let period = (compared > 0).then(|| ((compared / 4).max(1)..end - compared).find(repeats)).flatten()?;
         // From there as far as it goes, over a few works that differ.
         let mut last = end;
         while last < works.len() && (last..works.len().min(last + FEW)).any(|now| like(now, period)) {
@@ -340,7 +337,7 @@ struct Memory {
 impl Memory {
     fn allocate(&mut self, name: Name, bytes: u64, ops: &mut Vec<Op>) {
         let size = block_bytes(bytes).max(GRANULE);
-        let fits = self.mapped_bytes + size <= self.most_bytes;
+        let fits = self.mapped_bytes.saturating_add(size) <= self.most_bytes;
         let mut taken = self.pools.take(POOL, STREAM, size, Waste::Little);
         if taken.is_none() && !fits {
             taken = self.pools.take(POOL, STREAM, size, Waste::Any).or_else(|| {

@@ -49,6 +49,7 @@ pub(super) struct Reader {
     works: Vec<ReadWork>,
     not_done: HashMap<StreamId, Vec<usize>>,
     held: bool,
+    /// Its speed into VRAM, in bytes per microsecond.
     link: Option<f64>,
     /// By kind: bytes and microseconds of what was read in place.
     measured: HashMap<u64, (f64, f64)>,
@@ -135,11 +136,6 @@ impl Reader {
             work.done = is_done.then_some(time);
             !is_done
         });
-    }
-
-    /// The link's speed into VRAM in bytes per microsecond, if the trace says.
-    pub fn link(&self) -> Option<f64> {
-        self.link
     }
 
     /// By kind: how much slower than the link it read RAM. What the work took longer than with everything in VRAM counts
