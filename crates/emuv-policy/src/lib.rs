@@ -9,6 +9,7 @@
 //! [`DeviceMemory::refused`], [`DeviceMemory::abandon`]). The caller carries plans out *without* holding
 //! the lock that guards this state.
 
+pub mod baselines;
 mod budget;
 mod chunk;
 pub mod hash;
@@ -16,6 +17,7 @@ pub mod machine;
 mod memory;
 pub mod replay;
 mod residency;
+pub mod simulate;
 mod slab;
 mod space;
 mod stream_clock;

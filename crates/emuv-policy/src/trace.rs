@@ -1,14 +1,14 @@
 //! A record of what happened to chunks and works: for a look at a run afterwards, and to develop policies on.
 //!
-//! # The format
-//! A trace is the eight bytes [`MAGIC`], then events. Each event is a tag byte and numbers, the first of which is the
-//! time since the last event in microseconds. Numbers are LEB128 (seven bits a byte, low ones first); offsets and sizes
-//! are in [`GRANULE`]s where they are whole ones by nature (chunks), in bytes elsewhere; a list is its length and its
-//! members, each as the difference to the one before (zigzag). A reader stops at the first thing that it does not know or
-//! that no machine does: chunks have at least one granule and at most [`MOST_CHUNK_BYTES`], and chunks and allocations lie
-//! below [`MOST_OFFSET`].
+//! The format is described in `docs/trace-format.md`. [`events`] reads a whole trace and says what is wrong with it;
+//! [`read`] reads as far as it goes.
+
+use std::fmt;
 
 use crate::{GRANULE, StreamId, Tier};
+
+/// No arena is larger, in bytes.
+const LARGEST_ARENA: u64 = 1 << 47;
 
 /// How a trace begins; the last character is the format's version.
 pub const MAGIC: [u8; 8] = *b"emuvtrc1";
@@ -140,6 +140,15 @@ impl Default for Recorder {
 }
 
 impl Event {
+    fn is_within_an_arena(&self) -> bool {
+        match self {
+            Self::Chunk { offset, bytes, .. } | Self::Extent { offset, bytes } => {
+                offset.checked_add(*bytes).is_some_and(|end| end <= LARGEST_ARENA)
+            }
+            _ => true,
+        }
+    }
+
     fn parts(&self) -> (u8, Vec<u64>, Option<&[u64]>) {
         let tier = |tier: Tier| u64::from(tier == Tier::Ram);
         match self {
@@ -166,6 +175,65 @@ impl Event {
             Self::Escaped { offset } => (14, vec![*offset], None),
         }
     }
+}
+
+/// Why bytes are no trace that can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unreadable {
+    /// They do not begin as one.
+    NotATrace,
+    /// They begin as a trace of another version of the format.
+    Version(char),
+    /// They end within the event that begins here.
+    CutOff(usize),
+    /// What begins here is no event.
+    Damaged(usize),
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotATrace => f.write_str("is not a trace; 'emuv run --trace FILE -- CMD' records one"),
+            Self::Version(version) => {
+                write!(
+                    f,
+                    "is a trace of version {version}, this emuv reads version {}; update emuv",
+                    char::from(MAGIC[7])
+                )
+            }
+            Self::CutOff(at) => write!(f, "is cut off: it ends within the event at byte {at}; record it again"),
+            Self::Damaged(at) => write!(f, "is damaged at byte {at}: no event begins there; record it again"),
+        }
+    }
+}
+
+impl std::error::Error for Unreadable {}
+
+/// Reads a whole trace: each event with its time in microseconds from the beginning.
+///
+/// # Errors
+/// It is none, or not whole.
+pub fn events(bytes: &[u8]) -> Result<Vec<(u64, Event)>, Unreadable> {
+    let (name, version) = MAGIC.split_at(7);
+    let mut rest = match bytes.strip_prefix(name).and_then(<[u8]>::split_first) {
+        Some((found, rest)) if *found == version[0] => rest,
+        Some((found, _)) if found.is_ascii_graphic() => return Err(Unreadable::Version(char::from(*found))),
+        _ => return Err(Unreadable::NotATrace),
+    };
+    let mut events = Vec::new();
+    let mut now = 0_u64;
+    while !rest.is_empty() {
+        let at = bytes.len() - rest.len();
+        let Some((since, event)) = event(&mut rest) else {
+            return Err(if rest.is_empty() { Unreadable::CutOff(at) } else { Unreadable::Damaged(at) });
+        };
+        if !event.is_within_an_arena() {
+            return Err(Unreadable::Damaged(at));
+        }
+        now = now.saturating_add(since);
+        events.push((now, event));
+    }
+    Ok(events)
 }
 
 /// Reads a trace: each event with its time in microseconds from the beginning. `None`: it does not begin as one. Ends
@@ -345,6 +413,20 @@ mod tests {
             recorder.record(&Event::SearchAll { over: true });
             assert_eq!(read(&recorder.take()).unwrap().count(), 0, "{event:?}");
         }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_trace_is_said() {
+        let whole = recorded();
+        assert_eq!(events(&whole).unwrap().len(), examples().len());
+        assert_eq!(events(b"PNG"), Err(Unreadable::NotATrace));
+        assert_eq!(events(b"emuvtrc2..."), Err(Unreadable::Version('2')));
+        assert_eq!(events(&whole[..whole.len() - 1]), Err(Unreadable::CutOff(whole.len() - 4)));
+        let damaged = [&whole[..], &[99, 0, 0]].concat();
+        assert_eq!(events(&damaged), Err(Unreadable::Damaged(whole.len())));
+        let mut recorder = Recorder::new();
+        recorder.record(&Event::Extent { offset: GRANULE, bytes: u64::MAX });
+        assert_eq!(events(&recorder.take()), Err(Unreadable::Damaged(MAGIC.len())));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use emuv_policy::{
     GRANULE, Policy,
-    machine::{Cost, GpuWork, Machine, Op},
+    machine::{Cost, GpuWork, Link, Machine, Op},
 };
 
 const MIB: u64 = 1 << 20;
@@ -60,7 +60,7 @@ fn forward(layers: usize, weight_bytes: u64, micros: f64) -> (Vec<u64>, Vec<Kern
 }
 
 fn pcie5(vram_bytes: u64) -> Machine {
-    Machine { vram_bytes, link_bytes_per_us: 54_000.0, both_bytes_per_us: 44_000.0, issue_us: 5.0, wake_us: 50.0 }
+    Machine { vram_bytes, ram_bytes: 1 << 40, link: Link::gb_per_s(54.0, 54.0, 88.0), issue_us: 5.0, wake_us: 50.0 }
 }
 
 fn report(what: &str, cost: Cost, bound_us: f64, spilled_bytes: u64) -> f64 {
@@ -82,7 +82,7 @@ fn a_loop_that_the_link_limits_moves_little_more_than_what_does_not_fit() {
     let spilled = total - machine.vram_bytes;
     let cost = run(&machine, 15.0, &sizes, &kernels, 8);
     // What is brought pushes as much out: nobody can tell that it was not written to.
-    let bound = spilled as f64 / machine.both_bytes_per_us;
+    let bound = 2.0 * spilled as f64 / machine.link.both_bytes_per_us;
     assert!(report("link-bound", cost, bound, spilled) > 88.0);
 }
 
@@ -106,7 +106,7 @@ fn of_what_reads_each_byte_once_only_so_much_is_brought_as_the_link_has_time_for
     let cost = run(&machine, 1.05, &sizes, &kernels, 8);
     assert!(cost.promoted_bytes <= spilled / 6, "{} bytes were brought", cost.promoted_bytes);
     let compute: f64 = kernels.iter().map(|kernel| kernel.micros).sum();
-    let bound = spilled as f64 / machine.link_bytes_per_us;
+    let bound = spilled as f64 / machine.link.in_bytes_per_us;
     assert!(report("read once", cost, bound.max(compute), spilled) > 80.0);
 }
 
@@ -125,6 +125,6 @@ fn what_is_made_going_forward_and_used_going_back_is_moved_once_each_way() {
     let spilled = total - machine.vram_bytes;
     let cost = run(&machine, 15.0, &sizes, &kernels, 8);
     let (forwards, backwards) = (170.0 * layers as f64, 340.0 * layers as f64);
-    let link = spilled as f64 / machine.link_bytes_per_us;
+    let link = spilled as f64 / machine.link.in_bytes_per_us;
     assert!(report("training", cost, forwards.max(link) + backwards.max(link), spilled) > 70.0);
 }

@@ -3,7 +3,7 @@
 
 use emuv_policy::{
     Policy, StreamId, Tier,
-    machine::{Machine, Op},
+    machine::{Link, Machine, Op},
     replay::Program,
     trace::{self, Event, Recorder, WorkFlags},
 };
@@ -50,23 +50,47 @@ fn program() -> Program {
 #[test]
 fn rounds_durations_and_memory_are_found_in_the_trace() {
     let program = program();
-    assert_eq!(program.period(), Some(usize::try_from(WEIGHTS).unwrap()));
+    let rounds = program.rounds().unwrap();
+    assert_eq!((rounds.works as u64, rounds.count as u64), (WEIGHTS, ROUNDS));
     assert!((program.round_micros() / (WEIGHTS as f64 * 200.0) - 1.0).abs() < 0.02, "{}", program.round_micros());
     let ops = program.ops(u64::MAX / 2);
     let mapped: u64 = ops.iter().map(|op| if let Op::Map { bytes, .. } = op { *bytes } else { 0 }).sum();
     assert_eq!(mapped, WEIGHTS * 32 * MIB + 8 * MIB, "what is freed is used again");
-    assert_eq!(ops.iter().filter(|op| **op == Op::Round).count(), usize::try_from(ROUNDS).unwrap());
+    assert_eq!(ops.iter().filter(|op| **op == Op::Round).count(), usize::try_from(ROUNDS).unwrap() + 1);
 }
 
 #[test]
 fn moving_beats_staying_and_comes_close_to_the_bound() {
     let vram_bytes = 1600 * MIB;
-    let machine =
-        Machine { vram_bytes, link_bytes_per_us: 54_000.0, both_bytes_per_us: 46_000.0, issue_us: 10.0, wake_us: 50.0 };
+    let machine = Machine {
+        vram_bytes,
+        ram_bytes: 1 << 40,
+        link: Link::gb_per_s(54.0, 54.0, 92.0),
+        issue_us: 10.0,
+        wake_us: 50.0,
+    };
     let ops = program().ops(1 << 40);
     let last = |policy| machine.run(&ops, policy)[usize::try_from(ROUNDS).unwrap() - 1].micros;
     let (moved, stayed) = (last(Policy::Dynamic { safe: false }), last(Policy::Static));
     let bound = (WEIGHTS as f64 * 200.0).max((WEIGHTS * 32 * MIB + 8 * MIB - vram_bytes) as f64 / 46_000.0);
     assert!(stayed > 4.0 * moved, "{stayed} us against {moved}");
     assert!(bound / moved > 0.75, "{moved} us, the bound is {bound}");
+}
+
+#[test]
+fn a_loop_is_cut_short_or_run_on() {
+    let program = program();
+    for rounds in [3, 8, 20] {
+        let repeated = program.repeated(rounds).unwrap();
+        assert_eq!(repeated.works(), rounds * usize::try_from(WEIGHTS).unwrap());
+        assert_eq!(repeated.peak_bytes(), program.peak_bytes());
+        let ops = repeated.ops(u64::MAX / 2);
+        // A round ends with the first work of the next, so what that allocates may be there already.
+        let last = ops.iter().rposition(|op| matches!(op, Op::Work(_))).unwrap();
+        let count = |wanted: fn(&Op) -> bool| ops[..last].iter().filter(|op| wanted(op)).count();
+        assert_eq!(count(|op| *op == Op::Round), rounds);
+        // The weights and, in each work, the buffer that is made anew; every work has both.
+        assert_eq!(count(|op| matches!(op, Op::Allocate { .. })), usize::try_from(WEIGHTS).unwrap() + repeated.works());
+        assert!(ops.iter().all(|op| if let Op::Work(work) = op { work.chunks.len() == 2 } else { true }));
+    }
 }

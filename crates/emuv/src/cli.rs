@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Parser, Subcommand, error::ErrorKind};
 
-use crate::{bench, demo, doctor, info, run};
+use crate::{bench, demo, doctor, info, run, simulate};
 
 /// An argument, a variable or a key of the configuration file is wrong; nothing was started.
 pub const BAD_ARGUMENT: u8 = 2;
@@ -20,6 +20,7 @@ Examples:
   emuv run --sim=vram=256M -- ./prog       the same on a simulated GPU
   emuv info                                what this machine has
   emuv doctor                              whether emuV works here, and what to do if not
+  emuv simulate run.trc --vram 12G         how a recorded program would run on a 12 GiB card
   emuv demo                                see it work
   emuv bench --quick                       what it costs on this machine";
 
@@ -42,6 +43,8 @@ pub enum Command {
     Info(info::Options),
     /// Check whether emuV works on this machine, and say what to do if not.
     Doctor(doctor::Options),
+    /// Show how a recorded program would run on another card, behind another link, by other policies.
+    Simulate(simulate::Options),
     /// Show emuV at work, on this machine's GPU or on a simulated one.
     Demo(demo::Options),
     /// Measure emuV on this machine: what it costs, beside other ways and beside what the link allows.

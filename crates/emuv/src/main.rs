@@ -8,6 +8,7 @@ mod gpus;
 mod info;
 mod libs;
 mod run;
+mod simulate;
 
 use std::process::ExitCode;
 
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         Command::Info(options) => info::run(&options),
         Command::Doctor(options) => doctor::run(&options).map_err(other),
         Command::Bench(options) => bench::run(&options),
+        Command::Simulate(options) => simulate::run(&options),
         Command::Demo(options) => demo::run(&options).map_err(other),
         Command::DemoWorkload(options) => demo::workload::run(&options).map_err(other),
     };
