@@ -354,7 +354,6 @@ impl Gpu {
             let mut at = start;
             while at < start + bytes {
                 let Some((size, handle)) = self.mapped.get(&at).copied() else {
-                    // What nobody has written to may hold anything: only a search may run past the chunks' ends.
                     self.complain(format!("{work:?} touches {at:#x}, where nothing is mapped"));
                     break;
                 };

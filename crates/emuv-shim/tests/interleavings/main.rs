@@ -9,8 +9,8 @@
 //! residency and the memory's state are those of emuv-policy.
 //!
 //! Not covered: what the shim does before there is a session and after a fork; look-up of functions and pass-through;
-//! captures and graphs, contexts that come and go, several devices, `emuv verify`, failures of the driver (the simulated
-//! driver's tests have those, on real threads); the live counters, which are plain stores. Shuttle runs one thread at a
+//! captures and graphs, contexts that come and go, several devices, `emuv verify`, failures of the driver but one (the
+//! simulated driver's tests have them, on real threads); the live counters, which are plain stores. Shuttle runs one thread at a
 //! time and so sees atomics as if all were sequentially consistent: a missing `Acquire` is not found here.
 //!
 //! `EMUV_INTERLEAVINGS=N` runs N times as many schedules; `EMUV_INTERLEAVINGS_SEED=S` runs others (a failure prints its
