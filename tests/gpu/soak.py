@@ -4,8 +4,8 @@
 Each cycle makes weights larger than VRAM, runs layers over them forwards, trains a few steps, captures and replays a
 graph, works on several streams with pinned copies, starts and ends threads, and gives everything back. What a cycle
 computes depends on its kind alone, so each kind must give the same bits whenever it comes again. After each cycle the
-free memory that the driver reports must be what it was after the first, and so must the process's files, threads and
-mappings; its resident memory may grow by no more than a part in ten. Prints one line of JSON.
+free memory that the driver reports must be what it was after an early one of its kind, and so must the process's files,
+threads and mappings; its resident memory may grow by no more than a part in ten. Prints one line of JSON.
 """
 
 import argparse
@@ -129,8 +129,8 @@ def main():
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
     start = time.monotonic()
-    hashes, first, last, cycles, complaints = {}, None, None, 0, []
-    while time.monotonic() - start < options.seconds or cycles <= options.warmup:
+    hashes, early, cycles, complaints = {}, {}, 0, []
+    while time.monotonic() - start < options.seconds or cycles < options.warmup + KINDS:
         kind = cycles % KINDS
         seen = cycle(torch, kind, options.mib)
         if hashes.setdefault(kind, seen) != seen:
@@ -140,8 +140,9 @@ def main():
         torch.cuda.empty_cache()
         last = figures(torch)
         cycles += 1
-        if cycles == options.warmup:
-            first = last
+        if cycles <= options.warmup:
+            early[kind] = last
+    first = early[(cycles - 1) % KINDS]
     # PyTorch keeps threads and workspaces of its own; what matters is that their number does not grow.
     for key in ("threads", "files", "mappings"):
         if last[key] > first[key] + 8:

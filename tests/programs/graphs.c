@@ -205,8 +205,9 @@ int main(int argc, char **argv) {
     contents = malloc(buffers * sizeof *contents);
     tail = malloc(buffers * sizeof *tail);
     CHECK(buffer && contents && tail, "no memory");
-    OK(cuStreamCreate(&stream, STREAM_NON_BLOCKING));
-    OK(cuStreamCreate(&side, STREAM_NON_BLOCKING));
+    /* Blocking streams: while one is captured, nothing may be put on the default stream, by nobody. */
+    OK(cuStreamCreate(&stream, 0));
+    OK(cuStreamCreate(&side, 0));
     OK(cuEventCreate(&forked, EVENT_DISABLE_TIMING));
     OK(cuEventCreate(&joined, EVENT_DISABLE_TIMING));
     OK(cuMemAlloc_v2(&table, 64));
@@ -215,7 +216,8 @@ int main(int argc, char **argv) {
         contents[b] = filled((uint32_t)b);
         tail[b] = filled((uint32_t)(500 + b));
         run_fill_on(stream, buffer[b], words, contents[b].seed);
-        run_fill_on(stream, tail_of(b), TAIL_WORDS, tail[b].seed);
+        /* On the default stream, which waits for these two and they for it. */
+        run_fill(tail_of(b), TAIL_WORDS, tail[b].seed);
     }
     OK(cuStreamSynchronize(stream));
     sweeps();

@@ -8,7 +8,6 @@ use std::fmt;
 use crate::{GRANULE, StreamId, Tier};
 
 /// No arena is larger, in bytes.
-const LARGEST_ARENA: u64 = 1 << 47;
 
 /// How a trace begins; the last character is the format's version.
 pub const MAGIC: [u8; 8] = *b"emuvtrc1";
@@ -140,11 +139,11 @@ impl Default for Recorder {
 }
 
 impl Event {
-    fn is_within_an_arena(&self) -> bool {
-        match self {
-            Self::Chunk { offset, bytes, .. } | Self::Extent { offset, bytes } => {
-                offset.checked_add(*bytes).is_some_and(|end| end <= LARGEST_ARENA)
-            }
+    /// Whether a machine can have done this: see `docs/trace-format.md`.
+    fn is_possible(&self) -> bool {
+        match *self {
+            Self::Chunk { offset, bytes, .. } => (1..=MOST_CHUNK_BYTES).contains(&bytes) && lies_within(offset, bytes),
+            Self::Extent { offset, bytes } => lies_within(offset, bytes),
             _ => true,
         }
     }
@@ -227,7 +226,7 @@ pub fn events(bytes: &[u8]) -> Result<Vec<(u64, Event)>, Unreadable> {
         let Some((since, event)) = event(&mut rest) else {
             return Err(if rest.is_empty() { Unreadable::CutOff(at) } else { Unreadable::Damaged(at) });
         };
-        if !event.is_within_an_arena() {
+        if !event.is_possible() {
             return Err(Unreadable::Damaged(at));
         }
         now = now.saturating_add(since);
@@ -242,7 +241,7 @@ pub fn read(bytes: &[u8]) -> Option<impl Iterator<Item = (u64, Event)>> {
     let mut rest = bytes.strip_prefix(&MAGIC)?;
     let mut now = 0_u64;
     Some(std::iter::from_fn(move || {
-        let (since, event) = event(&mut rest)?;
+        let (since, event) = event(&mut rest).filter(|(_, event)| event.is_possible())?;
         now = now.saturating_add(since);
         Some((now, event))
     }))
@@ -258,19 +257,10 @@ fn event(rest: &mut &[u8]) -> Option<(u64, Event)> {
     let event = match tag {
         1 => {
             let (offset, bytes, bits) = (granules(next()?)?, granules(next()?)?, next()?);
-            if bytes == 0 || bytes > MOST_CHUNK_BYTES || !lies_within(offset, bytes) {
-                return None;
-            }
             Event::Chunk { offset, bytes, tier: tier(bits), fixed: bits >> 1 & 1 == 1 }
         }
         2 => Event::Removed { offset: granules(next()?)? },
-        3 => {
-            let (offset, bytes) = (next()?, next()?);
-            if !lies_within(offset, bytes) {
-                return None;
-            }
-            Event::Extent { offset, bytes }
-        }
+        3 => Event::Extent { offset: next()?, bytes: next()? },
         4 => Event::Freed { offset: next()? },
         5 => {
             let (stream, number, kind) = (StreamId(next()?), next()?, next()?);

@@ -35,7 +35,9 @@ impl Residency {
         let mut touched = Vec::new();
         self.resolve(&[offset], false, &mut touched);
         let hopeless = hold.is_some_and(|id| self.held.iter().any(|held| held.id == id && held.hopeless));
-        (self.hold(hold, &touched, false, true), !hopeless)
+        let id = self.hold(hold, &touched, false, true);
+        self.insist(id);
+        (id, !hopeless)
     }
 
     /// It could not be brought: all of it may move again as before.

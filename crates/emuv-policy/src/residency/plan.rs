@@ -83,6 +83,17 @@ impl Brought {
     }
 }
 
+/// What is not sent away.
+#[derive(Debug, Clone, Copy)]
+enum Before {
+    /// What is needed before that position, and what is not planned to be out.
+    Position(u64),
+    /// What is needed soon.
+    NotSoon,
+    /// Nothing.
+    Anything,
+}
+
 /// Room that is not promised to anybody yet, in bytes.
 struct Left {
     free: u64,
@@ -292,7 +303,7 @@ impl Residency {
         if let Some((soonest, _)) = wants.first()
             && left.free + left.coming < wanted_bytes.min(AHEAD_BYTES) + self.planned.slack_bytes
             && self.moving_to(Tier::Ram) < DEPTH_EACH
-            && let Some(step) = self.send_away(Some(*soonest), room, needs_progress)
+            && let Some(step) = self.send_away(Before::Position(*soonest), room, needs_progress)
         {
             return Some(step);
         }
@@ -321,8 +332,9 @@ impl Residency {
     /// Brings what held works wait for.
     fn demand(&mut self, left: &mut Left, room: Room, needs_progress: &mut bool) -> Option<Step> {
         let waiting = self.held.iter().filter(|held| held.promote && !held.hopeless);
-        let chunks: Vec<u32> = waiting.flat_map(|held| held.chunks.iter().copied()).collect();
-        for index in chunks {
+        let chunks: Vec<(u32, bool)> =
+            waiting.flat_map(|held| held.chunks.iter().map(|index| (*index, held.must))).collect();
+        for (index, must) in chunks {
             let Some(chunk) = self.chunk(index) else { continue };
             if chunk.tier == Tier::Vram || chunk.moving.is_some() || chunk.fixed {
                 continue;
@@ -338,7 +350,7 @@ impl Residency {
             let from_coming = left.coming.min(bytes - from_free);
             left.coming -= from_coming;
             if from_free + from_coming < bytes {
-                return self.send_away(None, room, needs_progress);
+                return self.send_away(if must { Before::Anything } else { Before::NotSoon }, room, needs_progress);
             }
         }
         None
@@ -374,9 +386,9 @@ impl Residency {
         (self.foresight.position().saturating_sub(1), self.foresight.place(), self.foresight.turns())
     }
 
-    /// Sends a chunk away: of those that are planned to be out the one that will be needed last, if that is later than
-    /// `unless_before`; where there is none, and a held work needs room (`None`), whichever will be needed last.
-    fn send_away(&mut self, unless_before: Option<u64>, room: Room, needs_progress: &mut bool) -> Option<Step> {
+    /// Sends a chunk away: of those that are planned to be out the one that will be needed last; where there is none, and a
+    /// held work needs room, whichever will be needed last.
+    fn send_away(&mut self, what: Before, room: Room, needs_progress: &mut bool) -> Option<Step> {
         let (position, place, turns) = self.now();
         let mut best: Option<(bool, u64, u32, Mode)> = None;
         for index in 0..super::index_of(self.chunks.len()) {
@@ -388,11 +400,13 @@ impl Residency {
                 continue;
             }
             let planned = chunk.history.decision != Decision::Keep;
-            if !planned && unless_before.is_some() {
-                continue;
-            }
             let next = chunk.history.next(position, place, turns);
-            if unless_before.is_some_and(|before| next <= before) || next <= position + SOON_WORKS {
+            let stays = match what {
+                Before::Position(before) => !planned || next <= before.max(position + SOON_WORKS),
+                Before::NotSoon => next <= position + SOON_WORKS,
+                Before::Anything => false,
+            };
+            if stays {
                 continue;
             }
             // Without a forecast: the least recently used.

@@ -93,7 +93,9 @@ impl Residency {
         let is_out = |index: &u32| self.chunk(*index).is_some_and(|chunk| chunk.tier == Tier::Ram && !chunk.fixed);
         let promote = patient && !hopeless && self.policy != Policy::Static && touched.iter().any(is_out);
         let ready = !promote && self.are_in_place(&touched);
-        (self.hold(hold, &touched, false, promote), ready)
+        let id = self.hold(hold, &touched, false, promote);
+        self.insist(id);
+        (id, ready)
     }
 
     fn foresee(&mut self, work: &Work<'_>, touched: &[u32]) {
@@ -251,12 +253,17 @@ impl Residency {
                 chunk.claims += 1;
             }
         }
-        self.held.push(Held { id, chunks: touched.to_vec(), everything, promote, hopeless: false });
+        self.held.push(Held { id, chunks: touched.to_vec(), everything, promote, must: false, hopeless: false });
         if self.recorder.is_some() {
             let chunks = self.offsets(touched);
             self.tell(|| Event::Held { hold: id.0, for_data: promote, chunks });
         }
         id
+    }
+
+    /// What is held under this name gets its room in any case.
+    pub(super) fn insist(&mut self, id: HoldId) {
+        self.held.iter_mut().filter(|held| held.id == id).for_each(|held| held.must = true);
     }
 
     /// A held work begins, or its caller has given up.

@@ -201,10 +201,12 @@ impl Lanes {
                 state.recording = true;
                 lane
             };
-            // A fence on a stream in capture would become part of the graph, or spoil it.
+            // A fence on a stream in capture would become part of the graph, or spoil it; so would one on the default stream,
+            // for which a blocking stream in capture would have to wait.
             let captures = session::current().is_some_and(|session| session.captures.any());
+            let forbidden = || lane.handle == LEGACY || calls::is_capturing(real, lane.handle(), false);
             let _ = calls::in_context(real, lane.context, || {
-                if !captures || !calls::is_capturing(real, lane.handle(), false) {
+                if !captures || !forbidden() {
                     self.fence(real, arena, lane);
                 }
                 Ok(())

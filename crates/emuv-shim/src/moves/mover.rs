@@ -517,6 +517,11 @@ impl Mover {
         }
         arena.residency().everything_mapped();
         arena.settled.notify_all();
+        let ends = lock(&self.device.moves.state).stop;
+        if ends {
+            self.device.moves.spares.write_off(arena);
+            self.device.publish(self.session);
+        }
         let mut state = lock(&self.device.moves.state);
         state.still = true;
         self.device.moves.wake.notify_all();

@@ -3,21 +3,25 @@
 //! Under `--policy static` nothing moves but this. The mover is started for it, and from then on calls are tracked as they
 //! are under the other policies.
 
-use std::{
-    sync::atomic::Ordering,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use emuv_cuda::{CUresult, CuResult};
 
 use super::{ASK_AGAIN, Moves, in_reach};
-use crate::{device::Device, session::Session};
+use crate::{
+    device::Device,
+    session::Session,
+    sync::{Instant, atomic::Ordering},
+};
 
 /// The GPU is waited for after so long without a move: what moves only while nothing runs may wait for that.
 const WAIT_FOR_GPU: Duration = Duration::from_millis(20);
 
 /// It is given up after so long without a move.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// It is given up after so long, whatever moves.
+const MOST: Duration = Duration::from_secs(10);
 
 /// Brings the allocation that `address` lies in to VRAM, where it stays. Nothing to do for memory that is not emuV's.
 ///
@@ -45,7 +49,7 @@ impl Moves {
     /// Whether it is there.
     fn bring_to_pin(&self, session: &Session, device: &Device, offset: u64) -> bool {
         let arena = &device.arena;
-        let mut hold = None;
+        let (mut hold, start) = (None, Instant::now());
         let mut last_move = (self.ended.load(Ordering::Acquire), Instant::now());
         loop {
             let mut residency = arena.residency();
@@ -54,7 +58,7 @@ impl Moves {
             if ended != last_move.0 {
                 last_move = (ended, Instant::now());
             }
-            if there || last_move.1.elapsed() > PATIENCE {
+            if there || last_move.1.elapsed() > PATIENCE || start.elapsed() > MOST {
                 if !there {
                     residency.unpin(offset);
                 }
