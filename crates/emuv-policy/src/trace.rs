@@ -7,15 +7,13 @@ use std::fmt;
 
 use crate::{GRANULE, StreamId, Tier};
 
-/// No arena is larger, in bytes.
-
 /// How a trace begins; the last character is the format's version.
 pub const MAGIC: [u8; 8] = *b"emuvtrc1";
 
 /// No chunk is larger.
 pub const MOST_CHUNK_BYTES: u64 = crate::CHUNK_CLASSES[0];
 
-/// No arena is larger, in bytes.
+/// No arena reaches further.
 pub const MOST_OFFSET: u64 = 1 << 40;
 
 /// What happened.

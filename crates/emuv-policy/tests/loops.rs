@@ -98,13 +98,13 @@ fn a_loop_that_computes_long_enough_hides_the_link() {
 }
 
 #[test]
-fn of_what_reads_each_byte_once_only_so_much_is_brought_as_the_link_has_time_for() {
+fn what_reads_each_byte_once_is_left_where_it_is() {
     let (sizes, kernels) = forward(140, 96 * MIB, 25.0);
     let total: u64 = sizes.iter().sum();
     let machine = pcie5(9 << 30);
     let spilled = total - machine.vram_bytes;
     let cost = run(&machine, 1.05, &sizes, &kernels, 8);
-    assert!(cost.promoted_bytes <= spilled / 6, "{} bytes were brought", cost.promoted_bytes);
+    assert!(cost.promoted_bytes <= spilled / 24, "{} bytes were brought", cost.promoted_bytes);
     let compute: f64 = kernels.iter().map(|kernel| kernel.micros).sum();
     let bound = spilled as f64 / machine.link.in_bytes_per_us;
     assert!(report("read once", cost, bound.max(compute), spilled) > 80.0);

@@ -38,6 +38,9 @@ const USUAL_LINK: f64 = 25_000.0;
 /// The part of the link's speed from which on a work is taken to read each byte about once.
 const READ_ONCE: f64 = 0.6;
 
+/// The same where nothing is foreseen: what is brought may be gone before it is used again, and pushes something else out.
+const READ_ONCE_UNFORESEEN: f64 = 0.3;
+
 /// What a work takes at least, and what it does in VRAM: for estimates of when things happen in a round.
 const WORK_US: f64 = 5.0;
 const WORK_BYTES_PER_US: f64 = 2.0e6;
@@ -281,7 +284,8 @@ impl Foresight {
 
     /// How a kind of work does with data in RAM; `None`: not known yet.
     pub fn manner(&self, kind: u64) -> Option<Manner> {
-        let read_once = READ_ONCE * self.link();
+        let part = if self.place().is_some() { READ_ONCE } else { READ_ONCE_UNFORESEEN };
+        let read_once = part * self.link();
         self.rates.get(&kind).map(|rate| if *rate >= read_once { Manner::InPlace } else { Manner::Move })
     }
 
@@ -402,8 +406,11 @@ mod tests {
         assert_eq!(foresight.manner(1), Some(Manner::InPlace));
         assert_eq!(foresight.manner(2), Some(Manner::Move));
         assert_eq!(foresight.manner(3), None);
-        // Nothing reads each byte once at half the link's speed.
+        // At half the link's speed a work reads each byte more than once: in a loop it is better off with its data brought.
         foresight.set_link(100_000.0);
+        assert_eq!(foresight.manner(1), Some(Manner::InPlace));
+        let weights = weights(&mut foresight, 10);
+        rounds(&mut foresight, &weights, 2);
         assert_eq!(foresight.manner(1), Some(Manner::Move));
     }
 }

@@ -16,12 +16,13 @@ use crate::{StreamId, Tier};
 const DEPTH: usize = 16;
 const DEPTH_EACH: usize = 6;
 
-/// The part of a round's own time in which data can be brought beside it, of what is read as well in place.
-const BESIDE: f64 = 0.6;
-
-/// VRAM that is kept for moves in flight: at most this, and at most this part of what chunks that move have.
+/// VRAM that is kept for moves in flight, at most. More of it lets data come earlier, which hides moves where the GPU is
+/// the limit; where the link is, it is only more that has to move.
 const SLACK_BYTES: u64 = 160 << 20;
-const SLACK_PART: u64 = 24;
+const MOST_SLACK_BYTES: u64 = 768 << 20;
+
+/// The part of a round's own time up to which the link may take for a round that the GPU limits.
+const COMPUTES: f64 = 0.75;
 
 /// Room for so much more than the slack is made ahead, at most.
 const AHEAD_BYTES: u64 = 1 << 30;
@@ -63,24 +64,6 @@ pub(super) struct Planned {
     until: u64,
     rounds: u64,
     slack_bytes: u64,
-}
-
-/// Spreads what is brought evenly over what could be read in place.
-struct Brought {
-    /// The part of the bytes that is to be brought.
-    share: f64,
-    /// By how much less it was so far.
-    debt: f64,
-}
-
-impl Brought {
-    #[allow(clippy::cast_precision_loss)] // An estimate.
-    fn is_next(&mut self, bytes: u64) -> bool {
-        self.debt += bytes as f64 * self.share;
-        let next = self.debt >= bytes as f64 / 2.0;
-        self.debt -= if next { bytes as f64 } else { 0.0 };
-        next
-    }
 }
 
 /// What is not sent away.
@@ -446,18 +429,18 @@ impl Residency {
             self.live().filter(|(_, chunk)| movable(chunk) && chunk.tier == tier).map(|(_, chunk)| chunk.bytes).sum()
         };
         let (vram_bytes, ram_bytes) = (sum(Tier::Vram) + room.vram_bytes, sum(Tier::Ram));
-        self.planned.slack_bytes = SLACK_BYTES.min(vram_bytes / SLACK_PART);
-        let out_bytes = (ram_bytes + self.planned.slack_bytes).saturating_sub(room.vram_bytes + room.vram_coming_bytes);
+        let (mut slack_bytes, most_slack_bytes) =
+            (SLACK_BYTES.min(vram_bytes / 24), MOST_SLACK_BYTES.min(vram_bytes / 12));
+        let out_with = |slack: u64| (ram_bytes + slack).saturating_sub(room.vram_bytes + room.vram_coming_bytes);
+        let out_bytes = out_with(slack_bytes);
         let times = self.foresight.times(place);
         let end = times.last().copied().unwrap_or(0.0);
         let time =
             |position: u64| times.get(usize::try_from(position - place - 1).unwrap_or(0)).copied().unwrap_or(end);
         let link = self.foresight.link();
-        let round = Round { micros: end.max(1.0), out_bytes, link };
-        // What reads each byte once is read where it is, but for as much as can be brought while the GPU works on what is in
-        // VRAM: then the link is never idle.
-        let beside_bytes = link * round.micros * BESIDE;
-        let in_place = out_bytes as f64 > beside_bytes;
+        let mut round = Round { micros: end.max(1.0), out_bytes, link };
+        // Where the link is the limit, what reads each byte once is read where it is.
+        let in_place = out_bytes as f64 / link > round.micros / 2.0;
         let mut gaps = Vec::new();
         let mut owners = Vec::new();
         for (index, chunk) in self.live().filter(|(_, chunk)| movable(chunk)) {
@@ -489,16 +472,18 @@ impl Residency {
                 gaps.push(Gap { start: time(used.position + 1), end, dead, steady, ..gap });
             }
         }
+        let nothing_in_place = gaps.iter().all(|gap| gap.in_place.is_none());
+        if out_bytes > 0 && nothing_in_place && out_bytes as f64 / link < round.micros * COMPUTES {
+            slack_bytes = most_slack_bytes;
+            round.out_bytes = out_with(slack_bytes);
+        }
+        self.planned.slack_bytes = slack_bytes;
         let chosen = if out_bytes == 0 { vec![false; gaps.len()] } else { schedule::choose(&gaps, &round) };
-        let mut brought = Brought { share: beside_bytes / (out_bytes as f64).max(1.0), debt: 0.0 };
-        let mut by_time = owners;
-        by_time.sort_by(|(_, one, _), (_, other, _)| gaps[*one].start.total_cmp(&gaps[*other].start));
-        for (index, first, uses) in by_time {
-            let bring = chosen[first] && gaps[first].in_place.is_some() && brought.is_next(gaps[first].bytes);
+        for (index, first, uses) in owners {
             let decision = |gap: usize| match (chosen[gap], gaps[gap].in_place) {
                 (false, _) => Decision::Keep,
-                (true, Some(_)) if !bring => Decision::Stay,
-                (true, _) => Decision::Out,
+                (true, None) => Decision::Out,
+                (true, Some(_)) => Decision::Stay,
             };
             let Some(chunk) = self.chunk_mut(index) else { continue };
             if gaps[first].in_place.is_some() {

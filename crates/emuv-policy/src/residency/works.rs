@@ -37,7 +37,7 @@ impl Residency {
         let ram_bytes = self.movable_ram_bytes(touched);
         let manner = if ram_bytes > 0 { self.foresight.manner(work.kind) } else { None };
         let hopeless = hold.is_some_and(|id| self.held.iter().any(|held| held.id == id && held.hopeless));
-        let wanted = manner == Some(Manner::Move) || touched.iter().any(|index| self.is_better_brought(*index, manner));
+        let wanted = manner == Some(Manner::Move) || touched.iter().any(|index| self.is_better_brought(*index));
         let promote = work.patient && !hopeless && ram_bytes > 0 && wanted && self.policy.promotes();
         // How this kind does with data in RAM is about to be known: better to wait than to do it all the slow way.
         let wait_to_know =
@@ -131,16 +131,14 @@ impl Residency {
             && (self.escaped == 0 || self.live().all(|(_, chunk)| !chunk.escaped || in_place(chunk)))
     }
 
-    /// Whether a work that could read the chunk in place waits for it all the same: it would have to be mapped there, it is
-    /// planned to be back by now (once it is known how it reads in place), or it is used so often that it never lies idle, as
-    /// it must to be brought.
-    fn is_better_brought(&self, index: u32, manner: Option<Manner>) -> bool {
+    /// Whether a work that could read the chunk in place waits for it all the same: it would have to be mapped there, or it
+    /// is used so often that it never lies idle, as it must to be brought.
+    fn is_better_brought(&self, index: u32) -> bool {
         let Some(chunk) = self.chunk(index).filter(|chunk| chunk.tier == Tier::Ram && !chunk.fixed) else {
             return false;
         };
-        let decision = chunk.history.decision;
-        let hot = || decision != Decision::Stay && chunk.history.is_hot(self.foresight.position());
-        !chunk.mapped || (decision == Decision::Out && manner.is_some()) || hot()
+        let hot = || chunk.history.decision != Decision::Stay && chunk.history.is_hot(self.foresight.position());
+        !chunk.mapped || hot()
     }
 
     fn movable_ram_bytes(&self, touched: &[u32]) -> u64 {
