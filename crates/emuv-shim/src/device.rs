@@ -512,6 +512,19 @@ impl Device {
     }
 }
 
+impl Device {
+    /// The process ends: memory that is kept to move chunks into is the program's no more.
+    pub fn publish_the_last(&self, session: &Session) {
+        self.publish(session);
+        let Some(counters) = session.counters(self.ordinal) else { return };
+        let ram_bytes = self.moves.spare_ram_bytes();
+        let vram_bytes = self.moves.spare_bytes().saturating_sub(ram_bytes);
+        for (tier, spare_bytes) in [(&counters.vram, vram_bytes), (&counters.ram, ram_bytes)] {
+            tier.set_used(tier.used_bytes.load(Relaxed).saturating_sub(spare_bytes));
+        }
+    }
+}
+
 /// What is about to die with one or more contexts.
 pub(crate) struct Doomed {
     owners: Vec<Owner>,

@@ -188,6 +188,12 @@ impl Graphs {
         }
     }
 
+    /// Addresses of its copies and memsets: the driver looks at what lies there also when it changes the graph.
+    pub fn copied(&self, exec: CUgraphExec) -> Vec<u64> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(&(exec as usize)).map_or_else(Vec::new, |graph| graph.reach.copied())
+    }
+
     /// It is gone.
     pub fn forget(&self, exec: CUgraphExec) {
         self.known.write().unwrap_or_else(PoisonError::into_inner).remove(&(exec as usize));

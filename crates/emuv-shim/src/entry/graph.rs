@@ -126,8 +126,8 @@ macro_rules! node_changes {
                         // SAFETY: null or valid by the driver's contract.
                         #[allow(unused_unsafe)]
                         let reach = unsafe { $reach };
-                        copied = reach.copied();
                         session.graphs.widen($exec, reach);
+                        copied = session.graphs.copied($exec);
                     }
                     // SAFETY: the program's own arguments.
                     Some(moves::at_hand(session, &copied, || unsafe { driver.$name($exec, $($arg),*) }))
@@ -254,7 +254,10 @@ fn updated(session: &Session, exec: CUgraphExec, graph: CUgraph, call: impl FnOn
         return call();
     }
     let reach = read(session, graph);
-    let result = moves::at_hand(session, &reach.copied(), call);
+    // Also what its copies have used so far: the driver compares what lies there with what lies at the new places.
+    let mut copied = reach.copied();
+    copied.extend(session.graphs.copied(exec));
+    let result = moves::at_hand(session, &copied, call);
     if result == CUresult::SUCCESS {
         session.graphs.replace(exec, reach);
     } else {

@@ -519,8 +519,7 @@ impl Mover {
         arena.settled.notify_all();
         let ends = lock(&self.device.moves.state).stop;
         if ends {
-            self.device.moves.spares.write_off(arena);
-            self.device.publish(self.session);
+            self.device.publish_the_last(self.session);
         }
         let mut state = lock(&self.device.moves.state);
         state.still = true;

@@ -127,15 +127,6 @@ impl Spares {
         lock(&self.0).of(tier).0.entry(bytes).or_default().push(handle);
     }
 
-    /// The process ends: spares are charged to nobody any more. The system takes them back.
-    pub fn write_off(&self, arena: &Arena) {
-        let mut state = lock(&self.0);
-        let bytes = [(Tier::Vram, state.vram_bytes), (Tier::Ram, state.ram_bytes)];
-        *state = State::default();
-        drop(state);
-        arena.with_memory(|memory| bytes.iter().for_each(|(tier, bytes)| memory.credit_whole(*bytes, *tier)));
-    }
-
     /// Gives spares of both tiers back, at least `bytes` of each if there are so many. Gives how much it was.
     pub fn give_back(&self, arena: &Arena, bytes: u64) -> u64 {
         self.give_back_of(arena, Tier::Vram, bytes) + self.give_back_of(arena, Tier::Ram, bytes)
