@@ -7,13 +7,10 @@ in decoding; with --tokens 512 it is used many times, as in reading a prompt.
 """
 
 import argparse
-import ctypes
 import hashlib
-import json
-import os
-import sys
 
-OUT_OF_MEMORY = 3
+from program import exact_bytes, run
+
 HIDDEN, INNER = 4096, 11008
 SHAPES = {
     "q": (HIDDEN, HIDDEN),
@@ -34,12 +31,6 @@ def arguments():
     parser.add_argument("--warmup", type=int, default=1, help="forward passes before those")
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args()
-
-
-def exact_bytes(tensor):
-    """The bytes of a tensor (without NumPy, which not every installation has)."""
-    tensor = tensor.detach().cpu().contiguous()
-    return ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size())
 
 
 def infer(options):
@@ -97,17 +88,7 @@ def infer(options):
 
 def main():
     options = arguments()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    outcome = {"program": "llama_layers", "tokens": options.tokens, "layers": options.layers, "error": None}
-    code = 0
-    try:
-        outcome.update(infer(options))
-    except RuntimeError as error:
-        words = str(error).strip().splitlines() or ["?"]
-        outcome["error"] = words[0]
-        code = OUT_OF_MEMORY if "out of memory" in str(error).lower() else 1
-    print(json.dumps(outcome), flush=True)
-    sys.exit(code)
+    run({"program": "llama_layers", "tokens": options.tokens, "layers": options.layers}, lambda: infer(options))
 
 
 if __name__ == "__main__":

@@ -6,13 +6,10 @@ iteration (CUDA events) and the memory that PyTorch reserved. Exit code 3 means:
 """
 
 import argparse
-import ctypes
 import hashlib
-import json
 import os
-import sys
 
-OUT_OF_MEMORY = 3
+from program import exact_bytes, run
 
 
 def arguments():
@@ -28,12 +25,6 @@ def arguments():
         help="PyTorch's allocator; left to the environment if not given",
     )
     return parser.parse_args()
-
-
-def exact_bytes(tensor):
-    """The bytes of a tensor (without NumPy, which not every installation has)."""
-    tensor = tensor.detach().cpu().contiguous()
-    return ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size())
 
 
 def train(options):
@@ -83,22 +74,11 @@ def train(options):
 
 def main():
     options = arguments()
-    # Both must be set before CUDA starts.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Must be set before CUDA starts.
     if options.allocator is not None:
         os.environ["PYTORCH_ALLOC_CONF"] = "backend:" + options.allocator
         os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "backend:" + options.allocator
-    outcome = {"program": "resnet50", "batch": options.batch, "iters": options.iters, "error": None}
-    code = 0
-    try:
-        outcome.update(train(options))
-    except RuntimeError as error:
-        # torch.OutOfMemoryError is a RuntimeError; cuDNN and cuBLAS say the same in words only.
-        words = str(error).strip().splitlines() or ["?"]
-        outcome["error"] = words[0]
-        code = OUT_OF_MEMORY if "out of memory" in str(error).lower() else 1
-    print(json.dumps(outcome), flush=True)
-    sys.exit(code)
+    run({"program": "resnet50", "batch": options.batch, "iters": options.iters}, lambda: train(options))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ threads and mappings; its resident memory may grow by no more than a part in ten
 """
 
 import argparse
-import ctypes
 import gc
 import hashlib
 import json
@@ -17,6 +16,8 @@ import os
 import sys
 import threading
 import time
+
+from program import ask_for_equal_bits, exact_bytes
 
 KINDS = 3
 
@@ -27,11 +28,6 @@ def arguments():
     parser.add_argument("--mib", type=int, default=768, help="weights of a cycle")
     parser.add_argument("--warmup", type=int, default=2 * KINDS, help="cycles before the first figures count")
     return parser.parse_args()
-
-
-def exact_bytes(tensor):
-    tensor = tensor.detach().cpu().contiguous()
-    return ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size())
 
 
 def figures(torch):
@@ -123,7 +119,7 @@ def cycle(torch, kind, mib):
 
 def main():
     options = arguments()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    ask_for_equal_bits()
     import torch
 
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -6,13 +6,9 @@ seconds per iteration (CUDA events) and the memory that PyTorch reserved. Exit c
 """
 
 import argparse
-import ctypes
 import hashlib
-import json
-import os
-import sys
 
-OUT_OF_MEMORY = 3
+from program import exact_bytes, run
 
 
 def arguments():
@@ -24,12 +20,6 @@ def arguments():
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args()
-
-
-def exact_bytes(tensor):
-    """The bytes of a tensor (without NumPy, which not every installation has)."""
-    tensor = tensor.detach().cpu().contiguous()
-    return ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size())
 
 
 def train(options):
@@ -83,17 +73,7 @@ def train(options):
 
 def main():
     options = arguments()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    outcome = {"program": "transformer", "iters": options.iters, "error": None}
-    code = 0
-    try:
-        outcome.update(train(options))
-    except RuntimeError as error:
-        words = str(error).strip().splitlines() or ["?"]
-        outcome["error"] = words[0]
-        code = OUT_OF_MEMORY if "out of memory" in str(error).lower() else 1
-    print(json.dumps(outcome), flush=True)
-    sys.exit(code)
+    run({"program": "transformer", "iters": options.iters}, lambda: train(options))
 
 
 if __name__ == "__main__":

@@ -4,11 +4,6 @@
  * Arguments: [pairs per batch, default 500] [batches, default 41] */
 #include "program.h"
 
-static int ascending(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static CUstream stream;
 
 static void use(CUdeviceptr target) {

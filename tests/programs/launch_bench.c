@@ -5,11 +5,6 @@
  * [MiB that exist besides and are not used, default 0: more than fits makes emuV track every launch] */
 #include "program.h"
 
-static int ascending(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 int main(int argc, char **argv) {
     size_t launches = argument(argc, argv, 1, 1000), batches = argument(argc, argv, 2, 41);
     size_t buffers = argument(argc, argv, 3, 64);

@@ -67,6 +67,12 @@ static inline double now_us(void) {
     return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
 }
 
+/* For qsort: numbers, the smallest first. */
+static inline int ascending(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
 /* A small generator with a printed seed: the same seed gives the same run. */
 static inline uint64_t next_random(uint64_t *state) {
     uint64_t x = (*state += 0x9e3779b97f4a7c15u);

@@ -3,11 +3,6 @@
  * Arguments: [MiB per block, default 86] [blocks, default 64] [passes, default 21] */
 #include "program.h"
 
-static int ascending(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 int main(int argc, char **argv) {
     size_t bytes = argument(argc, argv, 1, 86) * MIB, blocks = argument(argc, argv, 2, 64);
     size_t passes = argument(argc, argv, 3, 21);

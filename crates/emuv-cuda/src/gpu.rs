@@ -218,7 +218,6 @@ fn to_usize(bytes: u64) -> usize {
     bytes as usize
 }
 
-#[allow(clippy::cast_possible_truncation)] // 64-bit only: usize is u64.
 impl Gpu for DriverGpu<'_> {
     fn granularity_bytes(&self) -> u64 {
         self.granularity_bytes
@@ -227,13 +226,13 @@ impl Gpu for DriverGpu<'_> {
     fn reserve(&self, bytes: u64) -> CuResult<u64> {
         let mut address = 0;
         // SAFETY: the out-pointer is a live local; zero alignment and hint mean "any".
-        unsafe { self.driver.cuMemAddressReserve(&raw mut address, bytes as usize, 0, 0, 0) }.ok()?;
+        unsafe { self.driver.cuMemAddressReserve(&raw mut address, to_usize(bytes), 0, 0, 0) }.ok()?;
         Ok(address)
     }
 
     fn unreserve(&self, address: u64, bytes: u64) -> CuResult {
         // SAFETY: the trait's contract: reserved by `reserve`, nothing mapped.
-        unsafe { self.driver.cuMemAddressFree(address, bytes as usize) }.ok()
+        unsafe { self.driver.cuMemAddressFree(address, to_usize(bytes)) }.ok()
     }
 
     fn create(&self, tier: Tier, bytes: u64) -> CuResult<Handle> {
@@ -275,11 +274,11 @@ impl Gpu for DriverGpu<'_> {
 
     fn map(&self, address: u64, bytes: u64, handle: Handle) -> CuResult {
         // SAFETY: the trait's contract: the range is reserved and free; a chunk is exactly one handle.
-        unsafe { self.driver.cuMemMap(address, bytes as usize, 0, handle.0, 0) }.ok()?;
+        unsafe { self.driver.cuMemMap(address, to_usize(bytes), 0, handle.0, 0) }.ok()?;
         let access =
             CUmemAccessDesc { location: vram_location(self.device), flags: CU_MEM_ACCESS_FLAGS_PROT_READWRITE };
         // SAFETY: the range was just mapped; the descriptor is a live local.
-        let allowed = unsafe { self.driver.cuMemSetAccess(address, bytes as usize, &raw const access, 1) }.ok();
+        let allowed = unsafe { self.driver.cuMemSetAccess(address, to_usize(bytes), &raw const access, 1) }.ok();
         if allowed.is_err() {
             // Nothing can have used a range without access, so this cannot race.
             let _ = self.unmap(address, bytes);
@@ -293,6 +292,6 @@ impl Gpu for DriverGpu<'_> {
 
     fn unmap(&self, address: u64, bytes: u64) -> CuResult {
         // SAFETY: the trait's contract: mapped by `map`, idle.
-        unsafe { self.driver.cuMemUnmap(address, bytes as usize) }.ok()
+        unsafe { self.driver.cuMemUnmap(address, to_usize(bytes)) }.ok()
     }
 }

@@ -510,9 +510,7 @@ impl Device {
             self.moves.begin(session, self.ordinal);
         }
     }
-}
 
-impl Device {
     /// The process ends: memory that is kept to move chunks into is the program's no more.
     pub fn publish_the_last(&self, session: &Session) {
         self.publish(session);

@@ -77,12 +77,12 @@ impl Pools {
         }
         {
             let ours = lock(&self.ours);
-            if ours.default_seen || ours.pools.contains(&pool) {
-                let served = ours.pools.contains(&pool);
-                if served {
-                    self.served.store(pool.0, Ordering::Release);
-                }
-                return served;
+            if ours.pools.contains(&pool) {
+                self.served.store(pool.0, Ordering::Release);
+                return true;
+            }
+            if ours.default_seen {
+                return false;
             }
         }
         // Looked up once: a device's default pool never changes.

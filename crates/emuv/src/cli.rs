@@ -2,6 +2,7 @@
 //! error.
 
 use std::{
+    fmt::Display,
     io::{self, Write},
     process::ExitCode,
 };
@@ -72,6 +73,11 @@ impl Failure {
     /// Something that the user gave is wrong. The message starts with the flag, variable or file.
     pub fn bad_argument(message: impl Into<String>) -> Self {
         Self::new(BAD_ARGUMENT, message)
+    }
+
+    /// The same: what it is (a flag, a variable, a file), and why it is wrong.
+    pub fn wrong(what: impl Display, why: impl Display) -> Self {
+        Self::bad_argument(format!("{what}: {why}"))
     }
 }
 

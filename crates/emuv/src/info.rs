@@ -52,7 +52,7 @@ struct Facts {
 /// the exit code tells it.
 pub fn run(options: &Options) -> Result<ExitCode, Failure> {
     let sim = options.sim.as_deref().map(sim::checked).transpose();
-    let sim = sim.map_err(|why| Failure::bad_argument(format!("--sim: {why}")))?;
+    let sim = sim.map_err(|why| Failure::wrong("--sim", why))?;
     let facts = Facts::gather(sim.as_deref());
     let text = if options.json { format!("{:#}\n", facts.json()) } else { facts.text() };
     cli::print(&text).map_err(|error| Failure::new(OTHER, format!("cannot write: {error}")))?;

@@ -2,26 +2,14 @@
 
 use crate::{
     Tier,
-    machine::{Action, FreeBytes, Placement, Script, Turn},
+    machine::{FreeBytes, Placement, Script},
 };
 
 /// Placed once, in order of allocation: see [`Placement::tier_of_new`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct InOrder;
 
-impl Placement for InOrder {
-    fn mapped(&mut self, _: u32, _: Tier) {}
-    fn unmapped(&mut self, _: u32) -> bool {
-        true
-    }
-    fn begin(&mut self, _: u32, _: bool) -> Turn {
-        Turn::Go
-    }
-    fn next(&mut self, _: FreeBytes) -> Action {
-        Action::Rest
-    }
-    fn finished(&mut self, _: u32) {}
-}
+impl Placement for InOrder {}
 
 /// Those chunks are in VRAM that save most time on the link for each byte that they hold, over the whole program; the
 /// rest is read in place.
@@ -57,15 +45,4 @@ impl Placement for InPlace {
     fn tier_of_new(&mut self, chunk: u32, _: u64, _: u64, _: FreeBytes) -> Tier {
         if self.in_vram[chunk as usize] { Tier::Vram } else { Tier::Ram }
     }
-    fn mapped(&mut self, _: u32, _: Tier) {}
-    fn unmapped(&mut self, _: u32) -> bool {
-        true
-    }
-    fn begin(&mut self, _: u32, _: bool) -> Turn {
-        Turn::Go
-    }
-    fn next(&mut self, _: FreeBytes) -> Action {
-        Action::Rest
-    }
-    fn finished(&mut self, _: u32) {}
 }

@@ -173,15 +173,19 @@ pub trait Placement {
         if free.vram >= bytes + left { Tier::Vram } else { Tier::Ram }
     }
     /// A chunk has been mapped.
-    fn mapped(&mut self, chunk: u32, tier: Tier);
+    fn mapped(&mut self, _chunk: u32, _tier: Tier) {}
     /// A chunk is about to be unmapped. False: not yet.
-    fn unmapped(&mut self, chunk: u32) -> bool;
+    fn unmapped(&mut self, _chunk: u32) -> bool {
+        true
+    }
     /// The program has got memory.
     fn allocated(&mut self, _offset: u64, _bytes: u64) {}
     /// It has given it back.
     fn freed(&mut self, _offset: u64) {}
     /// The program is about to give the GPU this work. `patient`: it has not waited for long.
-    fn begin(&mut self, work: u32, patient: bool) -> Turn;
+    fn begin(&mut self, _work: u32, _patient: bool) -> Turn {
+        Turn::Go
+    }
     /// The GPU has done so many works, as one sees who sees everything.
     fn done(&mut self, _works: u32) {}
     /// What a fence recorded now covers, for one who sees only those.
@@ -193,9 +197,11 @@ pub trait Placement {
     /// A work that read in place took so long.
     fn took(&mut self, _work: u32, _micros: f64) {}
     /// What the mover is to do next.
-    fn next(&mut self, free: FreeBytes) -> Action;
+    fn next(&mut self, _free: FreeBytes) -> Action {
+        Action::Rest
+    }
     /// A chunk lies still again.
-    fn finished(&mut self, chunk: u32);
+    fn finished(&mut self, _chunk: u32) {}
 }
 
 impl Machine {

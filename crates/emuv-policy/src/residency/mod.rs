@@ -332,10 +332,7 @@ impl Residency {
         }
         let range = granules(chunk.offset, chunk.bytes);
         let escaped = usize::from(chunk.escaped);
-        self.change(index, |chunk| {
-            chunk.mapped = true;
-            chunk.escaped = false;
-        });
+        self.change(index, |chunk| chunk.mapped = true);
         self.escaped -= escaped;
         self.granules[range].fill(NONE);
         self.chunks[index as usize] = None;

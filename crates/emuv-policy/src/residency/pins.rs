@@ -34,10 +34,8 @@ impl Residency {
         }
         let mut touched = Vec::new();
         self.resolve(&[offset], false, &mut touched);
-        let hopeless = hold.is_some_and(|id| self.held.iter().any(|held| held.id == id && held.hopeless));
-        let id = self.hold(hold, &touched, false, true);
-        self.insist(id);
-        (id, !hopeless)
+        let hope = !self.has_no_hope(hold);
+        (self.insist(hold, &touched, true), hope)
     }
 
     /// It could not be brought: all of it may move again as before.

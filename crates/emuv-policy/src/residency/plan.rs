@@ -10,16 +10,19 @@ use super::{
     history::{Decision, NEVER},
     schedule::{self, Gap, Round},
 };
-use crate::{StreamId, Tier};
+use crate::{StreamId, Tier, hash::mix};
 
 /// Moves in flight at most, and in one direction.
 const DEPTH: usize = 16;
 const DEPTH_EACH: usize = 6;
 
-/// VRAM that is kept for moves in flight, at most. More of it lets data come earlier, which hides moves where the GPU is
-/// the limit; where the link is, it is only more that has to move.
+/// VRAM that is kept for moves in flight: at most this, and at most this part of what chunks that move have. More of it
+/// lets data come earlier, which hides moves where the GPU is the limit; where the link is, it is only more that has to
+/// move.
 const SLACK_BYTES: u64 = 160 << 20;
+const SLACK_PART: u64 = 24;
 const MOST_SLACK_BYTES: u64 = 768 << 20;
+const MOST_SLACK_PART: u64 = 12;
 
 /// The part of a round's own time up to which the link may take for a round that the GPU limits.
 const COMPUTES: f64 = 0.75;
@@ -429,8 +432,7 @@ impl Residency {
             self.live().filter(|(_, chunk)| movable(chunk) && chunk.tier == tier).map(|(_, chunk)| chunk.bytes).sum()
         };
         let (vram_bytes, ram_bytes) = (sum(Tier::Vram) + room.vram_bytes, sum(Tier::Ram));
-        let (mut slack_bytes, most_slack_bytes) =
-            (SLACK_BYTES.min(vram_bytes / 24), MOST_SLACK_BYTES.min(vram_bytes / 12));
+        let mut slack_bytes = SLACK_BYTES.min(vram_bytes / SLACK_PART);
         let out_with = |slack: u64| (ram_bytes + slack).saturating_sub(room.vram_bytes + room.vram_coming_bytes);
         let out_bytes = out_with(slack_bytes);
         let times = self.foresight.times(place);
@@ -440,7 +442,8 @@ impl Residency {
         let link = self.foresight.link();
         let mut round = Round { micros: end.max(1.0), out_bytes, link };
         // Where the link is the limit, what reads each byte once is read where it is.
-        let in_place = out_bytes as f64 / link > round.micros / 2.0;
+        let link_micros = out_bytes as f64 / link;
+        let in_place = link_micros > round.micros / 2.0;
         let mut gaps = Vec::new();
         let mut owners = Vec::new();
         for (index, chunk) in self.live().filter(|(_, chunk)| movable(chunk)) {
@@ -473,8 +476,8 @@ impl Residency {
             }
         }
         let nothing_in_place = gaps.iter().all(|gap| gap.in_place.is_none());
-        if out_bytes > 0 && nothing_in_place && out_bytes as f64 / link < round.micros * COMPUTES {
-            slack_bytes = most_slack_bytes;
+        if out_bytes > 0 && nothing_in_place && link_micros < round.micros * COMPUTES {
+            slack_bytes = MOST_SLACK_BYTES.min(vram_bytes / MOST_SLACK_PART);
             round.out_bytes = out_with(slack_bytes);
         }
         self.planned.slack_bytes = slack_bytes;
@@ -495,11 +498,9 @@ impl Residency {
     }
 
     fn torture(&mut self, state: u64, safe: bool, room: Room, needs_progress: &mut bool) -> Option<Step> {
-        let mut random = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        self.policy = Policy::Torture { state: random, safe };
-        random = (random ^ (random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        random = (random ^ (random >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        random ^= random >> 31;
+        let state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.policy = Policy::Torture { state, safe };
+        let random = mix(state);
         let mut order: Vec<u32> = self.live().map(|(index, _)| index).collect();
         if order.is_empty() {
             return None;

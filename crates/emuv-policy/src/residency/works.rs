@@ -36,9 +36,8 @@ impl Residency {
         self.saw_everything |= work.everything;
         let ram_bytes = self.movable_ram_bytes(touched);
         let manner = if ram_bytes > 0 { self.foresight.manner(work.kind) } else { None };
-        let hopeless = hold.is_some_and(|id| self.held.iter().any(|held| held.id == id && held.hopeless));
-        let wanted = manner == Some(Manner::Move) || touched.iter().any(|index| self.is_better_brought(*index));
-        let promote = work.patient && !hopeless && ram_bytes > 0 && wanted && self.policy.promotes();
+        let wanted = || manner == Some(Manner::Move) || touched.iter().any(|index| self.is_better_brought(*index));
+        let promote = ram_bytes > 0 && work.patient && self.policy.promotes() && !self.has_no_hope(hold) && wanted();
         // How this kind does with data in RAM is about to be known: better to wait than to do it all the slow way.
         let wait_to_know =
             work.patient && manner.is_none() && ram_bytes >= GRANULE && self.measuring.contains(&work.kind);
@@ -89,13 +88,10 @@ impl Residency {
     pub fn keep_at_hand(&mut self, offsets: &[u64], hold: Option<HoldId>, patient: bool) -> (HoldId, bool) {
         let mut touched = Vec::new();
         self.resolve(offsets, false, &mut touched);
-        let hopeless = hold.is_some_and(|id| self.held.iter().any(|held| held.id == id && held.hopeless));
         let is_out = |index: &u32| self.chunk(*index).is_some_and(|chunk| chunk.tier == Tier::Ram && !chunk.fixed);
-        let promote = patient && !hopeless && self.policy != Policy::Static && touched.iter().any(is_out);
+        let promote = patient && !self.has_no_hope(hold) && self.policy != Policy::Static && touched.iter().any(is_out);
         let ready = !promote && self.are_in_place(&touched);
-        let id = self.hold(hold, &touched, false, promote);
-        self.insist(id);
-        (id, ready)
+        (self.insist(hold, &touched, promote), ready)
     }
 
     fn foresee(&mut self, work: &Work<'_>, touched: &[u32]) {
@@ -259,9 +255,16 @@ impl Residency {
         id
     }
 
-    /// What is held under this name gets its room in any case.
-    pub(super) fn insist(&mut self, id: HoldId) {
+    /// Holds chunks that get their room in any case.
+    pub(super) fn insist(&mut self, hold: Option<HoldId>, touched: &[u32], promote: bool) -> HoldId {
+        let id = self.hold(hold, touched, false, promote);
         self.held.iter_mut().filter(|held| held.id == id).for_each(|held| held.must = true);
+        id
+    }
+
+    /// Whether nothing can be done for what is held under this name.
+    pub(super) fn has_no_hope(&self, hold: Option<HoldId>) -> bool {
+        hold.is_some_and(|id| self.held.iter().any(|held| held.id == id && held.hopeless))
     }
 
     /// A held work begins, or its caller has given up.

@@ -18,7 +18,7 @@ use crate::{
     streams::Name,
     sync::{
         Condvar, Instant, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
         thread_local,
     },
 };
@@ -81,7 +81,7 @@ pub(crate) struct Lanes {
     state: Mutex<State>,
     /// The mover has stopped recording.
     recorded: Condvar,
-    works: AtomicU32,
+    works: AtomicU64,
     /// Raised when streams go: their names may come again for others.
     generation: AtomicU64,
     /// When a fence was recorded last, in microseconds since `since`.
@@ -138,7 +138,7 @@ impl Lanes {
 
     /// Whether this is one of the works at which the mover looks ahead.
     pub fn nudges(&self) -> bool {
-        u64::from(self.works.fetch_add(1, Ordering::Relaxed)).is_multiple_of(WORKS_PER_FENCE)
+        self.works.fetch_add(1, Ordering::Relaxed).is_multiple_of(WORKS_PER_FENCE)
     }
 
     /// A call on the stream has returned, the last of `unfenced` that no fence covers: fences it if it is time to.

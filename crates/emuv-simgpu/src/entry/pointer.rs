@@ -38,35 +38,25 @@ fn find(call: &Call, address: u64) -> Option<Found> {
     let machine = &call.simulator.machine;
     let mapped = machine.space.mapped(address);
     let mapping = mapped.as_ref().map_or((0, 0), |mapped| (mapped.base, mapped.physical.bytes()));
+    let of_device = |context, ordinal, base, bytes, id| Found {
+        is_host: false,
+        context,
+        ordinal,
+        base,
+        bytes,
+        id,
+        handle_types: 0,
+        pool: 0,
+        mapping,
+        access: types::CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READWRITE,
+        can_be_shared: false,
+    };
     if let Some(a) = machine.heap.find(address) {
-        return Some(Found {
-            is_host: false,
-            context: a.context,
-            ordinal: a.ordinal,
-            base: a.base,
-            bytes: a.bytes,
-            id: a.id,
-            handle_types: 0,
-            pool: a.pool,
-            mapping,
-            access: types::CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READWRITE,
-            can_be_shared: a.pool == 0,
-        });
+        let found = of_device(a.context, a.ordinal, a.base, a.bytes, a.id);
+        return Some(Found { pool: a.pool, can_be_shared: a.pool == 0, ..found });
     }
     if let Some(a) = machine.imports.find(address) {
-        return Some(Found {
-            is_host: false,
-            context: a.context,
-            ordinal: a.ordinal,
-            base: a.base,
-            bytes: a.bytes,
-            id: a.id,
-            handle_types: 0,
-            pool: 0,
-            mapping,
-            access: types::CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READWRITE,
-            can_be_shared: false,
-        });
+        return Some(of_device(a.context, a.ordinal, a.base, a.bytes, a.id));
     }
     if let Some(mapped) = mapped.filter(|mapped| !machine.owns(mapped.base)) {
         // Memory mapped by the program belongs to no context. Host memory has the device that may use it.

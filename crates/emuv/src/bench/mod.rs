@@ -140,18 +140,18 @@ struct Checked {
 
 impl Checked {
     fn new(options: &Options) -> Result<Self, Failure> {
-        let named = |flag: &str, why: &str| Failure::bad_argument(format!("{flag}: {why}"));
-        let sim = options.sim.as_deref().map(sim::checked).transpose().map_err(|why| named("--sim", &why))?;
-        let workloads = plan::chosen(&options.workload, options.quick).map_err(|why| named("--workload", &why))?;
-        let given = |text: &String| text.parse::<Bytes>().map_err(|why| named("--peak", &why.to_string()));
+        let sim = options.sim.as_deref().map(sim::checked).transpose().map_err(|why| Failure::wrong("--sim", why))?;
+        let workloads =
+            plan::chosen(&options.workload, options.quick).map_err(|why| Failure::wrong("--workload", why))?;
+        let given = |text: &String| text.parse::<Bytes>().map_err(|why| Failure::wrong("--peak", why));
         let peak = options.peak.as_ref().map(given).transpose()?;
         if peak.is_some_and(|peak| peak < Bytes::mib(256)) {
-            return Err(named("--peak", "at least 256M: smaller programs show the cost of starting alone"));
+            return Err(Failure::wrong("--peak", "at least 256M: smaller programs show the cost of starting alone"));
         }
         let out = options.out.clone().unwrap_or_else(|| format!("emuv-bench-{}", result::stamp()).into());
         let out = std::path::absolute(&out).map_err(|error| bad("--out", &out, &error))?;
         if fs::read_dir(&out).is_ok_and(|mut entries| entries.next().is_some()) {
-            return Err(named("--out", &format!("{} is not empty; name another folder", out.display())));
+            return Err(Failure::wrong("--out", format!("{} is not empty; name another folder", out.display())));
         }
         Ok(Self { workloads, ratios: ratios(options), baselines: baselines(options), peak, sim, out })
     }
@@ -232,7 +232,7 @@ fn usable_python(runner: &Runner) -> Result<runner::Python, Failure> {
     if runner.interrupt.requested() {
         return Err(Failure::new(INTERRUPTED, "interrupted before anything was measured"));
     }
-    let python = found.map_err(|why| Failure::bad_argument(format!("--python: {path}: {why}")))?;
+    let python = found.map_err(|why| Failure::wrong("--python", format!("{path}: {why}")))?;
     let why = match (&python.torch, &python.problem) {
         (None, problem) => format!(
             "{path} has no PyTorch that works ({}); install it with '{path} -m pip install torch torchvision \
@@ -342,7 +342,7 @@ fn print(text: &str) -> Result<ExitCode, Failure> {
 }
 
 fn bad(flag: &str, path: &Path, error: &io::Error) -> Failure {
-    Failure::bad_argument(format!("{flag}: cannot write to {}: {error}", path.display()))
+    Failure::wrong(flag, format!("cannot write to {}: {error}", path.display()))
 }
 
 fn failed(words: &str) -> Failure {

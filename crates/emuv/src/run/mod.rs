@@ -185,26 +185,27 @@ struct Checked {
 impl Checked {
     fn new(settings: &Settings, trace: Option<&Path>) -> Result<Self, Failure> {
         let sim = settings.sim.as_ref();
-        let sim = sim.map(|sim| sim::checked(&sim.value).map_err(|why| named(&sim.source, &why))).transpose()?;
+        let sim =
+            sim.map(|sim| sim::checked(&sim.value).map_err(|why| Failure::wrong(&sim.source, &why))).transpose()?;
         let host = HostMemory::read().ok_or_else(|| Failure::new(EMUV_FAILED, "cannot read /proc/meminfo"))?;
         let limits = Limits::resolve(settings.vram.as_ref(), settings.ram.as_ref(), settings.ram_floor.as_ref(), &host)
             .map_err(Failure::bad_argument)?;
         if let Some(report) = &settings.report {
             check_writable(Path::new(&report.value))
-                .map_err(|error| named(&report.source, &format!("cannot write {}: {error}", report.value)))?;
+                .map_err(|error| Failure::wrong(&report.source, format!("cannot write {}: {error}", report.value)))?;
         }
-        let trace = trace.map(|trace| new_trace(trace).map_err(|why| named("--trace", &why))).transpose()?;
+        let trace = trace.map(|trace| new_trace(trace).map_err(|why| Failure::wrong("--trace", &why))).transpose()?;
         let state_dir = state_dir(|name| env::var(name).ok()).map_err(Failure::bad_argument)?;
         // The dynamic loader splits its lists at these and knows no quoting.
         if state_dir.as_os_str().as_encoded_bytes().iter().any(|byte| b": ;".contains(byte)) {
             let words = format!("{} has a blank, colon or semicolon in it", state_dir.display());
-            return Err(named(variables::STATE_DIR, &words));
+            return Err(Failure::wrong(variables::STATE_DIR, &words));
         }
         let shim = libs::shim_path().map_err(|error| Failure::new(EMUV_FAILED, format!("{error:#}")))?;
         let (machine, real) = machine(sim.as_deref(), &shim)?;
         let gpu = settings.gpu.as_ref();
         let gpu = gpu
-            .map(|gpu| gpu::choose(&gpu.value, &machine.gpus).map_err(|why| named(&gpu.source, &why)))
+            .map(|gpu| gpu::choose(&gpu.value, &machine.gpus).map_err(|why| Failure::wrong(&gpu.source, &why)))
             .transpose()?;
         let report = settings.report.as_ref().map(|report| PathBuf::from(&report.value));
         Ok(Self { limits, real, shim, sim, gpu, report, trace, state_dir })
@@ -220,11 +221,6 @@ fn new_trace(path: &Path) -> Result<PathBuf, String> {
         fs::remove_file(&absolute).map_err(cannot)?;
     }
     Ok(absolute)
-}
-
-/// A mistake in a setting.
-fn named(source: &str, why: &str) -> Failure {
-    Failure::bad_argument(format!("{source}: {why}"))
 }
 
 fn failed(what: &str, error: &io::Error) -> Failure {

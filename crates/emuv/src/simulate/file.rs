@@ -22,7 +22,7 @@ const MOST_BYTES: u64 = 4 << 30;
 /// # Errors
 /// The file cannot be read, or is not a trace.
 pub(super) fn events(path: &Path) -> Result<Vec<(u64, Event)>, Failure> {
-    let named = |why: &str| Failure::bad_argument(format!("{}: {why}", path.display()));
+    let named = |why: &str| Failure::wrong(path.display(), why);
     let bytes = bytes(path).map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => named("is cut off: its gzip data ends early; record it again"),
         _ => named(&format!("cannot read it: {error}")),

@@ -71,33 +71,27 @@ pub struct Options {
 /// # Errors
 /// A flag or the file is wrong, or the program cannot be run so.
 pub fn run(options: &Options) -> Result<ExitCode, Failure> {
-    let link = link::named(options.link.as_deref()).map_err(|why| flag("--link", &why))?;
-    let ways = ways(&options.policy).map_err(|why| flag("--policy", &why))?;
-    let iterations = iterations(&options.iterations).map_err(|why| flag("--iterations", &why))?;
-    let ram_bytes = size(&options.ram).map_err(|why| flag("--ram", &why))?;
-    let vram_bytes = options.vram.as_deref().map(card).transpose().map_err(|why| flag("--vram", &why))?;
+    let link = link::named(options.link.as_deref()).map_err(|why| Failure::wrong("--link", why))?;
+    let ways = ways(&options.policy).map_err(|why| Failure::wrong("--policy", why))?;
+    let iterations = iterations(&options.iterations).map_err(|why| Failure::wrong("--iterations", why))?;
+    let ram_bytes = size(&options.ram).map_err(|why| Failure::wrong("--ram", why))?;
+    let vram_bytes = options.vram.as_deref().map(card).transpose().map_err(|why| Failure::wrong("--vram", why))?;
     let factor = options.oversubscribe.as_deref().map(factor).transpose();
-    let factor = factor.map_err(|why| flag("--oversubscribe", &why))?.unwrap_or(OVERSUBSCRIBED);
+    let factor = factor.map_err(|why| Failure::wrong("--oversubscribe", why))?.unwrap_or(OVERSUBSCRIBED);
 
     let program = Program::from_trace(file::events(&options.file)?.into_iter());
     let vram_bytes = vram_bytes.unwrap_or_else(|| part(program.peak_bytes(), factor));
     let setting = Setting { vram_bytes, ram_bytes, link, iterations };
     let compared = compare(&program, &setting, &ways).map_err(|why| match &why {
         Unanswered::TooLarge { .. } => {
-            flag("--ram", &format!("{why} ({} and {}); give it more", Bytes(vram_bytes), Bytes(ram_bytes)))
+            Failure::wrong("--ram", format!("{why} ({} and {}); give it more", Bytes(vram_bytes), Bytes(ram_bytes)))
         }
-        Unanswered::NoWorks | Unanswered::Stuck(..) => {
-            Failure::bad_argument(format!("{}: {why}", options.file.display()))
-        }
+        Unanswered::NoWorks | Unanswered::Stuck(..) => Failure::wrong(options.file.display(), why),
     })?;
     let shown = show::Shown { file: &options.file, program: &program, setting: &setting, compared: &compared };
     let text = if options.json { shown.json() } else { shown.text() };
     print(&text).map_err(|error| Failure::new(1, format!("cannot write: {error}")))?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn flag(name: &str, why: &str) -> Failure {
-    Failure::bad_argument(format!("{name}: {why}"))
 }
 
 fn size(text: &str) -> Result<u64, String> {
