@@ -45,6 +45,8 @@ pub(super) struct History {
     /// For the time behind the last use.
     pub decision: Decision,
     next: u64,
+    /// What the chunk holds now will be nobody's by then.
+    dies: bool,
     turns: u64,
 }
 
@@ -64,10 +66,14 @@ impl History {
 
     fn foresee(&mut self, position: u64, place: Option<u64>, turns: u64) {
         self.turns = turns;
-        self.next = place.map_or(NEVER, |place| {
-            let after = self.uses.partition_point(|used| used.position <= place);
-            self.uses.get(after).map_or(NEVER, |used| position + (used.position - place))
-        });
+        let after = |place: u64| self.uses.get(self.uses.partition_point(|used| used.position <= place));
+        let next = place.and_then(|place| after(place).map(|used| (position + (used.position - place), used.fresh)));
+        (self.next, self.dies) = next.unwrap_or((NEVER, false));
+    }
+
+    /// Whether what the chunk holds is foreseen to be nobody's before its next use, as of the last [`Self::next`].
+    pub fn dies(&self) -> bool {
+        self.dies
     }
 
     fn like(&self, place: u64) -> Option<ChunkUse> {

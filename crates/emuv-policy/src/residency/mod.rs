@@ -183,6 +183,8 @@ struct Held {
     everything: bool,
     /// It waits for its chunks to come to VRAM, and could do without.
     promote: bool,
+    /// It does badly with data in RAM: what is about to be used as well may leave for it, if nothing else can.
+    slow: bool,
     /// What is about to be used as well may leave for it.
     must: bool,
     /// Nothing can be done for it.

@@ -190,13 +190,18 @@ impl Residency {
                 return Step::Learn(busy);
             }
         }
-        if self.moving == 0 {
-            // Nothing is under way that could still help.
-            for held in self.held.iter_mut().filter(|held| held.promote) {
-                held.hopeless = true;
-            }
+        if self.moving > 0 {
+            return Step::Rest;
         }
-        Step::Rest
+        // Nothing is under way that could still help.
+        let mut again = false;
+        for held in self.held.iter_mut().filter(|held| held.promote) {
+            let last_resort = held.slow && !held.must;
+            held.must |= last_resort;
+            held.hopeless |= !last_resort;
+            again |= last_resort;
+        }
+        if again { self.next_step(room) } else { self.show().unwrap_or(Step::Rest) }
     }
 
     /// Whether a held work is to go on as it is.
@@ -376,7 +381,7 @@ impl Residency {
     /// held work needs room, whichever will be needed last.
     fn send_away(&mut self, what: Before, room: Room, needs_progress: &mut bool) -> Option<Step> {
         let (position, place, turns) = self.now();
-        let mut best: Option<(bool, u64, u32, Mode)> = None;
+        let mut best: Option<(bool, bool, u64, u32, Mode)> = None;
         for index in 0..super::index_of(self.chunks.len()) {
             let Some(chunk) = self.chunk_mut(index) else { continue };
             if chunk.tier != Tier::Vram || chunk.fixed || chunk.claims > 0 || chunk.moving.is_some() {
@@ -387,8 +392,10 @@ impl Residency {
             }
             let planned = chunk.history.decision != Decision::Keep;
             let next = chunk.history.next(position, place, turns);
+            // Copied away now, it would never come back.
+            let dies = chunk.history.dies() && !chunk.dead;
             let stays = match what {
-                Before::Position(before) => !planned || next <= before.max(position + SOON_WORKS),
+                Before::Position(before) => !planned || dies || next <= before.max(position + SOON_WORKS),
                 Before::NotSoon => next <= position + SOON_WORKS,
                 Before::Anything => false,
             };
@@ -397,17 +404,17 @@ impl Residency {
             }
             // Without a forecast: the least recently used.
             let later = if next == NEVER { NEVER - chunk.history.last() } else { next };
-            if best.is_some_and(|(other, latest, ..)| (other, latest) >= (planned, later)) {
+            if best.is_some_and(|(other, lives, latest, ..)| (other, lives, latest) >= (planned, !dies, later)) {
                 continue;
             }
             let escaped = chunk.escaped;
             match self.may_move(index) {
-                Ok(mode) => best = Some((planned, later, index, mode)),
+                Ok(mode) => best = Some((planned, !dies, later, index, mode)),
                 Err(Obstacle::Busy) if !escaped => *needs_progress = true,
                 Err(_) => {}
             }
         }
-        let (_, _, index, mode) = best?;
+        let (.., index, mode) = best?;
         self.start(index, Tier::Ram, mode)
     }
 

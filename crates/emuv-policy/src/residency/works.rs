@@ -42,7 +42,10 @@ impl Residency {
         let wait_to_know =
             work.patient && manner.is_none() && ram_bytes >= GRANULE && self.measuring.contains(&work.kind);
         if blocked || promote || wait_to_know {
-            return Begin::Hold(self.hold(hold, touched, work.everything, promote));
+            let id = self.hold(hold, touched, work.everything, promote);
+            let slow = manner == Some(Manner::Move);
+            self.held.iter_mut().filter(|held| held.id == id).for_each(|held| held.slow = slow);
+            return Begin::Hold(id);
         }
         if let Some(id) = hold {
             self.release(id);
@@ -247,7 +250,8 @@ impl Residency {
                 chunk.claims += 1;
             }
         }
-        self.held.push(Held { id, chunks: touched.to_vec(), everything, promote, must: false, hopeless: false });
+        let chunks = touched.to_vec();
+        self.held.push(Held { id, chunks, everything, promote, slow: false, must: false, hopeless: false });
         if self.recorder.is_some() {
             let chunks = self.offsets(touched);
             self.tell(|| Event::Held { hold: id.0, for_data: promote, chunks });
