@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs emuV on a machine with two NVIDIA GPUs (or more: the first two are used) and prints one table. At most 8 minutes.
 #
-#   tests/gpu/multi.sh [STEP...]     steps: info visible programs peers nccl budgets fitting (default: all, in this order)
+#   tests/gpu/multi.sh [STEP...]     steps: info visible programs plain fitting peers nccl budgets (default: all, in this order)
 #
 # Needs: the release build in target/release (emuv, libemuv_shim.so), python3, a C compiler; PyTorch with NCCL for the
 # steps from peers on.
@@ -9,6 +9,8 @@
 #   OUT=DIR         where the logs (multi-STEP.log) and multi.txt go (default ./out); each row is written as it is found
 #   EMUV=FILE       the emuv binary (default target/release/emuv)
 #   SCALE=N         time limits in percent of the usual ones (default 100)
+#   MOST=SECONDS    when no more is begun, and what runs is ended (default 560)
+#   JOBS=N          runs at a time where only results count (default 4)
 #   SIM=1           a dry run of info, visible and programs on two simulated GPUs, to test this script
 # Exit code: 0 if every row of the table is ok, 1 if not.
 set -u
@@ -17,8 +19,11 @@ ROOT=$PWD
 OUT=${OUT:-$ROOT/out}
 EMUV=${EMUV:-$ROOT/target/release/emuv}
 SCALE=${SCALE:-100}
+MOST=${MOST:-560}
+JOBS=${JOBS:-4}
 SIM=${SIM:-}
-ALL_STEPS=(info visible programs peers nccl budgets fitting)
+# What is timed runs alone, before the steps in which several run side by side.
+ALL_STEPS=(info visible programs plain fitting peers nccl budgets)
 
 EMUV=$(readlink -f "$EMUV")
 [ -x "$EMUV" ] || { echo "multi.sh: no emuv binary at $EMUV; build it with: cargo build --release" >&2; exit 1; }
@@ -62,8 +67,14 @@ figure() {
 
 # keep NAME TIMEOUT COMMAND...: runs it, its output into $WORK/NAME and the log; returns its exit code
 keep() {
-    local name=$1 limit=$(($2 * SCALE / 100)) code start=$SECONDS
+    local name=$1 limit=$(($2 * SCALE / 100)) code start=$SECONDS left=$((MOST - SECONDS + BEGAN))
     shift 2
+    if [ $left -lt 5 ]; then
+        echo "the time is up: not run" > "$WORK/$name.stderr"
+        : > "$WORK/$name"
+        return 124
+    fi
+    [ $limit -gt $left ] && limit=$left
     timeout --kill-after=5 "$limit" "$@" > "$WORK/$name" 2> "$WORK/$name.stderr" < /dev/null
     code=$?
     {
@@ -86,6 +97,12 @@ expect() {
         row FAIL "$check" "exit code $code: $(grep -v '^$' "$WORK/$name.stderr" | tail -n 1 | cut -c 1-110)"
     fi
     return $code
+}
+
+# beside COMMAND...: in the background, at most JOBS at a time; `wait` ends it
+beside() {
+    while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n; done
+    "$@" &
 }
 
 # value KEY NAME: one value of what a run printed
@@ -190,72 +207,61 @@ step_visible() {
     if [ -z "$second" ]; then row FAIL "two GPUs" "$uuids $(tail -n 1 "$WORK/all.stderr")"; return; fi
     expect "unset" unset 40 env EMUV_TEST_EXPECT=emuv "$EMUV" run --quiet $SIM_OPTION --vram 512M --ram 1G -- "$WORK/visible"
     judge "unset: as plain" same uuids "$WORK/all" "$WORK/unset"
-    visible_as "0" v0 0
-    visible_as "1" v1 1
-    visible_as "1,0" v10 1,0
-    visible_as "0,1,7" v017 0,1,7
-    visible_as "1,-1,0" v1m 1,-1,0
-    visible_as "0,0" v00 0,0
-    visible_as "empty" vempty ""
-    visible_as "-1" vminus -1
-    visible_as "first UUID" vfirst "$first"
-    visible_as "second UUID, first UUID" vboth "$second,$first"
-    visible_as "beginning of the second UUID" vprefix "${second:0:14}"
-    visible_as "UUID and number" vmixed "$second,0"
-    visible_as "an unknown UUID" vunknown GPU-00000000-0000-0000-0000-000000000000
-    visible_as "a MIG name" vmig MIG-00000000-0000-0000-0000-000000000000
+    beside visible_as "0" v0 0
+    beside visible_as "1" v1 1
+    beside visible_as "1,0" v10 1,0
+    beside visible_as "0,1,7" v017 0,1,7
+    beside visible_as "1,-1,0" v1m 1,-1,0
+    beside visible_as "0,0" v00 0,0
+    beside visible_as "empty" vempty ""
+    beside visible_as "-1" vminus -1
+    beside visible_as "first UUID" vfirst "$first"
+    beside visible_as "second UUID, first UUID" vboth "$second,$first"
+    beside visible_as "beginning of the second UUID" vprefix "${second:0:14}"
+    beside visible_as "UUID and number" vmixed "$second,0"
+    beside visible_as "an unknown UUID" vunknown GPU-00000000-0000-0000-0000-000000000000
+    beside visible_as "a MIG name" vmig MIG-00000000-0000-0000-0000-000000000000
+    wait
     keep bygpu 30 "$EMUV" run --quiet $SIM_OPTION --gpu 1 --vram 512M --ram 1G -- "$WORK/visible"
     if [ "$(seen bygpu)" = "['$second']" ]; then row ok "--gpu 1" "$second"; else row FAIL "--gpu 1" "$(seen bygpu)"; fi
     keep nogpu 30 "$EMUV" run --quiet $SIM_OPTION --gpu 7 -- "$WORK/visible"
     if [ $? -eq 2 ]; then row ok "--gpu 7 is refused" "$(cut -c 1-100 "$WORK/nogpu.stderr")"; else row FAIL "--gpu 7 is refused" "$(cat "$WORK/nogpu.stderr")"; fi
 }
 
-step_programs() {
-    local policy
-    expect "two devices, plain" peers.plain 60 plain "$WORK/peers" 10 24 60 11
-    for policy in dynamic static torture:7 torture:8; do
-        expect "two devices, 256M + 1G RAM, $policy" "peers.$policy" 60 env EMUV_TEST_EXPECT=emuv "$EMUV" run --quiet \
-            $SIM_OPTION --vram 256M --ram 1G --policy $policy --report "$WORK/peers.$policy.json" -- "$WORK/peers" 14 24 100 11
-        cat "$WORK/peers.$policy.json" >> "$LOG" 2> /dev/null
-    done
-    expect "two devices, everything fits" peers.fits 60 env EMUV_TEST_EXPECT=emuv "$EMUV" run --quiet $SIM_OPTION --ram 1G -- \
-        "$WORK/peers" 10 24 60 11
+# two_devices NAME CHECK emuv-arguments...
+two_devices() {
+    local name=$1 check=$2
+    shift 2
+    expect "two devices, $check" "peers.$name" 90 env EMUV_TEST_EXPECT=emuv "$EMUV" run --quiet $SIM_OPTION --ram 1G \
+        --report "$WORK/peers.$name.json" "$@" -- "$WORK/peers" 14 24 100 11
+    cat "$WORK/peers.$name.json" >> "$LOG" 2> /dev/null
 }
 
-# One process with two GPUs.
-step_peers() {
-    local what vram
-    for what in copies pipeline replicas; do
-        keep "$what.plain" 60 python3 tests/gpu/multi_peers.py $what
-        keep "$what.fits" 60 "$EMUV" run --quiet --ram 8G --report "$WORK/$what.fits.json" -- python3 tests/gpu/multi_peers.py $what
-        judge "$what: fits, results as plain" same results "$WORK/$what.plain" "$WORK/$what.fits"
-        figure "$what: fits, time, ratio" ratio seconds "$WORK/$what.plain" -- "$WORK/$what.fits"
-        vram=$(value peak_bytes "$what.plain")
-        vram=$((${vram:-2000000000} * 8 / 10 / 1048576))M
-        keep "$what.tight" 60 "$EMUV" run --quiet --vram $vram --ram 12G --report "$WORK/$what.json" -- python3 tests/gpu/multi_peers.py $what
-        judge "$what: 80 % ($vram), results as plain" same results "$WORK/$what.plain" "$WORK/$what.tight"
-        figure "$what: 80 %, time, ratio" ratio seconds "$WORK/$what.plain" -- "$WORK/$what.tight"
-        cat "$WORK/$what.json" >> "$LOG" 2> /dev/null
+step_programs() {
+    local policy
+    beside expect "two devices, plain" peers.plain 60 plain "$WORK/peers" 10 24 60 11
+    beside two_devices fits "everything fits"
+    for policy in dynamic static torture:7 torture:8; do
+        beside two_devices "$policy" "256M + 1G RAM, $policy" --vram 256M --policy "$policy"
     done
-    figure "copies: GB/s between the GPUs, plain" median gb_per_s "$WORK/copies.plain"
-    figure "copies: GB/s between the GPUs, emuV" median gb_per_s "$WORK/copies.fits"
+    wait
 }
 
 # ranks NAME TIMEOUT TASKS [emuv-arguments...]: plain without any
 ranks() {
-    local name=$1 limit=$2 tasks=$3 visible=${VISIBLE:-all} command
+    local name=$1 limit=$2 tasks=$3 command
     shift 3
-    command=(python3 tests/gpu/multi_ranks.py "$tasks" --visible "$visible" --steps "${RANK_STEPS:-8}" --dir "$OUT/ranks-$name")
+    command=(python3 tests/gpu/multi_ranks.py "$tasks" --visible "${VISIBLE:-all}" --steps "${RANK_STEPS:-8}" --dir "$OUT/ranks-$name")
     if [ $# -eq 0 ]; then keep "$name" "$limit" "${command[@]}"; else
         keep "$name" "$limit" "$EMUV" run --quiet --report "$WORK/$name.json" "$@" -- "${command[@]}"
         cat "$WORK/$name.json" >> "$LOG" 2> /dev/null
     fi
 }
 
-# 80 % of what a task needed in the plain run, in MiB
+# tight KEY NAME: 80 % of what a plain run needed, for --vram
 tight() {
     local peak
-    peak=$(value "peak_bytes_$1" "$2")
+    peak=$(value "$1" "$2")
     echo "$((${peak:-4000000000} * 8 / 10 / 1048576))M"
 }
 
@@ -272,66 +278,96 @@ as_plain() {
     fi
 }
 
-need_all_plain() {
-    # The results and needs that everything else is compared with; PyTorch's own allocator.
-    [ -f "$WORK/all.ranks" ] && return
-    ranks all.ranks 100 allreduce,captured,beside,ddp,fsdp,tensor
-    row - "plain: seconds of start, versions" "$(value start_seconds all.ranks) $(value versions all.ranks) $(value error all.ranks)"
-}
-
-# What NCCL does with memory of emuV's; what it has registered lies still while other data moves.
-step_nccl() {
-    local vram
-    need_all_plain
-    vram=$(tight beside all.ranks)
-    ranks nccl.tight 70 allreduce,captured,beside --vram "$vram" --ram 12G
-    as_plain allreduce all.ranks nccl.tight "$vram"
-    as_plain captured all.ranks nccl.tight "$vram"
-    as_plain beside all.ranks nccl.tight "$vram"
-    ranks nccl.torture 70 captured,beside --vram "$vram" --ram 12G --policy torture:5
-    as_plain captured all.ranks nccl.torture "torture"
-    as_plain beside all.ranks nccl.torture "torture"
-    # Registered buffers need PyTorch's own allocator: emuV leaves it alone where it is chosen.
-    export PYTORCH_ALLOC_CONF=backend:native
-    ranks registered.plain 60 registered,beside
-    ranks registered.tight 60 registered,beside --vram "$vram" --ram 12G
-    unset PYTORCH_ALLOC_CONF
-    as_plain registered registered.plain registered.tight "$vram, own allocator"
-    as_plain beside registered.plain registered.tight "$vram, own allocator"
-}
-
-# Models at 80 % of what they need. Side by side: results count here.
-step_budgets() {
-    local task
-    need_all_plain
-    for task in ddp fsdp; do
-        (ranks "$task.tight" 90 $task --vram "$(tight $task all.ranks)" --ram 16G) &
+# What everything else is compared with: PyTorch's own allocator, all of the memory.
+step_plain() {
+    local what
+    ranks all.ranks 110 allreduce,captured,beside,ddp,fsdp,tensor
+    row - "seconds of start, versions" "$(value start_seconds all.ranks) $(value versions all.ranks)"
+    [ -z "$(value error all.ranks)" ] || row FAIL "the ranks" "$(value error all.ranks)"
+    keep copies.plain 60 python3 tests/gpu/multi_peers.py copies
+    for what in pipeline replicas; do
+        beside keep $what.plain 60 python3 tests/gpu/multi_peers.py $what
     done
-    (VISIBLE=own ranks tensor.tight 90 tensor --vram "$(tight tensor all.ranks)" --ram 16G) &
+    PYTORCH_ALLOC_CONF=backend:native beside ranks registered.plain 60 registered,beside
     wait
-    for task in ddp fsdp tensor; do
-        as_plain $task all.ranks $task.tight "80 % ($(tight $task all.ranks))"
+    for what in copies pipeline replicas; do
+        judge "$what" ok "$WORK/$what.plain"
     done
+    judge registered ok "$WORK/registered.plain"
 }
 
 # What emuV costs when everything fits: plain and emuV in turn.
 step_fitting() {
-    local round size task plain=() emuv=() own=()
+    local round size plain=() emuv=() own=()
     for round in 1 2; do
         RANK_STEPS=15 ranks "fit.plain.$round" 60 allreduce,ddp
         RANK_STEPS=15 ranks "fit.emuv.$round" 60 allreduce,ddp --ram 8G
-        RANK_STEPS=15 ranks "fit.own.$round" 60 allreduce,ddp --ram 8G --no-framework-hints
-        plain+=("$WORK/fit.plain.$round") emuv+=("$WORK/fit.emuv.$round") own+=("$WORK/fit.own.$round")
+        plain+=("$WORK/fit.plain.$round") emuv+=("$WORK/fit.emuv.$round")
     done
+    RANK_STEPS=15 ranks fit.own 60 allreduce,ddp --ram 8G --no-framework-hints
+    own=("$WORK/fit.own")
+    keep copies.fits 60 "$EMUV" run --quiet --ram 8G -- python3 tests/gpu/multi_peers.py copies
     judge "allreduce, ddp: results as plain" same results_allreduce,results_ddp "${plain[@]}" "${emuv[@]}" "${own[@]}"
     for size in 8 65536 1048576 33554432 268435456; do
         figure "all-reduce of $size bytes, time, ratio" ratio "seconds_allreduce_$size" "${plain[@]}" -- "${emuv[@]}"
-        figure "all-reduce of $size bytes, own allocator" ratio "seconds_allreduce_$size" "${plain[@]}" -- "${own[@]}"
     done
     figure "all-reduce, GB/s, plain" median gb_per_s_allreduce "${plain[@]}"
     figure "all-reduce, GB/s, emuV" median gb_per_s_allreduce "${emuv[@]}"
     figure "DDP step, time, ratio" ratio seconds_ddp "${plain[@]}" -- "${emuv[@]}"
     figure "DDP step, time, ratio, own allocator" ratio seconds_ddp "${plain[@]}" -- "${own[@]}"
+    judge "copies between GPUs: results as plain" same results "$WORK/copies.plain" "$WORK/copies.fits"
+    figure "copies between GPUs: GB/s, plain" median gb_per_s "$WORK/copies.plain"
+    figure "copies between GPUs: GB/s, emuV" median gb_per_s "$WORK/copies.fits"
+}
+
+# one_process WHAT RUN CHECK emuv-arguments...: one process with two GPUs
+one_process() {
+    local what=$1 name=$1.$2 check=$3
+    shift 3
+    keep "$name" 90 "$EMUV" run --quiet --report "$WORK/$name.json" "$@" -- python3 tests/gpu/multi_peers.py "$what"
+    cat "$WORK/$name.json" >> "$LOG" 2> /dev/null
+    judge "$what, $check: results as plain" same results "$WORK/$what.plain" "$WORK/$name"
+    figure "$what, $check: time, ratio (not alone)" ratio seconds "$WORK/$what.plain" -- "$WORK/$name"
+}
+
+step_peers() {
+    local what vram
+    for what in copies pipeline replicas; do
+        vram=$(tight peak_bytes $what.plain)
+        beside one_process $what tight "80 % ($vram)" --vram "$vram" --ram 12G
+    done
+    vram=$(tight peak_bytes copies.plain)
+    beside one_process copies torture "80 % ($vram), torture" --vram "$vram" --ram 12G --policy torture:5
+    beside one_process pipeline fits "fits" --ram 8G
+    beside one_process replicas fits "fits" --ram 8G
+    wait
+}
+
+# What NCCL has registered lies still while other data moves.
+step_nccl() {
+    local vram task
+    vram=$(tight peak_bytes_beside all.ranks)
+    beside ranks nccl.tight 90 allreduce,captured,beside --vram "$vram" --ram 12G
+    beside ranks nccl.torture 90 captured,beside --vram "$vram" --ram 12G --policy torture:5
+    # Registered buffers need PyTorch's own allocator: emuV leaves it alone where it is chosen.
+    PYTORCH_ALLOC_CONF=backend:native beside ranks registered.tight 90 registered,beside --vram "$vram" --ram 12G
+    wait
+    for task in allreduce captured beside; do as_plain $task all.ranks nccl.tight "$vram"; done
+    for task in captured beside; do as_plain $task all.ranks nccl.torture "$vram, torture"; done
+    for task in registered beside; do as_plain $task registered.plain registered.tight "$vram, own allocator"; done
+}
+
+# Models at 80 % of what they need.
+step_budgets() {
+    local task
+    for task in ddp fsdp; do
+        beside ranks $task.tight 110 $task --vram "$(tight peak_bytes_$task all.ranks)" --ram 16G
+    done
+    VISIBLE=own beside ranks tensor.tight 110 tensor --vram "$(tight peak_bytes_tensor all.ranks)" --ram 16G
+    wait
+    for task in ddp fsdp tensor; do
+        as_plain $task all.ranks $task.tight "80 % ($(tight peak_bytes_$task all.ranks))"
+    done
 }
 
 # --- main ---------------------------------------------------------------------------------------------------
