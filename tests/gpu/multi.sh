@@ -138,17 +138,14 @@ prepare() {
     ln -sf "$DRIVER" "$WORK/driver/libcuda.so.1"
     if [ -n "$SIM" ]; then nvml=$DRIVER; else nvml=$(dirname "$DRIVER")/libnvidia-ml.so.1; fi
     [ -f "$nvml" ] && ln -sf "$nvml" "$WORK/driver/libnvidia-ml.so.1"
-    PLAIN_PATH=$WORK/driver:$(dirname "$DRIVER")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+    # What stands before a command that is to use the driver alone.
+    PLAIN=(env EMUV_TEST_EXPECT=plain EMUV_TEST_SLACK_MIB=256 ${SIM:+EMUV_SIM=gpus=2,vram=1G}
+        "LD_LIBRARY_PATH=$WORK/driver:$(dirname "$DRIVER")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}")
     export EMUV_TEST_PTX=$ROOT/crates/emuv/kernels/emuv.ptx EMUV_TEST_LIBCUDA=$DRIVER
     for name in visible peers contexts pools model; do
         "${CC:-cc}" -std=gnu11 -O2 -fPIE -pie -o "$WORK/$name" "tests/programs/$name.c" -L "$WORK/driver" -lcuda \
             -Wl,--allow-shlib-undefined -ldl -lpthread > "$WORK/cc" 2>&1 || { cat "$WORK/cc" >&2; exit 1; }
     done
-}
-
-# plain COMMAND...: with the driver alone
-plain() {
-    env EMUV_TEST_EXPECT=plain EMUV_TEST_SLACK_MIB=256 LD_LIBRARY_PATH="$PLAIN_PATH" ${SIM:+EMUV_SIM=gpus=2,vram=1G} "$@"
 }
 
 # --- steps --------------------------------------------------------------------------------------------------
@@ -173,7 +170,7 @@ seen() {
 # accounting is by UUID (device i of the list holds (i + 1) x 48 MiB)
 visible_as() {
     local check=$1 name=$2 list=$3 words
-    keep "$name.plain" 30 plain env ${list+CUDA_VISIBLE_DEVICES="$list"} "$WORK/visible"
+    keep "$name.plain" 30 "${PLAIN[@]}" CUDA_VISIBLE_DEVICES="$list" "$WORK/visible"
     expect "$check" "$name.emuv" 40 env CUDA_VISIBLE_DEVICES="$list" EMUV_TEST_EXPECT=emuv "$EMUV" run --quiet $SIM_OPTION \
         --vram 512M --ram 1G --report "$WORK/$name.json" -- "$WORK/visible" || return
     words=$(python3 - "$WORK/$name.plain" "$WORK/$name.emuv" "$WORK/$name.json" << 'PYTHON'
@@ -200,7 +197,7 @@ PYTHON
 
 step_visible() {
     local first second uuids
-    keep all 30 plain "$WORK/visible"
+    keep all 30 "${PLAIN[@]}" "$WORK/visible"
     uuids=$(seen all)
     first=$(printf '%s' "$uuids" | grep -o 'GPU-[0-9a-f-]*' | sed -n 1p)
     second=$(printf '%s' "$uuids" | grep -o 'GPU-[0-9a-f-]*' | sed -n 2p)
@@ -239,7 +236,7 @@ two_devices() {
 
 step_programs() {
     local policy
-    beside expect "two devices, plain" peers.plain 60 plain "$WORK/peers" 10 24 60 11
+    beside expect "two devices, plain" peers.plain 60 "${PLAIN[@]}" "$WORK/peers" 10 24 60 11
     beside two_devices fits "everything fits"
     for policy in dynamic static torture:7 torture:8; do
         beside two_devices "$policy" "256M + 1G RAM, $policy" --vram 256M --policy "$policy"

@@ -57,6 +57,13 @@ pub(crate) fn current_device(real: &Real) -> CuResult<CUdevice> {
     Ok(device)
 }
 
+/// Whether a device can touch memory of another one.
+pub(crate) fn can_access(real: &Real, device: CUdevice, peer: CUdevice) -> bool {
+    let mut can = 0;
+    // SAFETY: see the module's head.
+    unsafe { real.driver.cuDeviceCanAccessPeer(&raw mut can, device, peer) }.ok().is_ok() && can != 0
+}
+
 /// Free and total bytes of the current context's device, by the driver's word.
 pub(crate) fn memory_info(real: &Real) -> CuResult<(u64, u64)> {
     let (mut free, mut total) = (0, 0);

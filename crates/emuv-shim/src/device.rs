@@ -15,7 +15,7 @@ use crate::{
     calls, log,
     moves::Moves,
     pools::{On, POOL_OWNER, Pools},
-    session::Session,
+    session::{self, Session},
     sync::Mutex,
 };
 
@@ -263,9 +263,11 @@ impl Device {
 
     /// What there is outside the budgets for a request of `bytes`.
     fn room(&self, session: &Session, bytes: u64) -> Room {
-        // Without a current context (handles can be made without one) the driver cannot be asked; it will
+        // Without a context of this device (handles can be made without one) the driver cannot be asked; it will
         // refuse what it has no room for.
-        let driver_free = calls::memory_info(session.real).map_or(self.physical_bytes, |(free, _)| free);
+        let here = calls::current_device(session.real).is_ok_and(|ordinal| ordinal == self.ordinal);
+        let told = if here { calls::memory_info(session.real).ok() } else { None };
+        let driver_free = told.map_or(self.physical_bytes, |(free, _)| free);
         let budgets = self.arena.with_memory(|memory| *memory.budgets());
         let reserve =
             if budgets.ram.limit_bytes() > 0 { DRIVER_RESERVE_BYTES.min(self.physical_bytes / 32) } else { 0 };
@@ -323,7 +325,7 @@ impl Device {
         let (_, allocation) = self.holds(address)?;
         if allocation.owner == POOL_OWNER {
             // Whoever used it is not known, so all work of the calling thread's context is waited for.
-            let context = calls::owner(calls::current_context(session.real)?);
+            let context = self.a_context().ok_or(CuError::INVALID_VALUE)?;
             self.arena.remove_extent(address);
             if session.captures.any() {
                 self.pools.free_with_context(address, context);
@@ -438,6 +440,13 @@ impl Device {
     /// The contexts seen so far that are alive.
     pub fn contexts(&self) -> Vec<Owner> {
         lock(&self.contexts).keys().copied().collect()
+    }
+
+    /// A context of it: the calling thread's, or else any that has been seen.
+    pub fn a_context(&self) -> Option<Owner> {
+        let contexts = lock(&self.contexts);
+        let current = session::current().and_then(|session| calls::current_context(session.real).ok()).map(calls::owner);
+        current.filter(|owner| contexts.contains_key(owner)).or_else(|| contexts.keys().min().copied())
     }
 
     /// What would die with a context: the given one, or the device's primary one.

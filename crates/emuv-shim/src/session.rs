@@ -21,6 +21,7 @@ use crate::{
     ipc::{self, Ipc},
     log,
     moves::verify::Verify,
+    peers::Peers,
     real::Real,
     sync::{
         OnceLock,
@@ -61,6 +62,8 @@ pub(crate) struct Session {
     pub mappings: Mappings,
     /// Memory that it shares with other processes.
     pub ipc: Ipc,
+    /// Which devices may touch each other's memory.
+    pub peers: Peers,
     ledger: Ledger,
     quiet: bool,
     sole_device: OnceLock<bool>,
@@ -143,6 +146,7 @@ impl Session {
             handles: Handles::default(),
             mappings: Mappings::default(),
             ipc: Ipc::default(),
+            peers: Peers::default(),
             functions: Functions::default(),
             globals: Globals::default(),
             graphs: Graphs::default(),
@@ -205,6 +209,7 @@ impl Session {
     pub fn contexts_gone(&self, contexts: &[Owner]) {
         self.generation.fetch_add(1, Ordering::AcqRel);
         self.functions.forget();
+        self.peers.contexts_gone(self, contexts);
         self.images.contexts_gone(self, contexts);
     }
 
@@ -220,6 +225,11 @@ impl Session {
                 device.publish(self);
             }
         }
+    }
+
+    /// Whether more than one device has been used.
+    pub fn has_several(&self) -> bool {
+        self.devices().nth(1).is_some()
     }
 
     /// The device whose arena `address` lies in.

@@ -388,6 +388,11 @@ impl Residency {
         });
     }
 
+    /// (offset, bytes) of every chunk that has a mapping.
+    pub fn mapped(&self) -> Vec<(u64, u64)> {
+        self.live().filter(|(_, chunk)| chunk.mapped).map(|(_, chunk)| (chunk.offset, chunk.bytes)).collect()
+    }
+
     /// The tier of the chunk that `offset` lies in.
     pub fn tier(&self, offset: u64) -> Option<Tier> {
         self.chunk(self.at(offset)?).map(|chunk| chunk.tier)

@@ -177,9 +177,14 @@ impl Residency {
         (within, outside)
     }
 
-    /// A search that was to follow a work could not be issued.
+    /// A search that was to follow a work could not be issued, or pointers have come where none were searched for.
     pub fn search_failed(&mut self) {
         self.pointers.all = true;
+    }
+
+    /// Whether there is memory that has not been searched: before works were told, or where no search could follow.
+    pub fn is_unsearched(&self) -> bool {
+        !self.quiesced || self.pointers.all || self.pointers.searching
     }
 
     /// Whether there are searches behind works whose findings have not been collected.

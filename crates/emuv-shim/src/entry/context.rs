@@ -1,8 +1,10 @@
-//! The end of contexts: what a program allocated in one goes with it.
+//! The end of contexts: what a program allocated in one goes with it. And which may touch another's memory.
 //!
 //! # Safety
 //! As in `entry/mod.rs`: the program calls under the driver function's own contract.
 #![allow(unsafe_code)]
+
+use core::ffi::c_uint;
 
 use emuv_cuda::{CUresult, types::*};
 
@@ -10,6 +12,8 @@ use crate::{
     calls,
     device::{Device, Doomed},
     entry::entries,
+    log,
+    peers::{self, Reason},
     session::Session,
 };
 
@@ -49,6 +53,38 @@ entries! {
         // SAFETY: the program's own argument.
         Some(reset_primary(session, dev, || unsafe { driver.cuDevicePrimaryCtxReset_v2(dev) }))
     }
+}
+
+entries! {
+    /// What emuV has placed for that context is opened as well.
+    fn cuCtxEnablePeerAccess(peerContext: CUcontext, Flags: c_uint) |session, driver| {
+        // SAFETY: the program's own arguments.
+        let result = unsafe { driver.cuCtxEnablePeerAccess(peerContext, Flags) };
+        let grant = grant(session, peerContext).filter(|_| result == CUresult::SUCCESS);
+        let Some(Err(error)) = grant.map(|grant| session.peers.open(session, grant)) else { return Some(result) };
+        // SAFETY: as above.
+        let _ = unsafe { driver.cuCtxDisablePeerAccess(peerContext) };
+        log::error(format_args!("placed memory cannot be opened to another GPU: {error}"));
+        Some(error.code())
+    }
+
+    /// What emuV has placed for that context is closed again, unless something else keeps it open.
+    fn cuCtxDisablePeerAccess(peerContext: CUcontext) |session, driver| {
+        // SAFETY: the program's own argument.
+        let result = unsafe { driver.cuCtxDisablePeerAccess(peerContext) };
+        if result == CUresult::SUCCESS && let Some(grant) = grant(session, peerContext) {
+            session.peers.close(session, grant);
+        }
+        Some(result)
+    }
+}
+
+/// That the current context may touch what `peer` allocates.
+fn grant(session: &Session, peer: CUcontext) -> Option<(CUdevice, CUdevice, Reason)> {
+    let context = calls::current_context(session.real).ok()?;
+    let who = calls::current_device(session.real).ok()?;
+    let whose = peers::device_of(session, peer).ok()?;
+    Some((who, whose, Reason::Contexts(calls::owner(context), calls::owner(peer))))
 }
 
 fn destroy(session: &Session, context: CUcontext, call: impl FnOnce() -> CUresult) -> CUresult {

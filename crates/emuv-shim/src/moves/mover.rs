@@ -442,7 +442,12 @@ impl Mover {
         let arena = &self.device.arena;
         let mut all: Vec<(u64, u64)> = ranges.iter().map(|(offset, bytes)| (arena.base() + offset, *bytes)).collect();
         all.extend(self.session.globals.of(self.context));
-        let found = self.search_and_read(&all);
+        let found = if self.session.peers.has_readers(self.device.ordinal) {
+            // Their memory would have to be searched as well.
+            Err(CuError::NOT_SUPPORTED)
+        } else {
+            self.search_and_read(&all)
+        };
         if let Err(error) = &found {
             log::debug(format_args!("no search for pointers ({error}): data moves only when nothing runs"));
         }
