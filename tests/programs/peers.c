@@ -127,8 +127,14 @@ static void check_all(const char *when) {
 
 static void without_access(size_t rounds) {
     for (int way = 0; way < WAYS_THERE_ARE; way++) {
-        copy(way, way % DEVICES, pick(buffers), pick(buffers));
-        check_all(WAYS[way]);
+        size_t index = pick(buffers);
+        int device = way % DEVICES;
+        copy(way, device, index, pick(buffers));
+        wait_for_both();
+        use(device);
+        check_contents(buffer[device][index], bytes / 4, contents[device][index], index);
+        printf("%s: ok\n", WAYS[way]);
+        fflush(stdout);
     }
     for (size_t round = 0; round < rounds; round++) {
         int device = (int)pick(DEVICES);
@@ -248,6 +254,10 @@ int main(int argc, char **argv) {
         OK(cuMemFree_v2(table[d]));
         OK(cuStreamDestroy_v2(stream[d]));
         OK(cuEventDestroy_v2(event[d]));
+    }
+    /* RAM that one device has taken the other has not. */
+    for (int d = 0; d < DEVICES; d++) {
+        use(d);
         check_free_is(before[d]);
     }
     printf("peers: ok, %zu x %zu MiB on each device, %zu rounds, peer access %s\n", buffers, bytes / MIB, rounds,

@@ -104,7 +104,10 @@ impl Device {
     /// What a program sees as free, given the driver's word on what is free on the card.
     pub fn free_bytes(&self, session: &Session, driver_free_bytes: u64) -> u64 {
         let budgets = self.arena.with_memory(|memory| *memory.budgets());
-        let ram = budgets.ram.room_bytes().min(session.ram_left_bytes());
+        // What other devices keep to move chunks into they give back if need be.
+        let others = session.devices().filter(|other| other.ordinal != self.ordinal);
+        let kept: u64 = others.map(|other| other.moves.spare_ram_bytes()).sum();
+        let ram = budgets.ram.room_bytes().min(session.ram_left_bytes() + kept);
         budgets.vram.room_bytes().min(driver_free_bytes)
             + ram
             + self.moves.spare_bytes()
@@ -257,6 +260,12 @@ impl Device {
             && let Some(again) = self.moves.without_spares(session, &self.arena, attempt)
         {
             result = again;
+        }
+        // The budget of RAM is shared by the devices.
+        for other in session.devices().filter(|other| other.ordinal != self.ordinal) {
+            if matches!(result, Err(Refusal::NoRoom)) && other.moves.spare_ram_bytes() > 0 {
+                result = other.moves.without_spares(session, &other.arena, attempt).unwrap_or(result);
+            }
         }
         result
     }
