@@ -464,6 +464,11 @@ impl Device {
             Some(owner) => vec![owner],
             None => lock(&self.contexts).iter().filter(|(_, primary)| **primary).map(|(owner, _)| *owner).collect(),
         };
+        self.doomed_with(owners)
+    }
+
+    /// What would die with these contexts, of whichever device.
+    fn doomed_with(&self, owners: Vec<Owner>) -> Doomed {
         let allocations = self.arena.with_memory(|memory| owners.iter().flat_map(|o| memory.owned_by(*o)).collect());
         self.moves.contexts_going(&owners);
         Doomed { owners, allocations }
@@ -539,6 +544,16 @@ impl Device {
             tier.set_used(tier.used_bytes.load(Relaxed).saturating_sub(spare_bytes));
         }
     }
+}
+
+/// What would die with the primary context of a device, on it and on the others: streams of that context may be known
+/// there, and their movers may be at work in it.
+pub(crate) fn doomed_with_primary(session: &Session, ordinal: CUdevice) -> Vec<(&Device, Doomed)> {
+    let Some(device) = session.devices().find(|device| device.ordinal == ordinal) else { return Vec::new() };
+    let doomed = device.doomed(None);
+    let others = session.devices().filter(|other| other.ordinal != ordinal);
+    let others: Vec<_> = others.map(|other| (other, other.doomed_with(doomed.owners.clone()))).collect();
+    [(device, doomed)].into_iter().chain(others).collect()
 }
 
 /// What is about to die with one or more contexts.

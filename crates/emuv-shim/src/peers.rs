@@ -18,7 +18,7 @@
 use std::collections::HashSet;
 
 use emuv_cuda::{
-    CuResult,
+    CUresult, CuResult,
     types::{CUcontext, CUdevice},
 };
 use emuv_policy::{Owner, PoolId};
@@ -78,9 +78,16 @@ impl Peers {
         cell.map_or(0, |readers| readers.load(Ordering::Acquire))
     }
 
-    /// Whether any other device may touch the memory of `whose`.
-    pub fn has_readers(&self, whose: CUdevice) -> bool {
-        self.readers(whose) != 0
+    /// The other devices that may touch the memory of `whose`.
+    pub fn readers_of<'s>(&self, session: &'s Session, whose: CUdevice) -> Vec<&'s Device> {
+        let readers = self.readers(whose);
+        session.devices().filter(|device| readers & bit(device.ordinal) != 0).collect()
+    }
+
+    /// Waits for all that the devices have been given that may touch the memory of `whose`. Whether it is done.
+    pub fn wait_for_readers(&self, session: &Session, whose: CUdevice) -> bool {
+        let contexts = self.readers_of(session, whose).into_iter().flat_map(Device::contexts);
+        contexts.map(|context| calls::synchronize(session.real, context)).all(|done| done.is_ok())
     }
 
     /// Whether work of `who` may touch the memory of `whose`.
@@ -168,8 +175,12 @@ impl Peers {
         if !wanted {
             readers.fetch_and(!bit(who), Ordering::AcqRel);
         } else if result.is_ok() {
-            // Pointers may lie in memory that was not searched for them.
-            device.arena.residency().search_failed();
+            // Pointers may lie in memory that was not searched for them. Works that the other device was given before, and
+            // that may carry them about, are not known here.
+            device.arena.residency().opened_to_others();
+            if device.moves.is_active() && !session.captures.any() {
+                self.wait_for_readers(session, whose);
+            }
         }
         result
     }
@@ -243,4 +254,20 @@ pub(crate) fn within_reach(session: &Session, touch: &Touch) {
             log::debug(format_args!("memory of GPU {} cannot be opened to GPU {}: {error}", device.ordinal, here.ordinal));
         }
     }
+}
+
+/// Whether the driver has refused a copy of placed memory between devices, and the current device may touch both ends now.
+pub(crate) fn opened_after(session: &Session, result: CUresult, touch: &Touch) -> bool {
+    let refusals = [CUresult::INVALID_VALUE, CUresult::NOT_SUPPORTED, CUresult::CUDA_ERROR_MAP_FAILED];
+    if !refusals.contains(&result) || !session.has_several() {
+        return false;
+    }
+    let Some((_, here)) = session.here() else { return false };
+    let may = |address| session.device_at(address).is_some_and(|device| session.peers.may_touch(here.ordinal, device.ordinal));
+    if touch.addresses().all(may) {
+        return false;
+    }
+    log::debug(format_args!("the driver copies no mapped memory between these devices ({result:?})"));
+    within_reach(session, touch);
+    touch.addresses().all(may)
 }

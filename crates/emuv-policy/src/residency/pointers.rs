@@ -244,6 +244,26 @@ impl Residency {
         Some(alive.map(|(_, chunk)| (chunk.offset, chunk.bytes)).collect())
     }
 
+    /// The search through all memory that was to begin cannot begin yet.
+    pub fn search_put_off(&mut self) {
+        self.pointers.searching = false;
+        self.exclusive = self.moving > 0;
+        self.tell(|| Event::SearchAll { over: true });
+    }
+
+    /// Other devices may touch this one's memory from now on: pointers to it may lie in theirs.
+    pub fn opened_to_others(&mut self) {
+        if self.quiesced {
+            self.pointers.search_all_now();
+        }
+    }
+
+    /// Works have been held for long, while nothing moved, until all memory is searched. What the GPU is doing may be waiting
+    /// for one of them: they go on, and the search comes when nothing runs.
+    pub fn search_later(&mut self) {
+        self.pointers.stop = false;
+    }
+
     /// The search through all memory is over: these offsets are pointed to. `None`: it failed, so anything may be.
     pub fn searched_all(&mut self, found: Option<&[u64]>) {
         (self.pointers.all, self.pointers.stop, self.pointers.searching) = (false, false, false);

@@ -10,7 +10,7 @@ use emuv_cuda::{CUresult, types::*};
 
 use crate::{
     calls,
-    device::{Device, Doomed},
+    device::{Device, Doomed, doomed_with_primary},
     entry::entries,
     log,
     peers::{self, Reason},
@@ -90,42 +90,31 @@ fn grant(session: &Session, peer: CUcontext) -> Option<(CUdevice, CUdevice, Reas
 fn destroy(session: &Session, context: CUcontext, call: impl FnOnce() -> CUresult) -> CUresult {
     // Collected before the call: the driver may give the same handle to a new context right after it.
     let owner = calls::owner(context);
-    let doomed: Vec<(&Device, Doomed)> = session.devices().map(|device| (device, device.doomed(Some(owner)))).collect();
+    let doomed = session.devices().map(|device| (device, device.doomed(Some(owner)))).collect();
+    end(session, doomed, call, || true)
+}
+
+fn release_primary(session: &Session, ordinal: CUdevice, call: impl FnOnce() -> CUresult) -> CUresult {
+    end(session, doomed_with_primary(session, ordinal), call, || !calls::primary_is_active(session.real, ordinal))
+}
+
+fn reset_primary(session: &Session, ordinal: CUdevice, call: impl FnOnce() -> CUresult) -> CUresult {
+    end(session, doomed_with_primary(session, ordinal), call, || true)
+}
+
+/// Makes a call that may end contexts; if it has, what was theirs is given back.
+fn end(
+    session: &Session,
+    doomed: Vec<(&Device, Doomed)>,
+    call: impl FnOnce() -> CUresult,
+    gone: impl FnOnce() -> bool,
+) -> CUresult {
     let result = call();
-    if result == CUresult::SUCCESS {
+    if result == CUresult::SUCCESS && gone() {
         for (device, doomed) in &doomed {
             device.bury(session, doomed);
         }
     }
     doomed.iter().for_each(|(device, _)| device.moves.contexts_settled(session));
-    result
-}
-
-fn primary(session: &Session, ordinal: CUdevice) -> Option<(&Device, Doomed)> {
-    let device = session.devices().find(|device| device.ordinal == ordinal)?;
-    Some((device, device.doomed(None)))
-}
-
-fn release_primary(session: &Session, ordinal: CUdevice, call: impl FnOnce() -> CUresult) -> CUresult {
-    let primary = primary(session, ordinal);
-    let result = call();
-    if let Some((device, doomed)) = primary {
-        if result == CUresult::SUCCESS && !calls::primary_is_active(session.real, ordinal) {
-            device.bury(session, &doomed);
-        }
-        device.moves.contexts_settled(session);
-    }
-    result
-}
-
-fn reset_primary(session: &Session, ordinal: CUdevice, call: impl FnOnce() -> CUresult) -> CUresult {
-    let primary = primary(session, ordinal);
-    let result = call();
-    if let Some((device, doomed)) = primary {
-        if result == CUresult::SUCCESS {
-            device.bury(session, &doomed);
-        }
-        device.moves.contexts_settled(session);
-    }
     result
 }

@@ -150,15 +150,47 @@ macro_rules! between_contexts {
     };
 }
 
+/// The same for what lies in one piece, or, where the driver makes no such copies of mapped memory, as between addresses.
+macro_rules! lines_between_contexts {
+    ($(fn $name:ident($to:ident, $to_context:ident, $from:ident, $from_context:ident, $bytes:ident $(, $stream:ident)?)
+        or $unnamed:ident, $per_thread:literal;)*) => {
+        entries! {
+            $(
+                /// Tracked.
+                fn $name(
+                    $to: CUdeviceptr, $to_context: CUcontext, $from: CUdeviceptr, $from_context: CUcontext,
+                    $bytes: usize $(, $stream: CUstream)?
+                ) |session, driver| {
+                    let call = || {
+                        // SAFETY: the program's own arguments.
+                        let result = unsafe { driver.$name($to, $to_context, $from, $from_context, $bytes $(, $stream)?) };
+                        if !peers::opened_after(session, result, &within(&[$to, $from])) {
+                            return result;
+                        }
+                        // SAFETY: as above.
+                        unsafe { driver.$unnamed($to, $from, $bytes $(, $stream)?) }
+                    };
+                    let stream: &[CUstream] = &[$($stream)?];
+                    let stream = stream.first().copied().unwrap_or(std::ptr::null_mut());
+                    Some(moves::launch(session, stream, $per_thread, || unified($to, $from), call))
+                }
+            )*
+        }
+    };
+}
+
+lines_between_contexts! {
+    fn cuMemcpyPeer(dstDevice, dstContext, srcDevice, srcContext, ByteCount) or cuMemcpyDtoD_v2, false;
+    fn cuMemcpyPeer_ptds(dstDevice, dstContext, srcDevice, srcContext, ByteCount) or cuMemcpyDtoD_v2_ptds, true;
+    fn cuMemcpyPeerAsync(dstDevice, dstContext, srcDevice, srcContext, ByteCount, hStream) or cuMemcpyDtoDAsync_v2, false;
+    fn cuMemcpyPeerAsync_ptsz(dstDevice, dstContext, srcDevice, srcContext, ByteCount, hStream) or cuMemcpyDtoDAsync_v2_ptsz, true;
+}
+
 between_contexts! {
     fn cuMemcpy3DPeer(pCopy: *const CUDA_MEMCPY3D_PEER_v1) on std::ptr::null_mut(), false touches peer_box(pCopy);
     fn cuMemcpy3DPeerAsync(pCopy: *const CUDA_MEMCPY3D_PEER_v1, hStream: CUstream) on hStream, false touches peer_box(pCopy);
     fn cuMemcpy3DPeerAsync_ptsz(pCopy: *const CUDA_MEMCPY3D_PEER_v1, hStream: CUstream) on hStream, true touches peer_box(pCopy);
     fn cuMemcpy3DPeer_ptds(pCopy: *const CUDA_MEMCPY3D_PEER_v1) on std::ptr::null_mut(), true touches peer_box(pCopy);
-    fn cuMemcpyPeer(dstDevice: CUdeviceptr, dstContext: CUcontext, srcDevice: CUdeviceptr, srcContext: CUcontext, ByteCount: usize) on std::ptr::null_mut(), false touches unified(dstDevice, srcDevice);
-    fn cuMemcpyPeerAsync(dstDevice: CUdeviceptr, dstContext: CUcontext, srcDevice: CUdeviceptr, srcContext: CUcontext, ByteCount: usize, hStream: CUstream) on hStream, false touches unified(dstDevice, srcDevice);
-    fn cuMemcpyPeerAsync_ptsz(dstDevice: CUdeviceptr, dstContext: CUcontext, srcDevice: CUdeviceptr, srcContext: CUcontext, ByteCount: usize, hStream: CUstream) on hStream, true touches unified(dstDevice, srcDevice);
-    fn cuMemcpyPeer_ptds(dstDevice: CUdeviceptr, dstContext: CUcontext, srcDevice: CUdeviceptr, srcContext: CUcontext, ByteCount: usize) on std::ptr::null_mut(), true touches unified(dstDevice, srcDevice);
 }
 
 /// Copies between addresses of any kind; between two devices, where the current one may not touch one of them, by the form
@@ -169,11 +201,15 @@ macro_rules! between_addresses {
             $(
                 /// Tracked.
                 fn $name($to: CUdeviceptr, $from: CUdeviceptr, $bytes: usize $(, $stream: CUstream)?) |session, driver| {
+                    // SAFETY: the program's own arguments.
+                    let plain = || unsafe { driver.$name($to, $from, $bytes $(, $stream)?) };
                     let call = || match peers::between(session, $to, $from) {
-                        // SAFETY: the program's own arguments.
-                        None => unsafe { driver.$name($to, $from, $bytes $(, $stream)?) },
+                        None => plain(),
                         // SAFETY: as above; contexts of the devices on which emuV placed them.
-                        Some((to, from)) => unsafe { driver.$named($to, to, $from, from, $bytes $(, $stream)?) },
+                        Some((to, from)) => match unsafe { driver.$named($to, to, $from, from, $bytes $(, $stream)?) } {
+                            result if peers::opened_after(session, result, &within(&[$to, $from])) => plain(),
+                            result => result,
+                        },
                     };
                     let stream: &[CUstream] = &[$($stream)?];
                     let stream = stream.first().copied().unwrap_or(std::ptr::null_mut());

@@ -421,6 +421,9 @@ impl Moves {
             work.patient &= last_move.1.elapsed() < PATIENCE;
             // Looked at again before sleeping: it may have settled in between.
             let mut residency = arena.residency();
+            if !work.patient {
+                residency.search_later();
+            }
             match residency.begin(&work, Some(held)) {
                 Begin::Go(begun) => break begun,
                 Begin::Hold(_) => drop(arena.settled.wait_timeout(residency, ASK_AGAIN)),
