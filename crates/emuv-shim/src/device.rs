@@ -95,6 +95,14 @@ impl Device {
         Ok(device)
     }
 
+    /// Tells other processes of a device on which nothing is placed: it has no budgets.
+    pub fn leave_to_driver(session: &Session, ordinal: CUdevice) {
+        let identity = calls::uuid(session.real, ordinal).and_then(|uuid| Ok((uuid, calls::name(session.real, ordinal)?)));
+        if let (Some(counters), Ok((uuid, name))) = (session.counters(ordinal), identity) {
+            counters.set_identity(uuid, &name);
+        }
+    }
+
     /// What a program sees as the device's memory, in bytes.
     pub fn total_bytes(&self) -> u64 {
         let budgets = self.arena.with_memory(|memory| *memory.budgets());

@@ -84,10 +84,17 @@ impl Peers {
         session.devices().filter(|device| readers & bit(device.ordinal) != 0).collect()
     }
 
+    /// Whether emuV places memory on all devices that may touch the memory of `whose`; what other memory holds is not known.
+    pub fn are_readers_placed(&self, session: &Session, whose: CUdevice) -> bool {
+        let readers = self.readers(whose);
+        readers == 0 || readers.count_ones() as usize == self.readers_of(session, whose).len()
+    }
+
     /// Waits for all that the devices have been given that may touch the memory of `whose`. Whether it is done.
     pub fn wait_for_readers(&self, session: &Session, whose: CUdevice) -> bool {
         let contexts = self.readers_of(session, whose).into_iter().flat_map(Device::contexts);
         contexts.map(|context| calls::synchronize(session.real, context)).all(|done| done.is_ok())
+            && self.are_readers_placed(session, whose)
     }
 
     /// Whether work of `who` may touch the memory of `whose`.
@@ -220,19 +227,22 @@ pub(crate) fn device_of(session: &Session, context: CUcontext) -> CuResult<CUdev
     calls::in_context(session.real, calls::owner(context), || calls::current_device(session.real))
 }
 
-/// The contexts to name in a copy between two addresses, where the driver must be told whose they are: both are placed by
-/// emuV, and the current device may not touch one of them.
+/// The contexts to name in a copy between two addresses, where the driver must be told whose they are: one of them is in
+/// placed memory that the current device may not touch, and the other is on a device, too.
 pub(crate) fn between(session: &Session, to: u64, from: u64) -> Option<(CUcontext, CUcontext)> {
-    if !session.has_several() {
+    if !session.has_others() {
         return None;
     }
-    let (target, source) = (session.device_at(to)?, session.device_at(from)?);
-    let (_, here) = session.here()?;
-    let may = |device: &Device| session.peers.may_touch(here.ordinal, device.ordinal);
-    if may(target) && may(source) {
+    let (_, here) = session.whereabouts()?;
+    let may = |address| session.device_at(address).is_none_or(|device| session.peers.may_touch(here, device.ordinal));
+    if may(to) && may(from) {
         return None;
     }
-    Some((target.a_context()?.0 as CUcontext, source.a_context()?.0 as CUcontext))
+    let context = |address| match session.device_at(address) {
+        Some(device) => Some(device.a_context()?.0 as CUcontext),
+        None => calls::pointer_context(session.real, address),
+    };
+    Some((context(to)?, context(from)?))
 }
 
 /// Whether a copy leads from one device's placed memory to another's.
@@ -244,14 +254,15 @@ pub(crate) fn crosses(session: &Session, to: u64, from: u64) -> bool {
 /// A copy (or memory that is set) names memory that the driver does not know to be another device's: it is opened to the
 /// current device. Where the devices cannot reach each other the driver may say what it thinks of the call.
 pub(crate) fn within_reach(session: &Session, touch: &Touch) {
-    let Some((_, here)) = session.here() else { return };
+    let Some((_, here)) = session.whereabouts() else { return };
     for address in touch.addresses() {
         let Some(device) = session.device_at(address) else { continue };
-        if session.peers.may_touch(here.ordinal, device.ordinal) || !calls::can_access(session.real, here.ordinal, device.ordinal) {
+        let whose = device.ordinal;
+        if session.peers.may_touch(here, whose) || !calls::can_access(session.real, here, whose) {
             continue;
         }
-        if let Err(error) = session.peers.open(session, (here.ordinal, device.ordinal, Reason::Copies)) {
-            log::debug(format_args!("memory of GPU {} cannot be opened to GPU {}: {error}", device.ordinal, here.ordinal));
+        if let Err(error) = session.peers.open(session, (here, whose, Reason::Copies)) {
+            log::debug(format_args!("memory of GPU {whose} cannot be opened to GPU {here}: {error}"));
         }
     }
 }
@@ -259,11 +270,11 @@ pub(crate) fn within_reach(session: &Session, touch: &Touch) {
 /// Whether the driver has refused a copy of placed memory between devices, and the current device may touch both ends now.
 pub(crate) fn opened_after(session: &Session, result: CUresult, touch: &Touch) -> bool {
     let refusals = [CUresult::INVALID_VALUE, CUresult::NOT_SUPPORTED, CUresult::CUDA_ERROR_MAP_FAILED];
-    if !refusals.contains(&result) || !session.has_several() {
+    if !refusals.contains(&result) || !session.has_others() {
         return false;
     }
-    let Some((_, here)) = session.here() else { return false };
-    let may = |address| session.device_at(address).is_some_and(|device| session.peers.may_touch(here.ordinal, device.ordinal));
+    let Some((_, here)) = session.whereabouts() else { return false };
+    let may = |address| session.device_at(address).is_some_and(|device| session.peers.may_touch(here, device.ordinal));
     if touch.addresses().all(may) {
         return false;
     }

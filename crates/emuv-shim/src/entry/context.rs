@@ -6,7 +6,7 @@
 
 use core::ffi::c_uint;
 
-use emuv_cuda::{CUresult, types::*};
+use emuv_cuda::{CUresult, CuError, types::*};
 
 use crate::{
     calls,
@@ -65,7 +65,7 @@ entries! {
         // SAFETY: as above.
         let _ = unsafe { driver.cuCtxDisablePeerAccess(peerContext) };
         log::error(format_args!("placed memory cannot be opened to another GPU: {error}"));
-        Some(error.code())
+        Some(if error == CuError::NOT_SUPPORTED { CUresult::CUDA_ERROR_PEER_ACCESS_UNSUPPORTED } else { error.code() })
     }
 
     /// What emuV has placed for that context is closed again, unless something else keeps it open.

@@ -131,7 +131,7 @@ pub(crate) fn around(
     touch: &Touch,
     call: impl FnOnce() -> CUresult,
 ) -> CUresult {
-    if session.has_several()
+    if session.has_others()
         && let Ok(context) = calls::stream_context(session.real, stream).map(calls::owner)
         && calls::current_context(session.real).map(calls::owner) != Ok(context)
     {
@@ -139,7 +139,7 @@ pub(crate) fn around(
         let result = calls::in_context(session.real, context, || around(session, stream, per_thread, touch, call).ok());
         return result.into();
     }
-    let Some((context, here)) = session.here() else { return call() };
+    let Some((context, here)) = session.whereabouts() else { return call() };
     if session.captures.any() && calls::is_capturing(session.real, stream, per_thread) {
         // It becomes part of a graph and gives the GPU no work now. Kernels' arguments the driver does not look at.
         let copied: Vec<u64> = if touch.maker == 0 { touch.addresses().collect() } else { Vec::new() };
@@ -148,9 +148,9 @@ pub(crate) fn around(
     let name = Name::of(stream, per_thread, context);
     let mut entered: SmallVec<[(&Device, Lane, Begun); 1]> = SmallVec::new();
     for device in session.devices().filter(|device| device.moves.is_active() && concerns(session, here, device, touch)) {
-        if !here.moves.is_active() {
+        if device.ordinal != here {
             // What it may touch elsewhere is known only if it is known what points where on this device.
-            here.moves.begin(session, here.ordinal);
+            session.device(here).inspect(|device| device.moves.begin(session, here));
         }
         let lane = device.moves.lanes.of(name, context);
         let begun = device.moves.enter(session, device, lane, touch);
@@ -190,9 +190,9 @@ pub(crate) fn around(
 }
 
 /// Whether a work on device `here` may touch memory of `device`.
-fn concerns(session: &Session, here: &Device, device: &Device, touch: &Touch) -> bool {
+fn concerns(session: &Session, here: CUdevice, device: &Device, touch: &Touch) -> bool {
     // A graph may have nodes on several devices; a copy names what it touches, wherever that is.
-    session.peers.may_touch(here.ordinal, device.ordinal)
+    session.peers.may_touch(here, device.ordinal)
         || !touch.only_here
             && (touch.everything || touch.maker != 0 || touch.addresses().any(|address| device.arena.contains(address)))
 }
@@ -202,11 +202,11 @@ type Entered<'s> = [(&'s Device, Lane, Begun)];
 
 /// What to search behind a work on device `here` for pointers into the arena of `device`: what it may have written there,
 /// and in memory of other devices that may touch the arena. `None`: not all of it can be searched.
-fn search_for(session: &Session, device: &Device, here: &Device, entered: &Entered<'_>, touch: &Touch) -> Option<Search> {
+fn search_for(session: &Session, device: &Device, here: CUdevice, entered: &Entered<'_>, touch: &Touch) -> Option<Search> {
     let mut sources = session.devices().filter(|source| source.ordinal != device.ordinal).peekable();
     let begun = |of: &Device| entered.iter().find(|(other, ..)| other.ordinal == of.ordinal).map(|(.., begun)| begun);
     let ranges = |of: &Device, begun| of.arena.residency().ranges(&offsets(&of.arena, touch.addresses()), begun);
-    let in_reach = session.peers.may_touch(here.ordinal, device.ordinal);
+    let in_reach = session.peers.may_touch(here, device.ordinal);
     let mut search = searching(&device.arena, ranges(device, begun(device).filter(|_| in_reach)), touch.maker);
     if in_reach && sources.peek().is_none() {
         search.ranges.extend(&touch.pinned);
@@ -214,12 +214,12 @@ fn search_for(session: &Session, device: &Device, here: &Device, entered: &Enter
     }
     // Code writes where pointers to this arena are of use; a copy brings what lies where it comes from.
     let copies = touch.maker == 0;
-    let mut complete = in_reach;
+    let mut complete = in_reach && session.peers.are_readers_placed(session, device.ordinal);
     if !in_reach {
         search.ranges.clear();
     }
     search.ranges.extend(&touch.pinned);
-    for source in sources.filter(|source| session.peers.may_touch(here.ordinal, source.ordinal)) {
+    for source in sources.filter(|source| session.peers.may_touch(here, source.ordinal)) {
         if !copies && !session.peers.may_touch(source.ordinal, device.ordinal) {
             continue;
         }
@@ -227,7 +227,7 @@ fn search_for(session: &Session, device: &Device, here: &Device, entered: &Enter
         if named || !copies {
             search.ranges.extend(searching(&source.arena, ranges(source, begun(source)), 0).ranges);
         }
-        complete |= named && copies;
+        complete |= named && copies && !in_reach;
         if session.peers.may_touch(source.ordinal, device.ordinal) && source.arena.residency().is_unsearched() {
             complete = false;
         }

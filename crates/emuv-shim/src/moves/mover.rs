@@ -448,6 +448,9 @@ impl Mover {
         let may = readers.is_empty() || !self.session.captures.any();
         let lent = readers.iter().take_while(|reader| may && reader.arena.residency().lend()).count();
         let found = (lent == readers.len()).then(|| {
+            if !self.session.peers.are_readers_placed(self.session, self.device.ordinal) {
+                return Err(CuError::NOT_SUPPORTED);
+            }
             readers.iter().try_for_each(|reader| self.search_at(reader))?;
             self.search_and_read(&all)
         });
