@@ -152,7 +152,14 @@ impl<'d> DriverGpu<'d> {
             granularity_bytes = granularity_bytes.max(bytes as u64);
         }
         let exportable = attribute(CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED).unwrap_or(0) != 0;
-        Ok(Self { driver, device, ram_node, granularity_bytes, exportable: AtomicBool::new(exportable), peers: AtomicU32::new(0) })
+        Ok(Self {
+            driver,
+            device,
+            ram_node,
+            granularity_bytes,
+            exportable: AtomicBool::new(exportable),
+            peers: AtomicU32::new(0),
+        })
     }
 
     /// Whether pinned host memory can be mapped into the device's address space here.

@@ -68,9 +68,8 @@ pub(crate) fn can_access(real: &Real, device: CUdevice, peer: CUdevice) -> bool 
 pub(crate) fn pointer_context(real: &Real, address: u64) -> Option<CUcontext> {
     let mut context: CUcontext = std::ptr::null_mut();
     // SAFETY: see the module's head; the attribute is a context.
-    let told = unsafe {
-        real.driver.cuPointerGetAttribute((&raw mut context).cast(), CU_POINTER_ATTRIBUTE_CONTEXT, address)
-    };
+    let told =
+        unsafe { real.driver.cuPointerGetAttribute((&raw mut context).cast(), CU_POINTER_ATTRIBUTE_CONTEXT, address) };
     (told == CUresult::SUCCESS && !context.is_null()).then_some(context)
 }
 

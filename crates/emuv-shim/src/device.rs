@@ -97,7 +97,8 @@ impl Device {
 
     /// Tells other processes of a device on which nothing is placed: it has no budgets.
     pub fn leave_to_driver(session: &Session, ordinal: CUdevice) {
-        let identity = calls::uuid(session.real, ordinal).and_then(|uuid| Ok((uuid, calls::name(session.real, ordinal)?)));
+        let identity =
+            calls::uuid(session.real, ordinal).and_then(|uuid| Ok((uuid, calls::name(session.real, ordinal)?)));
         if let (Some(counters), Ok((uuid, name))) = (session.counters(ordinal), identity) {
             counters.set_identity(uuid, &name);
         }
@@ -462,7 +463,8 @@ impl Device {
     /// A context of it: the calling thread's, or else any that has been seen.
     pub fn a_context(&self) -> Option<Owner> {
         let contexts = lock(&self.contexts);
-        let current = session::current().and_then(|session| calls::current_context(session.real).ok()).map(calls::owner);
+        let current =
+            session::current().and_then(|session| calls::current_context(session.real).ok()).map(calls::owner);
         current.filter(|owner| contexts.contains_key(owner)).or_else(|| contexts.keys().min().copied())
     }
 

@@ -64,7 +64,12 @@ pub(crate) struct Peers {
 
 impl Default for Peers {
     fn default() -> Self {
-        Self { grants: Mutex::default(), busy: Mutex::default(), settled: Condvar::new(), readers: [const { AtomicU32::new(0) }; MAX_DEVICES] }
+        Self {
+            grants: Mutex::default(),
+            busy: Mutex::default(),
+            settled: Condvar::new(),
+            readers: [const { AtomicU32::new(0) }; MAX_DEVICES],
+        }
     }
 }
 

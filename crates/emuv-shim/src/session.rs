@@ -243,7 +243,8 @@ impl Session {
 
     /// Whether memory is placed on a device other than the current one.
     pub fn has_others(&self) -> bool {
-        !self.is_sole_device() && self.whereabouts().is_some_and(|(_, here)| self.devices().any(|device| device.ordinal != here))
+        !self.is_sole_device()
+            && self.whereabouts().is_some_and(|(_, here)| self.devices().any(|device| device.ordinal != here))
     }
 
     fn is_sole_device(&self) -> bool {

@@ -433,7 +433,7 @@ const TWO_GPUS: [Under; 6] = [
 #[test]
 fn two_devices_copy_and_touch_each_others_memory() {
     for under in TWO_GPUS {
-        let run = Run::start("peers", &["6", "16", "20"], under).expect_code(0);
+        let run = Run::start("peers", &["6", "16", "12"], under).expect_code(0);
         if let Under::Emuv([sim, ..]) = under
             && sim.contains("64M")
         {
@@ -446,7 +446,8 @@ fn two_devices_copy_and_touch_each_others_memory() {
 fn devices(run: &Run) -> Vec<(String, u64, u64)> {
     let processes = run.report["processes"].as_array().unwrap_or_else(|| panic!("no report: {}", run.all_output()));
     let devices = processes.iter().flat_map(|process| process["devices"].as_array().into_iter().flatten());
-    let number = |device: &Value, tier: &str, what: &str| device[tier][what].as_u64().unwrap();
+    // No budget is null.
+    let number = |device: &Value, tier: &str, what: &str| device[tier][what].as_u64().unwrap_or(0);
     devices
         .map(|device| {
             let held = number(device, "vram", "peak_bytes") + number(device, "ram", "peak_bytes");
@@ -480,7 +481,8 @@ fn budgets_and_accounts_go_by_uuid_in_every_form_of_the_list_of_visible_devices(
         (Some("MIG-34656d75-562d-7340-696d-806770750001"), &[]),
     ];
     for (list, expected) in lists {
-        let variables: Vec<(&str, &OsStr)> = list.map(|list| ("CUDA_VISIBLE_DEVICES", OsStr::new(list))).into_iter().collect();
+        let variables: Vec<(&str, &OsStr)> =
+            list.map(|list| ("CUDA_VISIBLE_DEVICES", OsStr::new(list))).into_iter().collect();
         let plain = Run::start_with("visible", &["24"], Under::Plain { vram: "1G,gpus=2" }, &variables).expect_code(0);
         let run = Run::start_with("visible", &["24"], EMUV, &variables).expect_code(0);
         assert_eq!(run.json(), plain.json(), "{list:?}");
@@ -497,15 +499,20 @@ fn budgets_and_accounts_go_by_uuid_in_every_form_of_the_list_of_visible_devices(
 #[test]
 fn of_two_gpus_each_has_the_memory_and_the_abilities_that_it_has() {
     // The smaller one spills first.
-    let run = Run::start("visible", &["48"], Under::Emuv(&["--sim=gpus=2,vram=1G/64M", "--ram", "256M"])).expect_code(0);
+    let run =
+        Run::start("visible", &["48"], Under::Emuv(&["--sim=gpus=2,vram=1G/64M", "--ram", "256M"])).expect_code(0);
     assert_eq!(devices(&run).iter().map(|device| device.2 / MIB).collect::<Vec<_>>(), [1024, 64]);
     assert!(run.ram_peak_bytes() >= 32 * MIB, "{}: {} bytes in RAM", run.what, run.ram_peak_bytes());
     // One without virtual memory management is left to the driver, and said so; the other one goes on.
-    for (sim, without) in [("--sim=gpus=2,vram=64M,vmm=1/0", "GPU 1"), ("--sim=gpus=2,vram=64M/128M,vmm=0/1", "GPU 0")] {
+    for (sim, without) in [("--sim=gpus=2,vram=64M,vmm=1/0", "GPU 1"), ("--sim=gpus=2,vram=64M/128M,vmm=0/1", "GPU 0")]
+    {
         let options: &'static [&'static str] = vec![sim, "--ram", "256M"].leak();
         let run = Run::start("visible", &["30"], Under::Emuv(options)).expect_code(0);
         let output = run.all_output();
-        assert!(output.contains(&format!("{without}: it has no virtual memory management; its memory is left")), "{output}");
+        assert!(
+            output.contains(&format!("{without}: it has no virtual memory management; its memory is left")),
+            "{output}"
+        );
         let budgets: Vec<u64> = devices(&run).iter().map(|device| device.2 / MIB).collect();
         assert_eq!(budgets, if without == "GPU 1" { [64, 0] } else { [0, 128] }, "{output}");
     }

@@ -147,7 +147,8 @@ pub(crate) fn around(
     }
     let name = Name::of(stream, per_thread, context);
     let mut entered: SmallVec<[(&Device, Lane, Begun); 1]> = SmallVec::new();
-    for device in session.devices().filter(|device| device.moves.is_active() && concerns(session, here, device, touch)) {
+    for device in session.devices().filter(|device| device.moves.is_active() && concerns(session, here, device, touch))
+    {
         if device.ordinal != here {
             // What it may touch elsewhere is known only if it is known what points where on this device.
             session.device(here).inspect(|device| device.moves.begin(session, here));
@@ -202,7 +203,13 @@ type Entered<'s> = [(&'s Device, Lane, Begun)];
 
 /// What to search behind a work on device `here` for pointers into the arena of `device`: what it may have written there,
 /// and in memory of other devices that may touch the arena. `None`: not all of it can be searched.
-fn search_for(session: &Session, device: &Device, here: CUdevice, entered: &Entered<'_>, touch: &Touch) -> Option<Search> {
+fn search_for(
+    session: &Session,
+    device: &Device,
+    here: CUdevice,
+    entered: &Entered<'_>,
+    touch: &Touch,
+) -> Option<Search> {
     let mut sources = session.devices().filter(|source| source.ordinal != device.ordinal).peekable();
     let begun = |of: &Device| entered.iter().find(|(other, ..)| other.ordinal == of.ordinal).map(|(.., begun)| begun);
     let ranges = |of: &Device, begun| of.arena.residency().ranges(&offsets(&of.arena, touch.addresses()), begun);

@@ -47,7 +47,11 @@ impl Peers {
     /// Whether a device may touch a pool from now on.
     pub fn set_pool(&self, ordinal: i32, pool: u64, allowed: bool) {
         let mut state = lock(&self.0);
-        if allowed { state.pools.insert((ordinal, pool)) } else { state.pools.remove(&(ordinal, pool)) };
+        if allowed {
+            state.pools.insert((ordinal, pool))
+        } else {
+            state.pools.remove(&(ordinal, pool))
+        };
     }
 
     /// Whether a device may touch a pool.
