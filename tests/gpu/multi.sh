@@ -142,7 +142,7 @@ prepare() {
     PLAIN=(env EMUV_TEST_EXPECT=plain EMUV_TEST_SLACK_MIB=256 ${SIM:+EMUV_SIM=gpus=2,vram=1G}
         "LD_LIBRARY_PATH=$WORK/driver:$(dirname "$DRIVER")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}")
     export EMUV_TEST_PTX=$ROOT/crates/emuv/kernels/emuv.ptx EMUV_TEST_LIBCUDA=$DRIVER
-    for name in visible peers contexts pools model; do
+    for name in visible peers ipc; do
         "${CC:-cc}" -std=gnu11 -O2 -fPIE -pie -o "$WORK/$name" "tests/programs/$name.c" -L "$WORK/driver" -lcuda \
             -Wl,--allow-shlib-undefined -ldl -lpthread > "$WORK/cc" 2>&1 || { cat "$WORK/cc" >&2; exit 1; }
     done
@@ -225,21 +225,27 @@ step_visible() {
     if [ $? -eq 2 ]; then row ok "--gpu 7 is refused" "$(cut -c 1-100 "$WORK/nogpu.stderr")"; else row FAIL "--gpu 7 is refused" "$(cat "$WORK/nogpu.stderr")"; fi
 }
 
-# two_devices NAME CHECK emuv-arguments...
-two_devices() {
-    local name=$1 check=$2
+# program CHECK NAME COMMAND... -- emuv-arguments...: a program that needs two devices, under emuV
+program() {
+    local check=$1 name=$2 command=()
     shift 2
-    expect "two devices, $check" "peers.$name" 90 env EMUV_TEST_EXPECT=emuv "$EMUV" run --quiet $SIM_OPTION --ram 1G \
-        --report "$WORK/peers.$name.json" "$@" -- "$WORK/peers" 14 24 100 11
-    cat "$WORK/peers.$name.json" >> "$LOG" 2> /dev/null
+    while [ "$1" != -- ]; do command+=("$1") && shift; done
+    shift
+    expect "$check" "$name" 90 env EMUV_TEST_EXPECT=emuv EMUV_TEST_PEER_DEVICE=1 "$EMUV" run --quiet $SIM_OPTION \
+        --report "$WORK/$name.json" "$@" -- "${command[@]}"
+    cat "$WORK/$name.json" >> "$LOG" 2> /dev/null
 }
 
 step_programs() {
-    local policy
-    beside expect "two devices, plain" peers.plain 60 "${PLAIN[@]}" "$WORK/peers" 10 24 60 11
-    beside two_devices fits "everything fits"
+    local policy peers=("$WORK/peers" 14 24 "${SIM:+2}0" 11)
+    [ -n "$SIM" ] || peers[3]=100
+    beside expect "two devices, plain" peers.plain 60 "${PLAIN[@]}" "${peers[@]}"
+    beside expect "IPC from GPU to GPU, plain" ipc.plain 60 "${PLAIN[@]}" EMUV_TEST_PEER_DEVICE=1 "$WORK/ipc" 0
+    beside program "two devices, everything fits" peers.fits "${peers[@]}" -- --ram 1G
+    beside program "IPC from GPU to GPU, everything fits" ipc.fits "$WORK/ipc" 0 -- --ram 1G
     for policy in dynamic static torture:7 torture:8; do
-        beside two_devices "$policy" "256M + 1G RAM, $policy" --vram 256M --policy "$policy"
+        beside program "two devices, 256M + 1G, $policy" "peers.$policy" "${peers[@]}" -- --vram 256M --ram 1G --policy "$policy"
+        beside program "IPC from GPU to GPU, 256M + 512M, $policy" "ipc.$policy" "$WORK/ipc" 336 -- --vram 256M --ram 512M --policy "$policy"
     done
     wait
 }

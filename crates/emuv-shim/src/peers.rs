@@ -83,6 +83,11 @@ impl Peers {
         cell.map_or(0, |readers| readers.load(Ordering::Acquire))
     }
 
+    /// Whether any other device may touch the memory of `whose`.
+    pub fn is_open(&self, whose: CUdevice) -> bool {
+        self.readers(whose) != 0
+    }
+
     /// The other devices that may touch the memory of `whose`.
     pub fn readers_of<'s>(&self, session: &'s Session, whose: CUdevice) -> Vec<&'s Device> {
         let readers = self.readers(whose);
@@ -183,16 +188,16 @@ impl Peers {
         // The mover maps and unmaps chunks: it keeps still meanwhile.
         device.moves.contexts_going(&[]);
         let result = device.arena.open_to(bit(who), wanted);
-        device.moves.contexts_settled(session);
-        if !wanted {
-            readers.fetch_and(!bit(who), Ordering::AcqRel);
-        } else if result.is_ok() {
-            // Pointers may lie in memory that was not searched for them. Works that the other device was given before, and
-            // that may carry them about, are not known here.
+        if wanted {
+            // Pointers may lie in memory that was not searched for them.
             device.arena.residency().opened_to_others();
-            if device.moves.is_active() && !session.captures.any() {
-                self.wait_for_readers(session, whose);
-            }
+        } else {
+            readers.fetch_and(!bit(who), Ordering::AcqRel);
+        }
+        device.moves.contexts_settled(session);
+        if wanted && device.moves.is_active() && !session.captures.any() {
+            // What the other device was given before is not known here, and may carry pointers about.
+            self.wait_for_readers(session, whose);
         }
         result
     }

@@ -442,6 +442,15 @@ fn two_devices_copy_and_touch_each_others_memory() {
     }
 }
 
+#[test]
+fn memory_is_shared_with_a_process_on_another_gpu() {
+    let there = ("EMUV_TEST_PEER_DEVICE", OsStr::new("1"));
+    Run::start_with("ipc", &["0"], TWO_GPUS[0], &[there]).expect_code(0);
+    let spilled = Under::Emuv(&["--sim=gpus=2,vram=256M", "--ram", "512M"]);
+    let run = Run::start_with("ipc", &["336"], spilled, &[there]).expect_code(0);
+    assert!(run.ram_peak_bytes() >= 16 * MIB, "{}: only {} bytes in RAM", run.what, run.ram_peak_bytes());
+}
+
 /// The devices of a report: UUID, the most that was held there in VRAM and RAM, VRAM budget.
 fn devices(run: &Run) -> Vec<(String, u64, u64)> {
     let processes = run.report["processes"].as_array().unwrap_or_else(|| panic!("no report: {}", run.all_output()));

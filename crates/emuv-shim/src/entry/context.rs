@@ -90,28 +90,28 @@ fn grant(session: &Session, peer: CUcontext) -> Option<(CUdevice, CUdevice, Reas
 fn destroy(session: &Session, context: CUcontext, call: impl FnOnce() -> CUresult) -> CUresult {
     // Collected before the call: the driver may give the same handle to a new context right after it.
     let owner = calls::owner(context);
-    let doomed = session.devices().map(|device| (device, device.doomed(Some(owner)))).collect();
-    end(session, doomed, call, || true)
+    let doomed: Vec<_> = session.devices().map(|device| (device, device.doomed(Some(owner)))).collect();
+    end(session, &doomed, call, || true)
 }
 
 fn release_primary(session: &Session, ordinal: CUdevice, call: impl FnOnce() -> CUresult) -> CUresult {
-    end(session, doomed_with_primary(session, ordinal), call, || !calls::primary_is_active(session.real, ordinal))
+    end(session, &doomed_with_primary(session, ordinal), call, || !calls::primary_is_active(session.real, ordinal))
 }
 
 fn reset_primary(session: &Session, ordinal: CUdevice, call: impl FnOnce() -> CUresult) -> CUresult {
-    end(session, doomed_with_primary(session, ordinal), call, || true)
+    end(session, &doomed_with_primary(session, ordinal), call, || true)
 }
 
 /// Makes a call that may end contexts; if it has, what was theirs is given back.
 fn end(
     session: &Session,
-    doomed: Vec<(&Device, Doomed)>,
+    doomed: &[(&Device, Doomed)],
     call: impl FnOnce() -> CUresult,
     gone: impl FnOnce() -> bool,
 ) -> CUresult {
     let result = call();
     if result == CUresult::SUCCESS && gone() {
-        for (device, doomed) in &doomed {
+        for (device, doomed) in doomed {
             device.bury(session, doomed);
         }
     }

@@ -149,7 +149,7 @@ pub(crate) fn around(
     let mut entered: SmallVec<[(&Device, Lane, Begun); 1]> = SmallVec::new();
     for device in session.devices().filter(|device| device.moves.is_active() && concerns(session, here, device, touch))
     {
-        if device.ordinal != here {
+        if device.ordinal != here && session.peers.may_touch(here, device.ordinal) {
             // What it may touch elsewhere is known only if it is known what points where on this device.
             session.device(here).inspect(|device| device.moves.begin(session, here));
         }
@@ -550,7 +550,8 @@ impl Moves {
         }
         let mut state = lock(&self.state);
         state.pauses = state.pauses.saturating_sub(1);
-        if state.context.is_none() {
+        // Until the last one is through, a context that is known may be one that is going.
+        if state.pauses == 0 && state.context.is_none() {
             state.context = context_of(session, state.device);
         }
         state.woken = true;
