@@ -237,8 +237,9 @@ program() {
 }
 
 step_programs() {
-    local policy peers=("$WORK/peers" 14 24 "${SIM:+2}0" 11)
-    [ -n "$SIM" ] || peers[3]=100
+    local policy rounds=100 peers
+    [ -n "$SIM" ] && rounds=20
+    peers=("$WORK/peers" 14 24 $rounds 11)
     beside expect "two devices, plain" peers.plain 60 "${PLAIN[@]}" "${peers[@]}"
     beside expect "IPC from GPU to GPU, plain" ipc.plain 60 "${PLAIN[@]}" EMUV_TEST_PEER_DEVICE=1 "$WORK/ipc" 0
     beside program "two devices, everything fits" peers.fits "${peers[@]}" -- --ram 1G

@@ -167,7 +167,7 @@ impl Peers {
         drop(busy);
         let result = self.settle_alone(session, who, whose);
         *lock(&self.busy) = false;
-        self.settled.notify_one();
+        self.settled.notify_all();
         result
     }
 
