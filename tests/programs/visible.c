@@ -48,7 +48,8 @@ int main(int argc, char **argv) {
         OK(cuMemsetD8_v2(memory[i], (unsigned char)i, bytes));
         OK(cuCtxSynchronize());
         OK(cuMemGetInfo_v2(&after, &total));
-        CHECK(available - after >= bytes && available >= after, "device %d: %zu free, then %zu", i, available, after);
+        /* Without emuV the card may have other users, who come and go. */
+        CHECK(!emuv || (available - after >= bytes && available >= after), "device %d: %zu free, then %zu", i, available, after);
         void *card;
         nvml_memory seen = {0, 0, 0};
         if (nvml_by_uuid && !nvml_by_uuid(text, &card)) {
