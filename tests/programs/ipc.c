@@ -1,6 +1,7 @@
 /* Memory shared with another process by the driver's memory IPC: a large allocation, small ones that share their memory
  * with others, memory that lay in RAM before, memory that is freed while it is open, an exporter that is killed.
- * Arguments: [MiB of other memory, so that some of it is in RAM; default 0] */
+ * Arguments: [MiB of other memory, so that some of it is in RAM; default 0]
+ * EMUV_TEST_PEER_DEVICE: the device that the other processes use (default 0) */
 #include "program.h"
 
 #include <fcntl.h>
@@ -41,7 +42,8 @@ static void check_imported(CUdeviceptr pointer, size_t bytes) {
     int attributes[] = {POINTER_MEMORY_TYPE, POINTER_DEVICE_ORDINAL};
     void *values[] = {&type, &device};
     OK(cuPointerGetAttributes(2, attributes, values, pointer));
-    CHECK(type == MEMORY_DEVICE && device == 0, "memory type %u, device %d", type, device);
+    /* One of the two on which memory is allocated here. */
+    CHECK(type == MEMORY_DEVICE && (device == 0 || device == (int)number(getenv("EMUV_TEST_PEER_DEVICE"), 0)), "memory type %u, device %d", type, device);
 }
 
 static int peer(int channel) {
@@ -86,8 +88,10 @@ static struct peer start_peer(char *program) {
     /* A peer ends when this process does. */
     CHECK(fcntl(ends[0], F_SETFD, FD_CLOEXEC) == 0, "fcntl failed");
     snprintf(number, sizeof number, "%d", ends[1]);
-    char *arguments[] = {program, "peer", number, NULL};
+    char *arguments[] = {program, "peer", number, NULL}, *device = getenv("EMUV_TEST_PEER_DEVICE");
+    if (device) setenv("EMUV_TEST_DEVICE", device, 1);
     CHECK(posix_spawn(&peer.pid, program, NULL, NULL, arguments, environ) == 0, "posix_spawn failed");
+    unsetenv("EMUV_TEST_DEVICE");
     close(ends[1]);
     peer.channel = ends[0];
     return peer;

@@ -5,6 +5,7 @@
  *   EMUV_TEST_PTX        path of emuv.ptx
  *   EMUV_TEST_EXPECT     "emuv" or "plain": whose driver library this process must be using (not checked if unset)
  *   EMUV_TEST_SLACK_MIB  by how much "free" may differ before and after (a real driver caches; default 0)
+ *   EMUV_TEST_DEVICE     the device that it uses (default 0)
  * A program prints what it did, exits 0 if every check held, 1 at the first that did not. */
 #ifndef EMUV_PROGRAM_H
 #define EMUV_PROGRAM_H
@@ -198,11 +199,11 @@ static inline void load_kernels(void) {
     OK(cuModuleGetFunction(&gpu.walk, gpu.module, "emuv_walk"));
 }
 
-/* Device 0, its primary context made current, the kernels loaded. */
+/* The device (0 if EMUV_TEST_DEVICE names no other), its primary context made current, the kernels loaded. */
 static inline void start_gpu(void) {
     check_library((void *)cuMemAlloc_v2);
     OK(cuInit(0));
-    OK(cuDeviceGet(&gpu.device, 0));
+    OK(cuDeviceGet(&gpu.device, (int)number(getenv("EMUV_TEST_DEVICE"), 0)));
     OK(cuDevicePrimaryCtxRetain(&gpu.context, gpu.device));
     OK(cuCtxSetCurrent(gpu.context));
     load_kernels();

@@ -8,7 +8,7 @@
 
 use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
 use emuv_policy::Tier;
@@ -60,6 +60,22 @@ pub trait Gpu: Send + Sync {
     /// The driver's own.
     fn map(&self, address: u64, bytes: u64, handle: Handle) -> CuResult;
 
+    /// The other devices that may touch what is mapped: a bit for each CUDA ordinal.
+    fn peers(&self) -> u32 {
+        0
+    }
+
+    /// From now on [`Gpu::map`] lets these other devices touch what it maps, too.
+    fn set_peers(&self, _peers: u32) {}
+
+    /// Lets other devices touch what is mapped at a range (which is one or several whole chunks), or no longer.
+    ///
+    /// # Errors
+    /// The driver's own, e.g. where the devices cannot reach each other.
+    fn set_access(&self, _address: u64, _bytes: u64, _peers: u32, _allowed: bool) -> CuResult {
+        Err(CuError::NOT_SUPPORTED)
+    }
+
     /// Whether memory in VRAM can be given to another process ([`Gpu::export`]).
     fn can_export(&self) -> bool {
         false
@@ -106,6 +122,7 @@ pub struct DriverGpu<'d> {
     /// Handles in VRAM are made so that they can be exported. A driver that does not say so, or says so and refuses,
     /// makes them without.
     exportable: AtomicBool,
+    peers: AtomicU32,
 }
 
 impl<'d> DriverGpu<'d> {
@@ -135,12 +152,32 @@ impl<'d> DriverGpu<'d> {
             granularity_bytes = granularity_bytes.max(bytes as u64);
         }
         let exportable = attribute(CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED).unwrap_or(0) != 0;
-        Ok(Self { driver, device, ram_node, granularity_bytes, exportable: AtomicBool::new(exportable) })
+        Ok(Self {
+            driver,
+            device,
+            ram_node,
+            granularity_bytes,
+            exportable: AtomicBool::new(exportable),
+            peers: AtomicU32::new(0),
+        })
     }
 
     /// Whether pinned host memory can be mapped into the device's address space here.
     pub fn has_ram_tier(&self) -> bool {
         self.ram_node.is_some()
+    }
+
+    /// What the devices (a bit for each ordinal) may do with a mapped range.
+    fn give_access(&self, address: u64, bytes: u64, devices: u32, allowed: bool) -> CuResult {
+        let flags = if allowed { CU_MEM_ACCESS_FLAGS_PROT_READWRITE } else { CU_MEM_ACCESS_FLAGS_PROT_NONE };
+        let mut access = [CUmemAccessDesc { location: vram_location(self.device), flags }; 32];
+        let mut count = 0;
+        for device in (0..32).filter(|device| devices >> device & 1 != 0) {
+            access[count].location = vram_location(device);
+            count += 1;
+        }
+        // SAFETY: the caller's range is mapped; the descriptors are live locals.
+        unsafe { self.driver.cuMemSetAccess(address, to_usize(bytes), access.as_ptr(), count) }.ok()
     }
 
     fn create_with(&self, properties: &CUmemAllocationProp, bytes: u64) -> CuResult<Handle> {
@@ -275,15 +312,24 @@ impl Gpu for DriverGpu<'_> {
     fn map(&self, address: u64, bytes: u64, handle: Handle) -> CuResult {
         // SAFETY: the trait's contract: the range is reserved and free; a chunk is exactly one handle.
         unsafe { self.driver.cuMemMap(address, to_usize(bytes), 0, handle.0, 0) }.ok()?;
-        let access =
-            CUmemAccessDesc { location: vram_location(self.device), flags: CU_MEM_ACCESS_FLAGS_PROT_READWRITE };
-        // SAFETY: the range was just mapped; the descriptor is a live local.
-        let allowed = unsafe { self.driver.cuMemSetAccess(address, to_usize(bytes), &raw const access, 1) }.ok();
+        let allowed = self.give_access(address, bytes, (1 << self.device) | self.peers(), true);
         if allowed.is_err() {
             // Nothing can have used a range without access, so this cannot race.
             let _ = self.unmap(address, bytes);
         }
         allowed
+    }
+
+    fn peers(&self) -> u32 {
+        self.peers.load(Ordering::SeqCst)
+    }
+
+    fn set_peers(&self, peers: u32) {
+        self.peers.store(peers, Ordering::SeqCst);
+    }
+
+    fn set_access(&self, address: u64, bytes: u64, peers: u32, allowed: bool) -> CuResult {
+        self.give_access(address, bytes, peers, allowed)
     }
 
     fn ram_properties(&self) -> CuResult<CUmemAllocationProp> {

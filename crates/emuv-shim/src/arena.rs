@@ -223,12 +223,6 @@ impl Arena {
         Some((self.base + allocation.offset, allocation))
     }
 
-    /// The mapped ranges (address, bytes) behind the allocation that starts at `address`.
-    pub fn mapped_ranges(&self, address: u64) -> Vec<(u64, u64)> {
-        let chunks = self.with_memory(|memory| memory.chunks(address - self.base));
-        chunks.into_iter().map(|chunk| (self.base + chunk.offset, chunk.bytes)).collect()
-    }
-
     /// Makes an allocation of `bytes` (at least 1).
     ///
     /// # Errors
@@ -275,7 +269,7 @@ impl Arena {
 
     /// Creates and maps a plan's chunks, all or none. Gives the plan as it was carried out.
     fn carry_out(&self, mut plan: Plan) -> Result<Plan, Refusal> {
-        let mut mapped = Vec::with_capacity(plan.chunks.len());
+        let (mut mapped, peers) = (Vec::with_capacity(plan.chunks.len()), self.gpu.peers());
         for index in 0..plan.chunks.len() {
             match self.place(&mut plan, index) {
                 Ok(handle) => mapped.push((plan.chunks[index], handle)),
@@ -289,6 +283,7 @@ impl Arena {
             }
         }
         lock(&self.handles).extend(mapped.iter().map(|(chunk, handle)| (chunk.offset, *handle)));
+        let _ = self.catch_up(plan.chunks.iter().map(|chunk| (chunk.offset, chunk.bytes)), peers);
         Ok(plan)
     }
 

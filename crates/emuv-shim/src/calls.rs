@@ -57,6 +57,22 @@ pub(crate) fn current_device(real: &Real) -> CuResult<CUdevice> {
     Ok(device)
 }
 
+/// Whether a device can touch memory of another one.
+pub(crate) fn can_access(real: &Real, device: CUdevice, peer: CUdevice) -> bool {
+    let mut can = 0;
+    // SAFETY: see the module's head.
+    unsafe { real.driver.cuDeviceCanAccessPeer(&raw mut can, device, peer) }.ok().is_ok() && can != 0
+}
+
+/// The context that the driver's own memory at an address belongs to; `None` for memory of the host.
+pub(crate) fn pointer_context(real: &Real, address: u64) -> Option<CUcontext> {
+    let mut context: CUcontext = std::ptr::null_mut();
+    // SAFETY: see the module's head; the attribute is a context.
+    let told =
+        unsafe { real.driver.cuPointerGetAttribute((&raw mut context).cast(), CU_POINTER_ATTRIBUTE_CONTEXT, address) };
+    (told == CUresult::SUCCESS && !context.is_null()).then_some(context)
+}
+
 /// Free and total bytes of the current context's device, by the driver's word.
 pub(crate) fn memory_info(real: &Real) -> CuResult<(u64, u64)> {
     let (mut free, mut total) = (0, 0);

@@ -15,7 +15,7 @@ use crate::{
     calls, log,
     moves::Moves,
     pools::{On, POOL_OWNER, Pools},
-    session::Session,
+    session::{self, Session},
     sync::Mutex,
 };
 
@@ -95,6 +95,15 @@ impl Device {
         Ok(device)
     }
 
+    /// Tells other processes of a device on which nothing is placed: it has no budgets.
+    pub fn leave_to_driver(session: &Session, ordinal: CUdevice) {
+        let identity =
+            calls::uuid(session.real, ordinal).and_then(|uuid| Ok((uuid, calls::name(session.real, ordinal)?)));
+        if let (Some(counters), Ok((uuid, name))) = (session.counters(ordinal), identity) {
+            counters.set_identity(uuid, &name);
+        }
+    }
+
     /// What a program sees as the device's memory, in bytes.
     pub fn total_bytes(&self) -> u64 {
         let budgets = self.arena.with_memory(|memory| *memory.budgets());
@@ -104,7 +113,10 @@ impl Device {
     /// What a program sees as free, given the driver's word on what is free on the card.
     pub fn free_bytes(&self, session: &Session, driver_free_bytes: u64) -> u64 {
         let budgets = self.arena.with_memory(|memory| *memory.budgets());
-        let ram = budgets.ram.room_bytes().min(session.ram_left_bytes());
+        // What other devices keep to move chunks into they give back if need be.
+        let others = session.devices().filter(|other| other.ordinal != self.ordinal);
+        let kept: u64 = others.map(|other| other.moves.spare_ram_bytes()).sum();
+        let ram = budgets.ram.room_bytes().min(session.ram_left_bytes() + kept);
         budgets.vram.room_bytes().min(driver_free_bytes)
             + ram
             + self.moves.spare_bytes()
@@ -258,14 +270,22 @@ impl Device {
         {
             result = again;
         }
+        // The budget of RAM is shared by the devices.
+        for other in session.devices().filter(|other| other.ordinal != self.ordinal) {
+            if matches!(result, Err(Refusal::NoRoom)) && other.moves.spare_ram_bytes() > 0 {
+                result = other.moves.without_spares(session, &other.arena, attempt).unwrap_or(result);
+            }
+        }
         result
     }
 
     /// What there is outside the budgets for a request of `bytes`.
     fn room(&self, session: &Session, bytes: u64) -> Room {
-        // Without a current context (handles can be made without one) the driver cannot be asked; it will
+        // Without a context of this device (handles can be made without one) the driver cannot be asked; it will
         // refuse what it has no room for.
-        let driver_free = calls::memory_info(session.real).map_or(self.physical_bytes, |(free, _)| free);
+        let here = calls::current_device(session.real).is_ok_and(|ordinal| ordinal == self.ordinal);
+        let told = if here { calls::memory_info(session.real).ok() } else { None };
+        let driver_free = told.map_or(self.physical_bytes, |(free, _)| free);
         let budgets = self.arena.with_memory(|memory| *memory.budgets());
         let reserve =
             if budgets.ram.limit_bytes() > 0 { DRIVER_RESERVE_BYTES.min(self.physical_bytes / 32) } else { 0 };
@@ -323,7 +343,7 @@ impl Device {
         let (_, allocation) = self.holds(address)?;
         if allocation.owner == POOL_OWNER {
             // Whoever used it is not known, so all work of the calling thread's context is waited for.
-            let context = calls::owner(calls::current_context(session.real)?);
+            let context = self.a_context().ok_or(CuError::INVALID_VALUE)?;
             self.arena.remove_extent(address);
             if session.captures.any() {
                 self.pools.free_with_context(address, context);
@@ -440,12 +460,25 @@ impl Device {
         lock(&self.contexts).keys().copied().collect()
     }
 
+    /// A context of it: the calling thread's, or else any that has been seen.
+    pub fn a_context(&self) -> Option<Owner> {
+        let contexts = lock(&self.contexts);
+        let current =
+            session::current().and_then(|session| calls::current_context(session.real).ok()).map(calls::owner);
+        current.filter(|owner| contexts.contains_key(owner)).or_else(|| contexts.keys().min().copied())
+    }
+
     /// What would die with a context: the given one, or the device's primary one.
     pub fn doomed(&self, context: Option<Owner>) -> Doomed {
         let owners: Vec<Owner> = match context {
             Some(owner) => vec![owner],
             None => lock(&self.contexts).iter().filter(|(_, primary)| **primary).map(|(owner, _)| *owner).collect(),
         };
+        self.doomed_with(owners)
+    }
+
+    /// What would die with these contexts, of whichever device.
+    fn doomed_with(&self, owners: Vec<Owner>) -> Doomed {
         let allocations = self.arena.with_memory(|memory| owners.iter().flat_map(|o| memory.owned_by(*o)).collect());
         self.moves.contexts_going(&owners);
         Doomed { owners, allocations }
@@ -521,6 +554,16 @@ impl Device {
             tier.set_used(tier.used_bytes.load(Relaxed).saturating_sub(spare_bytes));
         }
     }
+}
+
+/// What would die with the primary context of a device, on it and on the others: streams of that context may be known
+/// there, and their movers may be at work in it.
+pub(crate) fn doomed_with_primary(session: &Session, ordinal: CUdevice) -> Vec<(&Device, Doomed)> {
+    let Some(device) = session.devices().find(|device| device.ordinal == ordinal) else { return Vec::new() };
+    let doomed = device.doomed(None);
+    let others = session.devices().filter(|other| other.ordinal != ordinal);
+    let others: Vec<_> = others.map(|other| (other, other.doomed_with(doomed.owners.clone()))).collect();
+    [(device, doomed)].into_iter().chain(others).collect()
 }
 
 /// What is about to die with one or more contexts.

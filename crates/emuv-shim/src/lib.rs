@@ -31,6 +31,7 @@ mod moves;
 // A test executable must not define the driver's symbols itself.
 #[cfg(not(test))]
 mod passthrough;
+mod peers;
 mod pointer;
 mod pools;
 mod real;

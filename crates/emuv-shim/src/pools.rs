@@ -3,7 +3,7 @@
 //! stream wants what another has freed.
 //!
 //! Only a device's default pool and pools that the program made for plain device memory are *ours*. Pools
-//! that it means to share (with another process, or with a peer device) or that lie elsewhere stay the
+//! that it means to share with another process or that lie elsewhere stay the
 //! driver's: their memory can neither lie in RAM nor move. Those are only accounted.
 
 use std::collections::{HashMap, HashSet};
@@ -114,16 +114,6 @@ impl Pools {
     pub fn adopt(&self, pool: PoolId, limit_bytes: u64) {
         lock(&self.ours).pools.insert(pool);
         lock(&self.limits).insert(pool, limit_bytes);
-    }
-
-    /// From now on the driver serves this pool, because a peer device may touch it. Gives the mapped ranges
-    /// (address, bytes) of what emuV has given out of it, to be opened to the peer.
-    pub fn share(&self, session: &Session, device: &Device, pool: PoolId) -> Vec<(u64, u64)> {
-        // The default pool must not be looked up again after this.
-        let _ = self.is_ours(session, device, pool);
-        self.serve_no_more(pool);
-        let held = self.with(|pools| pools.held(pool));
-        held.into_iter().flat_map(|address| device.arena.mapped_ranges(address)).collect()
     }
 
     fn serve_no_more(&self, pool: PoolId) {

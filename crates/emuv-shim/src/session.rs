@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, path::PathBuf};
 
-use emuv_cuda::types::CUdevice;
+use emuv_cuda::{CuError, types::CUdevice};
 use emuv_policy::{Bytes, Owner, Policy};
 use emuv_state::{DeviceCounters, HostMemory, Ledger, Limits, MAX_DEVICES, Movement, env};
 
@@ -21,6 +21,7 @@ use crate::{
     ipc::{self, Ipc},
     log,
     moves::verify::Verify,
+    peers::Peers,
     real::Real,
     sync::{
         OnceLock,
@@ -61,6 +62,8 @@ pub(crate) struct Session {
     pub mappings: Mappings,
     /// Memory that it shares with other processes.
     pub ipc: Ipc,
+    /// Which devices may touch each other's memory.
+    pub peers: Peers,
     ledger: Ledger,
     quiet: bool,
     sole_device: OnceLock<bool>,
@@ -143,6 +146,7 @@ impl Session {
             handles: Handles::default(),
             mappings: Mappings::default(),
             ipc: Ipc::default(),
+            peers: Peers::default(),
             functions: Functions::default(),
             globals: Globals::default(),
             graphs: Graphs::default(),
@@ -174,16 +178,29 @@ impl Session {
                 Some(device)
             }
             Err(error) => {
-                log::error(format_args!("GPU {ordinal}: {error}; its memory is left to the driver"));
+                let why: &dyn std::fmt::Display = match error {
+                    CuError::NOT_SUPPORTED => &"it has no virtual memory management",
+                    _ => &error,
+                };
+                log::error(format_args!(
+                    "GPU {ordinal}: {why}; its memory is left to the driver: no limits there, nothing spills"
+                ));
+                Device::leave_to_driver(self, ordinal);
                 None
             }
         })
         .as_ref()
     }
 
+    /// The calling thread's current context and its device, if emuV places memory there.
+    pub fn here(&self) -> Option<(Owner, &Device)> {
+        let (owner, ordinal) = self.whereabouts()?;
+        Some((owner, self.device(ordinal)?))
+    }
+
     /// The calling thread's current context and its device, which knows the context then. One driver call
     /// where the thread stays in its context.
-    pub fn here(&self) -> Option<(Owner, &Device)> {
+    pub fn whereabouts(&self) -> Option<(Owner, CUdevice)> {
         thread_local! {
             /// The context, its device and the contexts' generation when the thread last looked.
             static LAST: Cell<(Owner, CUdevice, u64)> = const { Cell::new((Owner(0), 0, 0)) };
@@ -192,19 +209,21 @@ impl Session {
         let (owner, generation) = (calls::owner(context), self.generation.load(Ordering::Acquire));
         let (known, ordinal, then) = LAST.with(Cell::get);
         if known == owner && then == generation {
-            return Some((owner, self.device(ordinal)?));
+            return Some((owner, ordinal));
         }
         let ordinal = calls::current_device(self.real).ok()?;
-        let device = self.device(ordinal)?;
-        device.meet(self, owner, context);
+        if let Some(device) = self.device(ordinal) {
+            device.meet(self, owner, context);
+        }
         LAST.with(|last| last.set((owner, ordinal, generation)));
-        Some((owner, device))
+        Some((owner, ordinal))
     }
 
     /// Contexts are gone, with their code: handles may come again, for another device.
     pub fn contexts_gone(&self, contexts: &[Owner]) {
         self.generation.fetch_add(1, Ordering::AcqRel);
         self.functions.forget();
+        self.peers.contexts_gone(self, contexts);
         self.images.contexts_gone(self, contexts);
     }
 
@@ -220,6 +239,16 @@ impl Session {
                 device.publish(self);
             }
         }
+    }
+
+    /// Whether memory is placed on a device other than the current one.
+    pub fn has_others(&self) -> bool {
+        !self.is_sole_device()
+            && self.whereabouts().is_some_and(|(_, here)| self.devices().any(|device| device.ordinal != here))
+    }
+
+    fn is_sole_device(&self) -> bool {
+        *self.sole_device.get_or_init(|| calls::device_count(self.real).is_ok_and(|count| count == 1))
     }
 
     /// The device whose arena `address` lies in.
@@ -249,8 +278,7 @@ impl Session {
 
     /// The program has launched work on the current device.
     pub fn count_launch(&self) {
-        let sole = *self.sole_device.get_or_init(|| calls::device_count(self.real).is_ok_and(|count| count == 1));
-        let ordinal = if sole { Ok(0) } else { calls::current_device(self.real) };
+        let ordinal = if self.is_sole_device() { Ok(0) } else { calls::current_device(self.real) };
         if let Some(counters) = ordinal.ok().and_then(|ordinal| self.counters(ordinal)) {
             counters.launches.fetch_add(1, Ordering::Relaxed);
         }

@@ -22,6 +22,8 @@ pub(crate) struct Touch {
     pub may_bring_pointers: bool,
     /// The code that runs: a function or an executable graph, by its handle. Zero: none that could choose what to store.
     pub maker: u64,
+    /// It runs on the current device alone, and reaches only what that device may touch.
+    pub only_here: bool,
     /// Names what the work does whatever the data: function and grid, without arguments. Works of a kind read their
     /// data alike. Zero: not worth one.
     pub kind: u64,
@@ -39,6 +41,7 @@ impl Touch {
             may_store_pointers: false,
             may_bring_pointers: false,
             maker: 0,
+            only_here: false,
             kind: 0,
         }
     }
@@ -46,6 +49,11 @@ impl Touch {
     /// Work that may touch everything.
     pub fn everything() -> Self {
         Self { everything: true, may_store_pointers: true, may_bring_pointers: true, ..Self::nothing() }
+    }
+
+    /// It runs on the current device alone.
+    pub fn only_here(self) -> Self {
+        Self { only_here: true, ..self }
     }
 
     /// It brings pointers from memory that is not searched.

@@ -43,7 +43,13 @@ pub(crate) fn seen(card: Card, uuid: &str) -> Option<Seen> {
     let limits = limits()?;
     let run_dir = std::env::var_os(env::RUN_DIR).map(PathBuf::from);
     let processes = run_dir.map(|dir| read_ledgers(&dir).processes).unwrap_or_default();
-    Some(combine(card, limits, uuid, &processes))
+    (!is_left_to_driver(uuid, &processes)).then(|| combine(card, limits, uuid, &processes))
+}
+
+/// Whether a process has found that nothing can be placed on the card.
+fn is_left_to_driver(uuid: &str, processes: &[ProcessRecord]) -> bool {
+    let mut devices = processes.iter().flat_map(|process| &process.devices);
+    devices.any(|device| device.vram.budget_bytes == 0 && uuid_text(&device.uuid).is_some_and(|text| text == uuid))
 }
 
 pub(crate) fn combine(card: Card, limits: &Limits, uuid: &str, processes: &[ProcessRecord]) -> Seen {

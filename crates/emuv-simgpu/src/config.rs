@@ -19,7 +19,7 @@ const MAX_GPUS: usize = 16;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// Memory of each GPU.
-    pub vram: Bytes,
+    pub vram: PerGpu<Bytes>,
     /// Rate of transfers to the GPU in bytes per second; `None` is as fast as it goes.
     pub h2d_bytes_per_s: Option<f64>,
     /// Rate of transfers from the GPU in bytes per second.
@@ -32,8 +32,10 @@ pub struct Config {
     pub pin: Option<Bytes>,
     /// Interface version that the driver reports; newer functions are hidden.
     pub driver: u32,
-    /// Whether the GPUs have virtual memory management.
-    pub vmm: bool,
+    /// Whether each GPU has virtual memory management.
+    pub vmm: PerGpu<bool>,
+    /// Whether the GPUs can reach each other's memory.
+    pub p2p: bool,
     /// Whether host memory can be mapped through it.
     pub numa: bool,
     /// Whether new `cuMemAlloc` memory is filled with a pattern.
@@ -46,6 +48,26 @@ pub struct Config {
     pub jitter_us: u64,
     /// Where the random times begin.
     pub seed: u64,
+}
+
+/// A value for each GPU, written `A/B/...`; where there are fewer values than GPUs, the last one holds for the rest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PerGpu<T>(Vec<T>);
+
+impl<T: Copy + Default> PerGpu<T> {
+    /// The same for all.
+    pub fn all(value: T) -> Self {
+        Self(vec![value])
+    }
+
+    /// The value of the GPU at that position in the machine.
+    pub fn of(&self, index: usize) -> T {
+        self.0.get(index).or(self.0.last()).copied().unwrap_or_default()
+    }
+
+    fn read(value: &str, one: impl Fn(&str) -> Result<T, ConfigError>) -> Result<Self, ConfigError> {
+        value.split('/').map(|part| one(part.trim())).collect::<Result<_, _>>().map(Self)
+    }
 }
 
 /// A call that is made to fail.
@@ -97,14 +119,15 @@ impl FromStr for Calls {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            vram: Bytes::gib(8),
+            vram: PerGpu::all(Bytes::gib(8)),
             h2d_bytes_per_s: None,
             d2h_bytes_per_s: None,
             latency: Duration::ZERO,
             gpus: 1,
             pin: None,
             driver: 13_000,
-            vmm: true,
+            vmm: PerGpu::all(true),
+            p2p: true,
             numa: true,
             poison: false,
             faults: Vec::new(),
@@ -145,14 +168,15 @@ impl FromStr for Config {
 impl Config {
     fn set(&mut self, key: &str, value: &str) -> Result<(), ConfigError> {
         match key {
-            "vram" => self.vram = size(key, value)?,
+            "vram" => self.vram = PerGpu::read(value, |part| size(key, part))?,
             "pin" => self.pin = Some(size(key, value)?),
             "h2d" => self.h2d_bytes_per_s = rate(key, value)?,
             "d2h" => self.d2h_bytes_per_s = rate(key, value)?,
             "latency_us" => self.latency = Duration::from_micros(number(key, value)?),
             "gpus" => self.gpus = gpus(value)?,
             "driver" => self.driver = version(value)?,
-            "vmm" => self.vmm = switch(key, value)?,
+            "vmm" => self.vmm = PerGpu::read(value, |part| switch(key, part))?,
+            "p2p" => self.p2p = switch(key, value)?,
             "numa" => self.numa = switch(key, value)?,
             "poison" => self.poison = switch(key, value)?,
             "fail" => self.faults = value.split('+').map(fault).collect::<Result<_, _>>()?,
@@ -160,8 +184,8 @@ impl Config {
             "jitter_us" => self.jitter_us = number(key, value)?,
             "seed" => self.seed = number(key, value)?,
             _ => {
-                let known = "vram, pin, h2d, d2h, latency_us, gpus, driver, vmm, numa, poison, fail, lost_after, \
-                             jitter_us, seed";
+                let known = "vram, pin, h2d, d2h, latency_us, gpus, driver, vmm, p2p, numa, poison, fail, \
+                             lost_after, jitter_us, seed";
                 return Err(ConfigError(format!("unknown key '{key}'; known are {known}")));
             }
         }
@@ -241,25 +265,34 @@ mod tests {
     #[test]
     fn no_text_is_the_default_machine() {
         assert_eq!("".parse(), Ok(Config::default()));
-        assert_eq!(Config::default().vram, Bytes::gib(8));
+        assert_eq!(Config::default().vram.of(0), Bytes::gib(8));
         assert_eq!(Config::default().gpus, 1);
     }
 
     #[test]
     fn every_key_is_read() {
-        let text = "vram=256M, h2d=12.5,d2h=0,latency_us=7,gpus=2,pin=1G,driver=12020,vmm=0,numa=0,poison=1,\
+        let text = "vram=256M, h2d=12.5,d2h=0,latency_us=7,gpus=2,pin=1G,driver=12020,vmm=0,p2p=0,numa=0,poison=1,\
                     fail=cuMemCreate:3:2+cuInit:*:999+cuMemMap:4-,lost_after=5,jitter_us=50,seed=9";
         let config: Config = text.parse().unwrap();
-        assert_eq!(config.vram, Bytes::mib(256));
+        assert_eq!(config.vram, PerGpu::all(Bytes::mib(256)));
         assert_eq!(config.h2d_bytes_per_s, Some(12.5e9));
         assert_eq!(config.d2h_bytes_per_s, None);
         assert_eq!(config.latency, Duration::from_micros(7));
         assert_eq!((config.gpus, config.pin, config.driver), (2, Some(Bytes::gib(1)), 12_020));
-        assert_eq!((config.vmm, config.numa, config.poison), (false, false, true));
+        assert_eq!((config.vmm.of(1), config.p2p, config.numa, config.poison), (false, false, false, true));
         let fault = |call: &str, calls, code| Fault { call: call.to_owned(), calls, code };
         let wanted = [("cuMemCreate", Calls::Only(3), 2), ("cuInit", Calls::All, 999), ("cuMemMap", Calls::From(4), 2)];
         assert_eq!(config.faults, wanted.map(|(call, calls, code)| fault(call, calls, code)));
         assert_eq!((config.lost_after, config.jitter_us, config.seed), (Some(5), 50, 9));
+    }
+
+    #[test]
+    fn what_differs_between_gpus_is_written_one_after_the_other() {
+        let config: Config = "gpus=3,vram=1G/512M,vmm=1/0".parse().unwrap();
+        assert_eq!([0, 1, 2].map(|gpu| config.vram.of(gpu)), [Bytes::gib(1), Bytes::mib(512), Bytes::mib(512)]);
+        assert_eq!([0, 1, 2].map(|gpu| config.vmm.of(gpu)), [true, false, false]);
+        assert!(error("vram=1G/").contains("vram: "));
+        assert!(error("vmm=1/2").contains("vmm: '2'"));
     }
 
     #[test]

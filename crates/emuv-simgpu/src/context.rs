@@ -123,6 +123,7 @@ impl Context {
         machine.heap.free_all_of(&machine.space, *context);
         machine.imports.close_all_of(&machine.space, *context);
         machine.space.remove_hosts_of(*context);
+        machine.peers.forget_context(*context);
         gpu.contexts.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     config::Config,
     jitter::Jitter,
     link::Link,
-    memory::{heap::Heap, ipc::Imports, space::Space},
+    memory::{heap::Heap, ipc::Imports, peers::Peers, space::Space},
 };
 
 /// What every simulated GPU is called.
@@ -24,7 +24,7 @@ pub const NAME: &str = "emuV simulated GPU";
 pub struct Gpu {
     /// Position in the machine (NVML's index, not CUDA's ordinal).
     pub index: usize,
-    /// As configured, like every card of the machine.
+    /// As the machine is configured.
     pub config: Config,
     /// Its memory.
     pub vram: Arc<Account>,
@@ -48,6 +48,11 @@ impl Gpu {
     pub fn uuid_text(&self) -> String {
         let hex: String = self.uuid().iter().map(|byte| format!("{byte:02x}")).collect();
         format!("GPU-{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    }
+
+    /// Whether it has virtual memory management.
+    pub fn has_vmm(&self) -> bool {
+        self.config.vmm.of(self.index)
     }
 
     /// PCI bus number; domain and device are 0.
@@ -76,6 +81,8 @@ pub struct Machine {
     pub heap: Heap,
     /// Allocations of other processes.
     pub imports: Imports,
+    /// Who may touch whose memory.
+    pub peers: Peers,
     /// Held while a kernel updates a word that others may update too.
     pub atomics: Mutex<()>,
     /// Delays of stream operations and virtual memory calls.
@@ -91,7 +98,7 @@ impl Machine {
             Arc::new(Gpu {
                 index,
                 config: config.clone(),
-                vram: Account::new(config.vram),
+                vram: Account::new(config.vram.of(index)),
                 link: Link::new(config.h2d_bytes_per_s, config.d2h_bytes_per_s, config.latency),
                 contexts: AtomicU32::new(0),
             })
@@ -102,6 +109,7 @@ impl Machine {
             space: Space::default(),
             heap: Heap::default(),
             imports: Imports::default(),
+            peers: Peers::default(),
             atomics: Mutex::new(()),
             jitter: Jitter::new(config.jitter_us, config.seed),
             launches: AtomicU64::new(0),

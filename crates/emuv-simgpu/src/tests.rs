@@ -4,6 +4,7 @@ mod foreign_text;
 mod graphs;
 mod kernels;
 mod memory;
+mod peers;
 mod streams;
 
 use std::sync::Arc;
@@ -33,8 +34,13 @@ struct Rig {
 
 impl Rig {
     fn new(text: &str) -> Self {
+        Self::with_devices(text, &[0])
+    }
+
+    /// A machine of which these GPUs are visible.
+    fn with_devices(text: &str, visible: &[usize]) -> Self {
         let machine = Machine::new(text.parse::<Config>().unwrap());
-        let simulator = Simulator::new(machine, &[0]);
+        let simulator = Simulator::new(machine, visible);
         let context = simulator.create_context(simulator.device(0).unwrap(), 0);
         Self { simulator, context }
     }

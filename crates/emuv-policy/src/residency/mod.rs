@@ -220,6 +220,8 @@ pub struct Residency {
     exclusive: bool,
     /// A chunk that is to be removed waits for searches.
     removal_waits: bool,
+    /// Searches of other devices that read this one's memory now.
+    lent: u32,
     pointers: Pointers,
     held: Vec<Held>,
     next_hold: u64,
@@ -255,6 +257,7 @@ impl Residency {
             saw_everything: false,
             exclusive: false,
             removal_waits: false,
+            lent: 0,
             pointers: Pointers::default(),
             held: Vec::new(),
             next_hold: 0,
@@ -325,7 +328,7 @@ impl Residency {
         let Some(index) = self.at(offset) else { return true };
         let Some(chunk) = self.chunk(index) else { return true };
         let searched = self.is_under_search(chunk);
-        if chunk.moving.is_some() || self.pointers.searching || searched {
+        if chunk.moving.is_some() || self.pointers.searching || self.lent > 0 || searched {
             self.removal_waits |= searched;
             if let Some(chunk) = self.chunk_mut(index) {
                 chunk.going = true;
@@ -388,6 +391,28 @@ impl Residency {
             chunk.extent = NONE;
             chunk.dead = dead && !chunk.fixed;
         });
+    }
+
+    /// All memory is about to be read, for another device. False: something is moving; to be tried again.
+    #[must_use]
+    pub fn lend(&mut self) -> bool {
+        self.lent += u32::from(self.moving == 0);
+        self.moving == 0
+    }
+
+    /// It has been read.
+    pub fn returned(&mut self) {
+        self.lent = self.lent.saturating_sub(1);
+    }
+
+    /// (offset, bytes) of every chunk.
+    pub fn all(&self) -> Vec<(u64, u64)> {
+        self.live().map(|(_, chunk)| (chunk.offset, chunk.bytes)).collect()
+    }
+
+    /// (offset, bytes) of every chunk that has a mapping.
+    pub fn mapped(&self) -> Vec<(u64, u64)> {
+        self.live().filter(|(_, chunk)| chunk.mapped).map(|(_, chunk)| (chunk.offset, chunk.bytes)).collect()
     }
 
     /// The tier of the chunk that `offset` lies in.
@@ -487,6 +512,7 @@ impl Residency {
         let Some(chunk) = self.chunk(index) else { return Err(Obstacle::Fixed) };
         let held_in_place = chunk.claims > 0 && self.held.iter().any(|h| !h.promote && h.chunks.contains(&index));
         if chunk.fixed
+            || self.lent > 0
             || chunk.going
             || chunk.moving.is_some()
             || held_in_place

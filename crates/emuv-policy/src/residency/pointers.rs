@@ -177,9 +177,14 @@ impl Residency {
         (within, outside)
     }
 
-    /// A search that was to follow a work could not be issued.
+    /// A search that was to follow a work could not be issued, or pointers have come where none were searched for.
     pub fn search_failed(&mut self) {
         self.pointers.all = true;
+    }
+
+    /// Whether there is memory that has not been searched: before works were told, or where no search could follow.
+    pub fn is_unsearched(&self) -> bool {
+        !self.quiesced || self.pointers.all || self.pointers.searching
     }
 
     /// Whether there are searches behind works whose findings have not been collected.
@@ -237,6 +242,26 @@ impl Residency {
         // What nobody has written holds no pointers of this program's.
         let alive = self.live().filter(|(_, chunk)| !chunk.dead);
         Some(alive.map(|(_, chunk)| (chunk.offset, chunk.bytes)).collect())
+    }
+
+    /// The search through all memory that was to begin cannot begin yet.
+    pub fn search_put_off(&mut self) {
+        self.pointers.searching = false;
+        self.exclusive = self.moving > 0;
+        self.tell(|| Event::SearchAll { over: true });
+    }
+
+    /// Other devices may touch this one's memory from now on: pointers to it may lie in theirs.
+    pub fn opened_to_others(&mut self) {
+        if self.quiesced {
+            self.pointers.search_all_now();
+        }
+    }
+
+    /// Works have been held for long, while nothing moved, until all memory is searched. What the GPU is doing may be waiting
+    /// for one of them: they go on, and the search comes when nothing runs.
+    pub fn search_later(&mut self) {
+        self.pointers.stop = false;
     }
 
     /// The search through all memory is over: these offsets are pointed to. `None`: it failed, so anything may be.

@@ -1,15 +1,19 @@
-//! The end of contexts: what a program allocated in one goes with it.
+//! The end of contexts: what a program allocated in one goes with it. And which may touch another's memory.
 //!
 //! # Safety
 //! As in `entry/mod.rs`: the program calls under the driver function's own contract.
 #![allow(unsafe_code)]
 
-use emuv_cuda::{CUresult, types::*};
+use core::ffi::c_uint;
+
+use emuv_cuda::{CUresult, CuError, types::*};
 
 use crate::{
     calls,
-    device::{Device, Doomed},
+    device::{Device, Doomed, doomed_with_primary},
     entry::entries,
+    log,
+    peers::{self, Reason},
     session::Session,
 };
 
@@ -51,45 +55,66 @@ entries! {
     }
 }
 
+entries! {
+    /// What emuV has placed for that context is opened as well.
+    fn cuCtxEnablePeerAccess(peerContext: CUcontext, Flags: c_uint) |session, driver| {
+        // SAFETY: the program's own arguments.
+        let result = unsafe { driver.cuCtxEnablePeerAccess(peerContext, Flags) };
+        let grant = grant(session, peerContext).filter(|_| result == CUresult::SUCCESS);
+        let Some(Err(error)) = grant.map(|grant| session.peers.open(session, grant)) else { return Some(result) };
+        // SAFETY: as above.
+        let _ = unsafe { driver.cuCtxDisablePeerAccess(peerContext) };
+        log::error(format_args!("placed memory cannot be opened to another GPU: {error}"));
+        Some(if error == CuError::NOT_SUPPORTED { CUresult::CUDA_ERROR_PEER_ACCESS_UNSUPPORTED } else { error.code() })
+    }
+
+    /// What emuV has placed for that context is closed again, unless something else keeps it open.
+    fn cuCtxDisablePeerAccess(peerContext: CUcontext) |session, driver| {
+        // SAFETY: the program's own argument.
+        let result = unsafe { driver.cuCtxDisablePeerAccess(peerContext) };
+        if result == CUresult::SUCCESS && let Some(grant) = grant(session, peerContext) {
+            session.peers.close(session, grant);
+        }
+        Some(result)
+    }
+}
+
+/// That the current context may touch what `peer` allocates.
+fn grant(session: &Session, peer: CUcontext) -> Option<(CUdevice, CUdevice, Reason)> {
+    let context = calls::current_context(session.real).ok()?;
+    let who = calls::current_device(session.real).ok()?;
+    let whose = peers::device_of(session, peer).ok()?;
+    Some((who, whose, Reason::Contexts(calls::owner(context), calls::owner(peer))))
+}
+
 fn destroy(session: &Session, context: CUcontext, call: impl FnOnce() -> CUresult) -> CUresult {
     // Collected before the call: the driver may give the same handle to a new context right after it.
     let owner = calls::owner(context);
-    let doomed: Vec<(&Device, Doomed)> = session.devices().map(|device| (device, device.doomed(Some(owner)))).collect();
+    let doomed: Vec<_> = session.devices().map(|device| (device, device.doomed(Some(owner)))).collect();
+    end(session, &doomed, call, || true)
+}
+
+fn release_primary(session: &Session, ordinal: CUdevice, call: impl FnOnce() -> CUresult) -> CUresult {
+    end(session, &doomed_with_primary(session, ordinal), call, || !calls::primary_is_active(session.real, ordinal))
+}
+
+fn reset_primary(session: &Session, ordinal: CUdevice, call: impl FnOnce() -> CUresult) -> CUresult {
+    end(session, &doomed_with_primary(session, ordinal), call, || true)
+}
+
+/// Makes a call that may end contexts; if it has, what was theirs is given back.
+fn end(
+    session: &Session,
+    doomed: &[(&Device, Doomed)],
+    call: impl FnOnce() -> CUresult,
+    gone: impl FnOnce() -> bool,
+) -> CUresult {
     let result = call();
-    if result == CUresult::SUCCESS {
-        for (device, doomed) in &doomed {
+    if result == CUresult::SUCCESS && gone() {
+        for (device, doomed) in doomed {
             device.bury(session, doomed);
         }
     }
     doomed.iter().for_each(|(device, _)| device.moves.contexts_settled(session));
-    result
-}
-
-fn primary(session: &Session, ordinal: CUdevice) -> Option<(&Device, Doomed)> {
-    let device = session.devices().find(|device| device.ordinal == ordinal)?;
-    Some((device, device.doomed(None)))
-}
-
-fn release_primary(session: &Session, ordinal: CUdevice, call: impl FnOnce() -> CUresult) -> CUresult {
-    let primary = primary(session, ordinal);
-    let result = call();
-    if let Some((device, doomed)) = primary {
-        if result == CUresult::SUCCESS && !calls::primary_is_active(session.real, ordinal) {
-            device.bury(session, &doomed);
-        }
-        device.moves.contexts_settled(session);
-    }
-    result
-}
-
-fn reset_primary(session: &Session, ordinal: CUdevice, call: impl FnOnce() -> CUresult) -> CUresult {
-    let primary = primary(session, ordinal);
-    let result = call();
-    if let Some((device, doomed)) = primary {
-        if result == CUresult::SUCCESS {
-            device.bury(session, &doomed);
-        }
-        device.moves.contexts_settled(session);
-    }
     result
 }

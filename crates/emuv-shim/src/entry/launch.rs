@@ -194,7 +194,7 @@ unsafe fn launch(
 ) -> CUresult {
     session.count_launch();
     // SAFETY: the caller's word.
-    let touch = || unsafe { session.functions.touch(session, shape, kernel_params, extra) };
+    let touch = || unsafe { session.functions.touch(session, shape, kernel_params, extra) }.only_here();
     work(session, stream, What::Kernel(shape.function), touch, call)
 }
 

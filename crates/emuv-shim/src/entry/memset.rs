@@ -23,6 +23,9 @@ macro_rules! transfers {
                     // SAFETY: as above, where descriptions are read.
                     #[allow(unused_unsafe)]
                     let touch = || unsafe { $touch };
+                    if session.has_others() {
+                        $crate::peers::within_reach(session, &touch());
+                    }
                     Some($crate::moves::launch(session, $stream, $per_thread, touch, call))
                 }
             )*

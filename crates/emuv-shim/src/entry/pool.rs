@@ -17,6 +17,7 @@ use crate::{
     device::Device,
     entry::{entries, graph},
     log,
+    peers::Reason,
     pools::{self, On},
     session::Session,
 };
@@ -104,6 +105,7 @@ entries! {
         // SAFETY: the program's own argument.
         let result = unsafe { driver.cuMemPoolDestroy(pool) };
         if result == CUresult::SUCCESS {
+            session.peers.pool_gone(session, PoolId(pool as u64));
             for device in session.devices() {
                 device.accounts.release(device, Kind::Pool, pool as u64);
                 if device.pools.is_ours(session, device, PoolId(pool as u64)) {
@@ -173,8 +175,7 @@ entries! {
         Some(result)
     }
 
-    /// A pool that a peer device may touch is the driver's from now on; what emuV has given out of it is
-    /// opened to the peer too.
+    /// What a peer device may touch of a pool it may touch of the whole arena that the pool's memory lies in.
     fn cuMemPoolSetAccess(pool: CUmemoryPool, map: *const CUmemAccessDesc, count: usize) |session, driver| {
         let device = owner(session, pool)?;
         // SAFETY: the program's own arguments.
@@ -184,16 +185,14 @@ entries! {
         }
         // SAFETY: the driver has just read `count` of them.
         let wanted = unsafe { std::slice::from_raw_parts(map, count) };
-        // SAFETY: a device location has an id.
-        let peer = |desc: &CUmemAccessDesc| unsafe { desc.location.__bindgen_anon_1.id } != device.ordinal;
-        if wanted.iter().any(peer) {
-            let blocks = device.pools.share(session, device, PoolId(pool as u64));
-            for (address, bytes) in blocks {
-                // SAFETY: a mapped range of the arena; the descriptors are the program's.
-                let opened = unsafe { driver.cuMemSetAccess(address, usize::try_from(bytes).unwrap_or(0), map, count) };
-                if opened != CUresult::SUCCESS {
-                    return Some(opened);
-                }
+        for access in wanted.iter().filter(|access| access.location.type_ == CU_MEM_LOCATION_TYPE_DEVICE) {
+            // SAFETY: a device location has an id.
+            let who = unsafe { access.location.__bindgen_anon_1.id };
+            let grant = (who, device.ordinal, Reason::Pool(PoolId(pool as u64)));
+            if access.flags == CU_MEM_ACCESS_FLAGS_PROT_NONE {
+                session.peers.close(session, grant);
+            } else if let Err(error) = session.peers.open(session, grant) {
+                return Some(error.code());
             }
         }
         Some(result)

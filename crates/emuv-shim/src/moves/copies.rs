@@ -21,6 +21,20 @@ pub(crate) struct Copies {
     events: Vec<usize>,
 }
 
+/// Gives `work` a stream of its own in the current context, and waits for what it puts there.
+///
+/// # Errors
+/// The driver's own, and those of `work`.
+pub(crate) fn on_a_stream(real: &Real, work: impl FnOnce(CUstream) -> CuResult) -> CuResult {
+    let mut stream = std::ptr::null_mut();
+    // SAFETY: see the module's head; the out-pointer is a live local.
+    unsafe { real.driver.cuStreamCreate(&raw mut stream, CU_STREAM_NON_BLOCKING) }.ok()?;
+    let done = work(stream).and_then(|()| calls::synchronize_stream(real, stream));
+    // SAFETY: made above, and used no more.
+    let _ = unsafe { real.driver.cuStreamDestroy_v2(stream) };
+    done
+}
+
 impl Copies {
     /// Makes the streams, in the current context, with the highest priority.
     ///

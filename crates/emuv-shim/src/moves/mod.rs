@@ -73,8 +73,9 @@ struct State {
     /// The mover waits to be woken.
     asleep: bool,
     woken: bool,
-    /// The context whose streams the mover uses.
+    /// The context whose streams the mover uses, and its device.
     context: Option<Owner>,
+    device: CUdevice,
     /// Who wants the mover to keep still, and whether it does.
     pauses: u32,
     still: bool,
@@ -130,7 +131,15 @@ pub(crate) fn around(
     touch: &Touch,
     call: impl FnOnce() -> CUresult,
 ) -> CUresult {
-    let Some((context, _)) = session.here() else { return call() };
+    if session.has_others()
+        && let Ok(context) = calls::stream_context(session.real, stream).map(calls::owner)
+        && calls::current_context(session.real).map(calls::owner) != Ok(context)
+    {
+        // A copy on a stream of another context: it is that one's work.
+        let result = calls::in_context(session.real, context, || around(session, stream, per_thread, touch, call).ok());
+        return result.into();
+    }
+    let Some((context, here)) = session.whereabouts() else { return call() };
     if session.captures.any() && calls::is_capturing(session.real, stream, per_thread) {
         // It becomes part of a graph and gives the GPU no work now. Kernels' arguments the driver does not look at.
         let copied: Vec<u64> = if touch.maker == 0 { touch.addresses().collect() } else { Vec::new() };
@@ -138,7 +147,12 @@ pub(crate) fn around(
     }
     let name = Name::of(stream, per_thread, context);
     let mut entered: SmallVec<[(&Device, Lane, Begun); 1]> = SmallVec::new();
-    for device in session.devices().filter(|device| device.moves.is_active()) {
+    for device in session.devices().filter(|device| device.moves.is_active() && concerns(session, here, device, touch))
+    {
+        if device.ordinal != here && session.peers.may_touch(here, device.ordinal) {
+            // What it may touch elsewhere is known only if it is known what points where on this device.
+            session.device(here).inspect(|device| device.moves.begin(session, here));
+        }
         let lane = device.moves.lanes.of(name, context);
         let begun = device.moves.enter(session, device, lane, touch);
         entered.push((device, lane, begun));
@@ -147,10 +161,12 @@ pub(crate) fn around(
     let before = if timed { calls::timed_event(session.real, stream, per_thread).ok() } else { None };
     let result = call();
     let after = before.and_then(|_| calls::timed_event(session.real, stream, per_thread).ok());
+    // All searches before the first fence: each may read memory of all devices.
+    for (device, lane, _) in entered.iter().filter(|(.., begun)| begun.search) {
+        let search = search_for(session, device, here, &entered, touch);
+        device.moves.search_behind(session, device, context, *lane, search);
+    }
     for (device, lane, begun) in entered {
-        if begun.search {
-            device.moves.search_behind(session, device, context, (lane, &begun), touch);
-        }
         let unfenced = device.arena.residency().issued(&begun);
         if begun.measure {
             let sampled = match (before, after) {
@@ -172,6 +188,58 @@ pub(crate) fn around(
         device.moves.nudge();
     }
     result
+}
+
+/// Whether a work on device `here` may touch memory of `device`.
+fn concerns(session: &Session, here: CUdevice, device: &Device, touch: &Touch) -> bool {
+    // A graph may have nodes on several devices; a copy names what it touches, wherever that is.
+    session.peers.may_touch(here, device.ordinal)
+        || !touch.only_here
+            && (touch.everything || touch.maker != 0 || touch.addresses().any(|address| device.arena.contains(address)))
+}
+
+/// Works that have been let through and are told to the devices that they concern.
+type Entered<'s> = [(&'s Device, Lane, Begun)];
+
+/// What to search behind a work on device `here` for pointers into the arena of `device`: what it may have written there,
+/// and in memory of other devices that may touch the arena. `None`: not all of it can be searched.
+fn search_for(
+    session: &Session,
+    device: &Device,
+    here: CUdevice,
+    entered: &Entered<'_>,
+    touch: &Touch,
+) -> Option<Search> {
+    let mut sources = session.devices().filter(|source| source.ordinal != device.ordinal).peekable();
+    let begun = |of: &Device| entered.iter().find(|(other, ..)| other.ordinal == of.ordinal).map(|(.., begun)| begun);
+    let ranges = |of: &Device, begun| of.arena.residency().ranges(&offsets(&of.arena, touch.addresses()), begun);
+    let in_reach = session.peers.may_touch(here, device.ordinal);
+    let mut search = searching(&device.arena, ranges(device, begun(device).filter(|_| in_reach)), touch.maker);
+    if in_reach && sources.peek().is_none() {
+        search.ranges.extend(&touch.pinned);
+        return Some(search);
+    }
+    // Code writes where pointers to this arena are of use; a copy brings what lies where it comes from.
+    let copies = touch.maker == 0;
+    let mut complete = in_reach && session.peers.are_readers_placed(session, device.ordinal);
+    if !in_reach {
+        search.ranges.clear();
+    }
+    search.ranges.extend(&touch.pinned);
+    for source in sources.filter(|source| session.peers.may_touch(here, source.ordinal)) {
+        if !copies && !session.peers.may_touch(source.ordinal, device.ordinal) {
+            continue;
+        }
+        let named = touch.addresses().any(|address| source.arena.contains(address));
+        if named || !copies {
+            search.ranges.extend(searching(&source.arena, ranges(source, begun(source)), 0).ranges);
+        }
+        complete |= named && copies && !in_reach;
+        if session.peers.may_touch(source.ordinal, device.ordinal) && source.arena.residency().is_unsearched() {
+            complete = false;
+        }
+    }
+    complete.then_some(search)
 }
 
 /// Pointers into the allocation that `address` lies in are kept where emuV does not see them (a texture object,
@@ -259,6 +327,11 @@ pub(crate) fn at_hand<T>(session: &Session, addresses: &[u64], call: impl FnOnce
     result
 }
 
+/// A context of the device.
+fn context_of(session: &Session, ordinal: CUdevice) -> Option<Owner> {
+    session.devices().find(|device| device.ordinal == ordinal)?.a_context()
+}
+
 impl Moves {
     /// Whether calls are tracked and chunks may move.
     pub fn is_active(&self) -> bool {
@@ -277,12 +350,12 @@ impl Moves {
             return;
         }
         let Some(session) = session::current() else { return };
-        let Ok(context) = calls::current_context(session.real) else { return };
+        let Some(context) = context_of(session, ordinal) else { return };
         let mut state = lock(&self.state);
         if std::mem::replace(&mut state.started, true) {
             return;
         }
-        state.context = Some(calls::owner(context));
+        (state.context, state.device) = (Some(context), ordinal);
         drop(state);
         self.active.store(true, Ordering::Release);
         if let Err(error) = mover::start(session, ordinal) {
@@ -292,28 +365,21 @@ impl Moves {
     }
 
     /// Issues a search for pointers in what a work may have written, right behind it.
-    fn search_behind(
-        &self,
-        session: &Session,
-        device: &Device,
-        context: Owner,
-        (lane, begun): (Lane, &Begun),
-        touch: &Touch,
-    ) {
+    fn search_behind(&self, session: &Session, device: &Device, context: Owner, lane: Lane, search: Option<Search>) {
         let arena = &device.arena;
         if let Some(counters) = session.counters(device.ordinal) {
             counters.searches.fetch_add(1, Ordering::Relaxed);
         }
-        let ranges = arena.residency().ranges(&offsets(arena, touch.addresses()), Some(begun));
-        let mut search = searching(arena, ranges, touch.maker);
-        search.ranges.extend(session.globals.of(Some(context)));
-        search.ranges.extend(&touch.pinned);
         let window = (arena.base(), arena.bytes());
         if !self.searcher.is_ready(context) && !session.captures.any() {
             // Loading code is not allowed while something is captured.
             let _ = self.searcher.prepare(session.real, context, window);
         }
-        if self.searcher.issue(session.real, context, lane.handle(), &search, window).is_err() {
+        let issued = search.map(|mut search| {
+            search.ranges.extend(session.globals.of(Some(context)));
+            self.searcher.issue(session.real, context, lane.handle(), &search, window)
+        });
+        if !matches!(issued, Some(Ok(()))) {
             arena.residency().search_failed();
         }
     }
@@ -362,6 +428,9 @@ impl Moves {
             work.patient &= last_move.1.elapsed() < PATIENCE;
             // Looked at again before sleeping: it may have settled in between.
             let mut residency = arena.residency();
+            if !work.patient {
+                residency.search_later();
+            }
             match residency.begin(&work, Some(held)) {
                 Begin::Go(begun) => break begun,
                 Begin::Hold(_) => drop(arena.settled.wait_timeout(residency, ASK_AGAIN)),
@@ -481,8 +550,9 @@ impl Moves {
         }
         let mut state = lock(&self.state);
         state.pauses = state.pauses.saturating_sub(1);
-        if state.context.is_none() {
-            state.context = calls::current_context(session.real).ok().map(calls::owner);
+        // Until the last one is through, a context that is known may be one that is going.
+        if state.pauses == 0 && state.context.is_none() {
+            state.context = context_of(session, state.device);
         }
         state.woken = true;
         self.wake.notify_all();

@@ -241,7 +241,8 @@ impl Mover {
             self.prepare();
         }
         if !self.quiesced && !self.session.captures.any() && super::nobody_entering() {
-            self.quiesced = self.device.contexts().into_iter().all(|context| calls::synchronize(real, context).is_ok());
+            self.quiesced = self.device.contexts().into_iter().all(|context| calls::synchronize(real, context).is_ok())
+                && self.session.peers.wait_for_readers(self.session, self.device.ordinal);
             if self.quiesced {
                 arena.residency().quiesced();
             }
@@ -442,7 +443,25 @@ impl Mover {
         let arena = &self.device.arena;
         let mut all: Vec<(u64, u64)> = ranges.iter().map(|(offset, bytes)| (arena.base() + offset, *bytes)).collect();
         all.extend(self.session.globals.of(self.context));
-        let found = self.search_and_read(&all);
+        // Devices that may touch this memory may keep pointers to it in theirs, where nothing moves meanwhile.
+        let readers = self.session.peers.readers_of(self.session, self.device.ordinal);
+        let may = readers.is_empty() || !self.session.captures.any();
+        let lent = readers.iter().take_while(|reader| may && reader.arena.residency().lend()).count();
+        let found = (lent == readers.len()).then(|| {
+            if !self.session.peers.are_readers_placed(self.session, self.device.ordinal) {
+                return Err(CuError::NOT_SUPPORTED);
+            }
+            readers.iter().try_for_each(|reader| self.search_at(reader))?;
+            self.search_and_read(&all)
+        });
+        for reader in &readers[..lent] {
+            reader.arena.residency().returned();
+            reader.arena.settled.notify_all();
+        }
+        let Some(found) = found else {
+            arena.residency().search_put_off();
+            return;
+        };
         if let Err(error) = &found {
             log::debug(format_args!("no search for pointers ({error}): data moves only when nothing runs"));
         }
@@ -460,6 +479,22 @@ impl Mover {
         searcher.issue(real, context, stream, &search, window)?;
         calls::synchronize_stream(real, stream)?;
         Ok(searcher.findings(window).offsets)
+    }
+
+    /// Searches another device's memory for pointers to this one's, and waits for it.
+    fn search_at(&self, reader: &Device) -> CuResult {
+        let (real, arena, searcher) = (self.session.real, &self.device.arena, &self.device.moves.searcher);
+        let window = (arena.base(), arena.bytes());
+        let Some(context) = reader.a_context() else { return Ok(()) };
+        let mut search = Search::default();
+        for (offset, bytes) in reader.arena.residency().all() {
+            search.ranges.push((reader.arena.readable_at(offset, bytes)?, bytes));
+        }
+        search.ranges.extend(self.session.globals.of(Some(context)));
+        calls::in_context(real, context, || {
+            searcher.prepare(real, context, window)?;
+            copies::on_a_stream(real, |stream| searcher.issue(real, context, stream, &search, window))
+        })
     }
 
     /// Reads what the searches behind works have found.

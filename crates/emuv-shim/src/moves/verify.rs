@@ -147,7 +147,9 @@ impl State {
         for device in session.devices() {
             let offsets = super::offsets(&device.arena, touch.addresses());
             device.arena.residency().given(touch.maker, &offsets);
-            hidden += device.arena.show_only(&offsets, touch.everything)?;
+            // Pointers to it may lie in memory of other devices, where they are not looked for.
+            let open = touch.everything || session.peers.is_open(device.ordinal);
+            hidden += device.arena.show_only(&offsets, open)?;
         }
         Ok(hidden)
     }

@@ -40,6 +40,7 @@ rooms! {
     "../../src/ipc/mod.rs" ipc;
     "../../src/log.rs" log;
     "../../src/moves/mod.rs" moves;
+    "../../src/peers.rs" peers;
     "../../src/pointer.rs" pointer;
     "../../src/pools.rs" pools;
     "../../src/session.rs" session;

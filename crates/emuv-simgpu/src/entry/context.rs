@@ -193,15 +193,19 @@ entries! {
     fn cuCtxResetPersistingL2Cache() |call| { call.current().map(|_| ()) }
 
     fn cuCtxEnablePeerAccess(peer: CUcontext, flags: c_uint) |call| {
-        let _ = flags;
-        call.current()?;
-        call.context(peer.address())?;
-        Err(error(CUresult::CUDA_ERROR_PEER_ACCESS_UNSUPPORTED))
+        let (context, peer) = (call.current()?, call.context(peer.address())?);
+        if flags != 0 {
+            return Err(error(CUresult::INVALID_VALUE));
+        }
+        let machine = &call.simulator.machine;
+        if !machine.config.p2p || context.engine.ordinal == peer.engine.ordinal {
+            return Err(error(CUresult::CUDA_ERROR_PEER_ACCESS_UNSUPPORTED));
+        }
+        machine.peers.open_context(context.handle(), peer.handle())
     }
 
     fn cuCtxDisablePeerAccess(peer: CUcontext) |call| {
-        call.current()?;
-        call.context(peer.address())?;
-        Err(error(CUresult::CUDA_ERROR_PEER_ACCESS_NOT_ENABLED))
+        let (context, peer) = (call.current()?, call.context(peer.address())?);
+        call.simulator.machine.peers.close_context(context.handle(), peer.handle())
     }
 }

@@ -141,6 +141,13 @@ fn is_pageable(call: &Call, address: u64) -> bool {
     !space.is_reserved(address) && space.with_host(address, |_, _| ()).is_none()
 }
 
+/// Who brings an address of device memory to a copy. The driver copies what `cuMemAlloc` gave between any two devices,
+/// through the host if it must; what a program has mapped itself only a device with access reaches, except in a copy
+/// between peers.
+fn device_side(call: &Call, address: u64) -> Side {
+    if call.simulator.machine.heap.find(address).is_some() { Side::Host } else { Side::Device }
+}
+
 thread_local! {
     static SCRATCH: RefCell<Option<Scratch>> = const { RefCell::new(None) };
 }
@@ -187,11 +194,12 @@ fn asynchronous(call: &Call, to: (Side, u64), from: (Side, u64), bytes: usize, s
 
 entries! {
     fn cuMemcpy / cuMemcpy_ptds(to: CUdeviceptr, from: CUdeviceptr, bytes: usize) |call| {
-        sync(call, (Side::Host, to), (Side::Host, from), bytes)
+        let side = |address| if is_pageable(call, address) { Side::Host } else { device_side(call, address) };
+        sync(call, (side(to), to), (side(from), from), bytes)
     }
 
     fn cuMemcpyAsync / cuMemcpyAsync_ptsz(to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream) |call| {
-        let side = |address| if is_pageable(call, address) { Side::Host } else { Side::Device };
+        let side = |address| if is_pageable(call, address) { Side::Host } else { device_side(call, address) };
         asynchronous(call, (side(to), to), (side(from), from), bytes, stream.address())
     }
 
@@ -204,7 +212,7 @@ entries! {
     }
 
     fn cuMemcpyDtoD_v2 / cuMemcpyDtoD_v2_ptds(to: CUdeviceptr, from: CUdeviceptr, bytes: usize) |call| {
-        sync(call, (Side::Device, to), (Side::Device, from), bytes)
+        sync(call, (device_side(call, to), to), (device_side(call, from), from), bytes)
     }
 
     fn cuMemcpyHtoDAsync_v2 / cuMemcpyHtoDAsync_v2_ptsz(
@@ -222,7 +230,7 @@ entries! {
     fn cuMemcpyDtoDAsync_v2 / cuMemcpyDtoDAsync_v2_ptsz(
         to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream,
     ) |call| {
-        asynchronous(call, (Side::Device, to), (Side::Device, from), bytes, stream.address())
+        asynchronous(call, (device_side(call, to), to), (device_side(call, from), from), bytes, stream.address())
     }
 
     fn cuMemcpyPeer / cuMemcpyPeer_ptds(

@@ -81,9 +81,11 @@ fn attribute(device: &Device, which: CUdevice_attribute) -> CuResult<c_int> {
         | types::CU_DEVICE_ATTRIBUTE_UNIFIED_FUNCTION_POINTERS
         | types::CU_DEVICE_ATTRIBUTE_MEM_SYNC_DOMAIN_COUNT => 1,
         types::CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED
-        | types::CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED => c_int::from(config.vmm),
+        | types::CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED => c_int::from(device.gpu.has_vmm()),
         types::CU_DEVICE_ATTRIBUTE_HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED
-        | types::CU_DEVICE_ATTRIBUTE_HOST_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED => c_int::from(config.vmm && config.numa),
+        | types::CU_DEVICE_ATTRIBUTE_HOST_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED => {
+            c_int::from(device.gpu.has_vmm() && config.numa)
+        }
         // No NUMA node of its own.
         types::CU_DEVICE_ATTRIBUTE_NUMA_ID => -1,
         // Host node 0, compute capability x.0, PCI domain and device 0, and all that is not there.
@@ -175,7 +177,7 @@ entries! {
 
     fn cuDeviceCanAccessPeer(can: *mut c_int, device: CUdevice, peer: CUdevice) |call| {
         let _ = (call.device(device)?, call.device(peer)?);
-        can.write(0)
+        can.write(c_int::from(device != peer && call.simulator.machine.config.p2p))
     }
 
     fn cuDeviceGetP2PAttribute(value: *mut c_int, which: CUdevice_P2PAttribute, from: CUdevice, to: CUdevice) |call| {
@@ -183,7 +185,11 @@ entries! {
         if from == to || !(1..=types::CU_DEVICE_P2P_ATTRIBUTE_ONLY_PARTIAL_NATIVE_ATOMIC_SUPPORTED).contains(&which) {
             return Err(error(CUresult::INVALID_VALUE));
         }
-        value.write(0)
+        let is_there = [
+            types::CU_DEVICE_P2P_ATTRIBUTE_ACCESS_SUPPORTED,
+            types::CU_DEVICE_P2P_ATTRIBUTE_NATIVE_ATOMIC_SUPPORTED,
+        ];
+        value.write(c_int::from(is_there.contains(&which) && call.simulator.machine.config.p2p))
     }
 
     fn cuDeviceGetExecAffinitySupport(value: *mut c_int, kind: CUexecAffinityType, device: CUdevice) |call| {

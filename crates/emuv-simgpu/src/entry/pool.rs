@@ -7,7 +7,10 @@ use std::{
 
 use emuv_cuda::{
     CUresult, CuResult,
-    types::{self, CUdevice, CUdeviceptr, CUmemPool_attribute, CUmemPoolProps, CUmemoryPool, CUstream},
+    types::{
+        self, CUdevice, CUdeviceptr, CUmemAccess_flags, CUmemAccessDesc, CUmemLocation, CUmemPool_attribute,
+        CUmemPoolProps, CUmemoryPool, CUstream,
+    },
 };
 
 use super::{
@@ -135,6 +138,30 @@ entries! {
         // Nothing is ever kept.
         let _ = keep_bytes;
         pool(call, handle.address()).map(|_| ())
+    }
+
+    fn cuMemPoolSetAccess(handle: CUmemoryPool, grants: *const CUmemAccessDesc, count: usize) |call| {
+        let pool = pool(call, handle.address())?;
+        let peers = &call.simulator.machine.peers;
+        for grant in grants.read_all(count)? {
+            let who = call.device(location_id(&grant.location))?.ordinal;
+            let allowed = grant.flags == types::CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+            if who == pool.ordinal && !allowed {
+                return Err(error(CUresult::INVALID_VALUE));
+            }
+            if who != pool.ordinal && !call.simulator.machine.config.p2p {
+                return Err(error(CUresult::CUDA_ERROR_INVALID_DEVICE));
+            }
+            peers.set_pool(who, handle.address(), allowed);
+        }
+        Ok(())
+    }
+
+    fn cuMemPoolGetAccess(flags: *mut CUmemAccess_flags, handle: CUmemoryPool, location: *mut CUmemLocation) |call| {
+        let pool = pool(call, handle.address())?;
+        let who = call.device(location_id(&location.read()?))?.ordinal;
+        let open = who == pool.ordinal || call.simulator.machine.peers.may_touch_pool(who, handle.address());
+        flags.write(if open { types::CU_MEM_ACCESS_FLAGS_PROT_READWRITE } else { types::CU_MEM_ACCESS_FLAGS_PROT_NONE })
     }
 
     fn cuMemAllocAsync / cuMemAllocAsync_ptsz(out: *mut CUdeviceptr, bytes: usize, stream: CUstream) |call| {

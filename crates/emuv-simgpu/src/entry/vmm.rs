@@ -34,7 +34,12 @@ fn invalid() -> emuv_cuda::CuError {
 fn begin(call: &Call) -> CuResult {
     let machine = &call.simulator.machine;
     machine.jitter.pause();
-    if machine.config.vmm { Ok(()) } else { Err(error(CUresult::NOT_SUPPORTED)) }
+    if machine.gpus.iter().any(|gpu| gpu.has_vmm()) { Ok(()) } else { Err(error(CUresult::NOT_SUPPORTED)) }
+}
+
+/// The device, if it can do this.
+fn managed(call: &Call, ordinal: i32) -> CuResult<i32> {
+    if call.device(ordinal)?.gpu.has_vmm() { Ok(ordinal) } else { Err(error(CUresult::NOT_SUPPORTED)) }
 }
 
 fn place(call: &Call, properties: &CUmemAllocationProp) -> CuResult<Place> {
@@ -50,7 +55,7 @@ fn place(call: &Call, properties: &CUmemAllocationProp) -> CuResult<Place> {
     }
     let id = location_id(&properties.location);
     match properties.location.type_ {
-        types::CU_MEM_LOCATION_TYPE_DEVICE => Ok(Place::Vram(call.device(id)?.ordinal)),
+        types::CU_MEM_LOCATION_TYPE_DEVICE => Ok(Place::Vram(managed(call, id)?)),
         types::CU_MEM_LOCATION_TYPE_HOST if numa => Ok(Place::Host(None)),
         // The machine has one node.
         types::CU_MEM_LOCATION_TYPE_HOST_NUMA if numa && id == 0 => Ok(Place::Host(Some(0))),
@@ -73,7 +78,7 @@ fn location(place: Place) -> CUmemLocation {
 /// Whose access a location means.
 fn accessor(call: &Call, location: &CUmemLocation) -> CuResult<i32> {
     match location.type_ {
-        types::CU_MEM_LOCATION_TYPE_DEVICE => Ok(call.device(location_id(location))?.ordinal),
+        types::CU_MEM_LOCATION_TYPE_DEVICE => managed(call, location_id(location)),
         types::CU_MEM_LOCATION_TYPE_HOST | types::CU_MEM_LOCATION_TYPE_HOST_NUMA => Ok(CPU),
         _ => Err(invalid()),
     }
@@ -170,7 +175,13 @@ entries! {
             };
             wanted.push((accessor(call, &grant.location)?, access));
         }
-        call.simulator.machine.space.set_access(address, bytes as u64, &wanted)
+        let machine = &call.simulator.machine;
+        let place = machine.space.mapped(address).map(|mapped| mapped.physical.place());
+        let is_far = |&(who, _): &(i32, Access)| matches!(place, Some(Place::Vram(ordinal)) if who != ordinal && who != CPU);
+        if !machine.config.p2p && wanted.iter().any(is_far) {
+            return Err(error(CUresult::CUDA_ERROR_INVALID_DEVICE));
+        }
+        machine.space.set_access(address, bytes as u64, &wanted)
     }
 
     fn cuMemGetAccess(flags: *mut c_ulonglong, location: *const CUmemLocation, address: CUdeviceptr) |call| {

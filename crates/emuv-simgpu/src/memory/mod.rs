@@ -2,6 +2,7 @@
 
 pub mod heap;
 pub mod ipc;
+pub mod peers;
 pub mod physical;
 pub mod region;
 pub mod rows;

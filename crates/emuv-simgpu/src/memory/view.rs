@@ -60,6 +60,7 @@ impl<'a> View<'a> {
 
     fn reach(&mut self, side: Side, address: u64, bytes: usize, write: bool) -> Result<usize, Stop> {
         let found = self.engine.machine.space.reach(address, self.engine.ordinal, write);
+        let found = found.or_else(|| self.at_peer(address));
         let Reach { bytes: covered, over_link } = match (found, side) {
             (Some(reach), _) => reach,
             (None, Side::Host) => Reach { bytes: u64::MAX, over_link: true },
@@ -71,6 +72,14 @@ impl<'a> View<'a> {
             *counter += part as u64;
         }
         Ok(part)
+    }
+
+    /// Another device's memory that this context may touch.
+    fn at_peer(&self, address: u64) -> Option<Reach> {
+        let Engine { machine, ordinal, context, .. } = &**self.engine;
+        let allocation = machine.heap.find(address)?;
+        let open = machine.peers.may_touch((*context, *ordinal), &allocation);
+        open.then(|| Reach { bytes: allocation.base + allocation.bytes - address, over_link: false })
     }
 
     /// Reads from the device's side.

@@ -26,6 +26,18 @@ pub fn choose(wanted: &str, gpus: &[GpuFacts]) -> Result<String, String> {
     }
 }
 
+/// What to say where `CUDA_VISIBLE_DEVICES` names a GPU by UUID that is not there (any more): the driver then hides it and
+/// all that come after it, without a word.
+pub fn missing(list: &str, gpus: &[GpuFacts]) -> Option<String> {
+    let there = |wanted: &&str| gpus.iter().any(|gpu| gpu.uuid.as_ref().is_none_or(|uuid| uuid.starts_with(*wanted)));
+    let gone = list.split(',').map(str::trim).find(|entry| entry.starts_with("GPU-") && !there(entry))?;
+    let have: Vec<_> = gpus.iter().map(|gpu| format!("{} ({})", gpu.index, label(gpu))).collect();
+    Some(format!(
+        "CUDA_VISIBLE_DEVICES: there is no GPU {gone}, so the program sees none from there on; there are {}",
+        have.join(", ")
+    ))
+}
+
 fn label(gpu: &GpuFacts) -> &str {
     gpu.uuid.as_deref().or(gpu.name.as_deref()).unwrap_or("unknown")
 }
@@ -52,6 +64,17 @@ mod tests {
         for (wanted, uuid) in [("0", "GPU-aa11"), ("1", "GPU-aa22"), ("GPU-aa22", "GPU-aa22"), ("GPU-aa1", "GPU-aa11")]
         {
             assert_eq!(choose(wanted, &gpus()), Ok(uuid.to_owned()), "{wanted}");
+        }
+    }
+
+    #[test]
+    fn a_gpu_that_has_gone_is_missed_in_the_list_of_visible_devices() {
+        for list in ["", "0,1", "7", "GPU-aa11", "GPU-aa,GPU-aa22", "-1", "MIG-aa11"] {
+            assert_eq!(missing(list, &gpus()), None, "{list}");
+        }
+        let words = missing("GPU-aa11, GPU-bb33,GPU-aa22", &gpus()).unwrap();
+        for part in ["GPU-bb33", "0 (GPU-aa11)", "1 (GPU-aa22)"] {
+            assert!(words.contains(part) && !words.contains('\n'), "{words}");
         }
     }
 

@@ -207,6 +207,12 @@ impl Checked {
         let gpu = gpu
             .map(|gpu| gpu::choose(&gpu.value, &machine.gpus).map_err(|why| Failure::wrong(&gpu.source, &why)))
             .transpose()?;
+        if gpu.is_none()
+            && let Some(words) =
+                env::var("CUDA_VISIBLE_DEVICES").ok().and_then(|list| gpu::missing(&list, &machine.gpus))
+        {
+            complain(&words);
+        }
         let report = settings.report.as_ref().map(|report| PathBuf::from(&report.value));
         Ok(Self { limits, real, shim, sim, gpu, report, trace, state_dir })
     }

@@ -6,8 +6,8 @@ use emuv_policy::Bytes;
 /// variable set.
 const DEFAULTS: &str = "gpus=1";
 
-const KNOWN: &str = "vram, h2d, d2h, latency_us, gpus, pin, driver, vmm, numa, poison, fail, lost_after, \
-                     jitter_us, seed";
+const KNOWN: &str = "vram, h2d, d2h, latency_us, gpus, pin, driver, vmm, p2p, numa, poison, fail, \
+                     lost_after, jitter_us, seed";
 
 /// The text for `EMUV_SIM`.
 ///
@@ -27,6 +27,8 @@ pub fn checked(text: &str) -> Result<String, String> {
 fn check(key: &str, value: &str) -> Result<(), String> {
     let whole = || value.parse::<u64>().map_err(|_| format!("{key}: '{value}' is not a whole number"));
     match key {
+        // One value for each GPU.
+        "vram" | "vmm" if value.contains('/') => value.split('/').try_for_each(|part| check(key, part.trim()))?,
         "vram" | "pin" => {
             let bytes: Bytes = value.parse().map_err(|error| format!("{key}: {error}"))?;
             if bytes == Bytes::ZERO || bytes > emuv_state::MAX_SIZE {
@@ -51,7 +53,7 @@ fn check(key: &str, value: &str) -> Result<(), String> {
         "latency_us" | "lost_after" | "jitter_us" | "seed" => {
             whole()?;
         }
-        "vmm" | "numa" | "poison" => {
+        "vmm" | "p2p" | "numa" | "poison" => {
             if !matches!(value, "0" | "1") {
                 return Err(format!("{key}: '{value}' is neither 0 nor 1"));
             }
@@ -81,7 +83,7 @@ mod tests {
 
     #[test]
     fn every_key_of_the_simulator_is_known() {
-        let all = "vram=256M,h2d=25,d2h=12.5,latency_us=5,gpus=2,pin=1G,driver=12020,vmm=1,numa=0,poison=1,\
+        let all = "vram=256M/1G,h2d=25,d2h=12.5,latency_us=5,gpus=2,pin=1G,driver=12020,vmm=1/0,p2p=0,numa=0,poison=1,\
                    fail=cuMemAlloc:3:2+cuMemCreate:*:2+cuMemMap:4-,lost_after=100,jitter_us=50,seed=9";
         assert_eq!(checked(all), Ok(all.to_owned()));
     }
@@ -106,6 +108,8 @@ mod tests {
             ("h2d=-1", "h2d: '-1'"),
             ("d2h=inf", "d2h: 'inf'"),
             ("vmm=yes", "vmm: 'yes'"),
+            ("vmm=1/", "vmm: ''"),
+            ("vram=1G/0", "vram: 0 B"),
             ("fail=cuMemAlloc", "fail: 'cuMemAlloc'"),
             ("fail=cuMemAlloc:0-", "fail: 'cuMemAlloc:0-'"),
             ("fail=cuMemAlloc:1:0", "fail: "),
