@@ -47,6 +47,9 @@ impl Residency {
         if let Some(id) = hold {
             self.release(id);
         }
+        if ram_bytes > 0 {
+            self.in_place.begun(work.kind, ram_bytes, manner);
+        }
         let lane = self.lane(work.stream);
         let state = &mut self.lanes[lane as usize];
         state.begun += 1;
@@ -206,6 +209,7 @@ impl Residency {
     pub fn measured(&mut self, kind: u64, ram_bytes: u64, micros: f64) {
         self.measuring.retain(|other| *other != kind);
         self.foresight.measured(kind, ram_bytes, micros);
+        self.in_place.timed(kind, ram_bytes, micros);
         self.tell(|| Event::Measured { kind, ram_bytes, micros: whole(micros) });
     }
 
