@@ -20,6 +20,9 @@ use synthetic::{CHUNK, Loop};
 /// How often the mover looks, in microseconds.
 const LOOK_US: f64 = 50.0;
 
+/// Until a held program goes on, in microseconds.
+const WAKE_US: f64 = 50.0;
+
 /// emuV, and a mover that watches it.
 struct Watched<'a> {
     online: Online<'a>,
@@ -31,6 +34,8 @@ struct Watched<'a> {
     issued: u32,
     done: u32,
     held: bool,
+    woken: f64,
+    now: f64,
     looked: f64,
     said: Option<String>,
 }
@@ -49,6 +54,8 @@ impl<'a> Watched<'a> {
             issued: 0,
             done: 0,
             held: false,
+            woken: 0.0,
+            now: 0.0,
             looked: 0.0,
             said: None,
         }
@@ -70,6 +77,10 @@ impl Placement for Watched<'_> {
     }
     fn begin(&mut self, work: u32, patient: bool) -> Turn {
         let turn = self.online.begin(work, patient);
+        if self.held && turn == Turn::Go {
+            // Until then it counts as held.
+            self.woken = self.now + WAKE_US;
+        }
         self.held = turn == Turn::Hold;
         self.issued += u32::from(!self.held);
         turn
@@ -103,13 +114,15 @@ impl Placement for Watched<'_> {
         self.online.finished(chunk);
     }
     fn passed(&mut self, micros: f64) {
+        self.now = micros;
         if micros < self.looked + LOOK_US {
             return;
         }
         self.looked = micros;
         let mut sight = self.online.residency().sight();
         // On a real GPU a fence is recorded where a work is held.
-        sight.starved = self.held && self.done == self.issued;
+        sight.busy = self.done < self.issued;
+        sight.starved = (self.held || micros < self.woken) && !sight.busy;
         if self.watch.look(micros, &sight) {
             self.watch.reckon(self.online.residency().last_round(), self.free_vram_bytes);
         }
@@ -124,6 +137,7 @@ struct Run {
     summary: Summary,
     costs: Vec<Cost>,
     said: Option<String>,
+    last: emuv_policy::ReadInPlace,
 }
 
 fn run(program: &Program, setting: &Setting) -> Run {
@@ -135,12 +149,13 @@ fn run(program: &Program, setting: &Setting) -> Run {
         ram_bytes: setting.ram_bytes,
         link: setting.link,
         issue_us: program.issue_us,
-        wake_us: 50.0,
+        wake_us: WAKE_US,
     };
     let mut watched = Watched::new(&script, setting.link);
     let costs = machine.play(&script, &mut watched).unwrap();
     watched.watch.finish();
-    Run { summary: watched.watch.summary(), costs, said: watched.said }
+    let last = watched.online.residency().sight().in_place;
+    Run { last, summary: watched.watch.summary(), costs, said: watched.said }
 }
 
 fn setting(vram_bytes: u64, iterations: usize) -> Setting {
@@ -180,6 +195,16 @@ fn compare_all() {
             let run = run(&program, &setting);
             assert_possible(&run);
             let s = &run.summary;
+            let rounds = program.rounds().unwrap();
+            println!(
+                "works {} in place per it: sim {:.0} MB, live {:.0} MB {:?} starved {:.1} total {}",
+                rounds.works,
+                told.outcomes[0].in_place_bytes / 1e6,
+                s.iterations_in_place_bytes as f64 / s.iterations as f64 / 1e6,
+                run.last,
+                s.starved_micros as f64 / s.watched_micros as f64,
+                s.watched_micros
+            );
             let n = s.iterations.max(1) as f64 * 1e3;
             println!(
                 "{name} {percent}: simulator {:.1} ms bound {:.1} C {:.1} in {:.0} out {:.0} -> {:.1} % | live {:?} its {} {:.1} ms bound {:.1} C {:.1} unsure {:.1} in {:.0} out {:.0} {} {:?} {:?}",

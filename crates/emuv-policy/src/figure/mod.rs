@@ -7,8 +7,10 @@
 //!   foreseen, or another one is, nothing is measured.
 //! - `C`, the time with everything in VRAM, is the time that an iteration took, less the time in which a work was held and
 //!   the GPU had nothing else to do, less the time of works that read in place and of which it is known that they read each
-//!   byte about once (in VRAM they take a fiftieth). What other works would have taken that read in place is not known: then
-//!   `C` lies between two numbers, and the lower one counts.
+//!   byte about once (in VRAM they take a fiftieth). What other works would have taken that read in place is not known, nor
+//!   whether time is won at all if a work is done sooner while the GPU has nothing to do now and then, because the host is slow:
+//!   then `C` lies between two numbers, and the lower one counts. Iterations without such works say it for those with them.
+//!   (A host that is slow and yet always ahead, because the GPU is slower still, is not seen.)
 //! - `X`, what has to cross the link, is counted by Belady's rule for the last round as it was (`least.rs`). What did not
 //!   cross did not have to, so it is never more than was moved or read in place.
 //! - `B` is measured once; copies that go faster than that raise it.
@@ -26,6 +28,7 @@ use std::rc::Rc;
 
 use crate::{LastRound, ReadInPlace, Sight, Tier, hash::FastMap, machine::Link};
 use least::{Crossing, Reckoning, Round};
+use summary::FEWEST_ITERATIONS;
 pub use summary::{Card, MOST_NAMED, Maker, Moved, Slow, Summary, Unknown};
 
 /// So many iterations, and so many microseconds, are measured at a time: works are told to be done some of them at a time.
@@ -44,7 +47,8 @@ const WINDOW_US: f64 = 2e6;
 /// Slow: less than this part of the time goes into anything else than waiting for data.
 const SLOW: f64 = 0.25;
 
-/// The remedy: VRAM with which the link takes so many times as long as the GPU.
+/// The remedy: VRAM with which the link takes so many times as long as the GPU, or, where it is not known what of the time
+/// in place the GPU would need, so many times less than now.
 const HALF_SPEED: f64 = 2.0;
 
 /// Steps of the search for it.
@@ -58,6 +62,8 @@ const MOST_ALLOCATIONS: usize = 4096;
 struct Sum {
     us: f64,
     starved_us: f64,
+    /// The GPU had nothing to do for other reasons, perhaps.
+    idle_us: f64,
     in_bytes: f64,
     out_bytes: f64,
     in_place: ReadInPlace,
@@ -74,6 +80,7 @@ impl Sum {
         Self {
             us: self.us - before.us,
             starved_us: self.starved_us - before.starved_us,
+            idle_us: self.idle_us - before.idle_us,
             in_bytes: self.in_bytes - before.in_bytes,
             out_bytes: self.out_bytes - before.out_bytes,
             in_place: ReadInPlace {
@@ -85,11 +92,17 @@ impl Sum {
         }
     }
 
-    /// What the GPU was busy for with its data in VRAM: at least, at most.
+    fn is_clean(&self) -> bool {
+        self.in_place.untimed == 0 && self.in_place.unsure_micros <= 0.0
+    }
+
+    /// How long it would have taken with everything in VRAM: at least, at most.
     fn in_vram_us(&self) -> (f64, f64) {
-        let most = (self.us - self.starved_us - self.in_place.micros).max(0.0);
-        let least = if self.in_place.untimed > 0 { 0.0 } else { (most - self.in_place.unsure_micros).max(0.0) };
-        (least, most)
+        let computed_us = self.us - self.starved_us;
+        let most = computed_us - (self.in_place.micros - self.idle_us).max(0.0);
+        let least = computed_us - self.in_place.micros - self.in_place.unsure_micros;
+        let least = if self.in_place.untimed > 0 { 0.0 } else { least.max(0.0) };
+        (least, most.max(least))
     }
 }
 
@@ -108,6 +121,8 @@ struct Followed {
     block: Sum,
     /// Iterations, from the beginning.
     seen: u64,
+    /// Of those that were not unsure: how many, and how long they would have taken in VRAM at least.
+    clean: (u64, f64),
     ask_at: u64,
     round: Option<(Rc<Round>, Crossing)>,
 }
@@ -146,7 +161,7 @@ enum Warning {
 pub struct Watch {
     link: Option<Link>,
     now: Sum,
-    was_starved: bool,
+    was: (bool, bool),
     first_us: Option<f64>,
     followed: Option<Followed>,
     task: Option<Task>,
@@ -185,10 +200,13 @@ impl Watch {
         let first = *self.first_us.get_or_insert(micros);
         let before = self.now.us;
         self.now.us = micros - first;
-        if self.was_starved {
-            self.now.starved_us += self.now.us - before;
+        let passed = self.now.us - before;
+        match self.was {
+            (true, _) => self.now.starved_us += passed,
+            (false, false) => self.now.idle_us += passed,
+            (false, true) => {}
         }
-        self.was_starved = sight.starved;
+        self.was = (sight.starved, sight.busy);
         self.now.in_place = sight.in_place;
         self.follow(sight);
         self.watch_speed(sight.done);
@@ -215,6 +233,7 @@ impl Watch {
                 iterations: 0,
                 block: self.now,
                 seen: 0,
+                clean: (0, 0.0),
                 ask_at: 0,
                 round: None,
             });
@@ -228,6 +247,11 @@ impl Watch {
             let iterations = 1 + (sight.done - followed.until) / followed.works;
             followed.iterations += iterations;
             followed.seen += iterations;
+            let these = self.now.since(&followed.start);
+            if these.is_clean() {
+                followed.clean.0 += iterations;
+                followed.clean.1 += these.in_vram_us().0;
+            }
             followed.until += iterations * followed.works;
         } else {
             followed.begun = true;
@@ -260,7 +284,7 @@ impl Watch {
         let block = followed.start.since(&followed.block);
         followed.block = followed.start;
         let (Some((_, crossing)), Some(link)) = (&followed.round, &mut self.link) else { return };
-        if count == 0 || block.us <= 0.0 {
+        if count == 0 || block.us <= 0.0 || followed.seen < FEWEST_ITERATIONS {
             return;
         }
         raise(link, &block);
@@ -268,7 +292,12 @@ impl Watch {
         let in_bytes = needed(crossing.in_bytes, block.in_bytes + block.in_place_bytes());
         let out_bytes = needed(crossing.out_bytes, block.out_bytes);
         let link_us = link.micros(in_bytes, out_bytes);
-        let (least, most) = block.in_vram_us();
+        let (mut least, mut most) = block.in_vram_us();
+        let (clean, clean_us) = followed.clean;
+        if !block.is_clean() && clean >= FEWEST_ITERATIONS {
+            least = least.max((clean_us / clean as f64 * count as f64).min(most));
+            most = least;
+        }
         let bound_us = least.max(link_us);
         // What was done can be done: if the link alone would have taken longer, works read less than all of what they name.
         let unsure_us = (most.max(link_us) - bound_us) + (bound_us - block.us).max(0.0);
@@ -338,6 +367,7 @@ impl Watch {
         self.summary.slow = Some(Slow {
             micros: window.us as u64,
             busy_micros: busy_us as u64,
+            in_place_micros: window.in_place.micros as u64,
             iterations_milli: (iterations * 1e3) as u64,
             in_bytes: window.in_bytes as u64,
             out_bytes: window.out_bytes as u64,
@@ -362,13 +392,15 @@ impl Watch {
         let link_us = link.micros(crossing.in_bytes as f64, crossing.out_bytes as f64);
         slow.bound_micros = (busy_us.max(link_us) * iterations) as u64;
         slow.lasting_percent = crossing.lasting_bytes * 100 / crossing.in_bytes.max(1);
-        if link_us <= busy_us * HALF_SPEED || busy_us <= 0.0 {
+        if link_us <= busy_us * HALF_SPEED {
             // It is not the link.
             self.warning = Warning::Due;
             return;
         }
+        slow.twice_as_fast = slow.in_place_micros > slow.busy_micros;
+        let link_us = if slow.twice_as_fast { link_us / HALF_SPEED } else { busy_us * HALF_SPEED };
         let bytes = (round.vram_bytes, round.vram_bytes.max(round.touched_bytes));
-        self.search(Search { bytes, link_us: busy_us * HALF_SPEED, steps: 0 }, round);
+        self.search(Search { bytes, link_us, steps: 0 }, round);
     }
 
     fn search(&mut self, search: Search, round: Rc<Round>) {

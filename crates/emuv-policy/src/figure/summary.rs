@@ -11,7 +11,7 @@ pub const MOST_NAMED: usize = 3;
 const UNSURE_PER_MILLE: u64 = 50;
 
 /// Iterations that it takes.
-const FEWEST_ITERATIONS: u64 = 3;
+pub(super) const FEWEST_ITERATIONS: u64 = 3;
 
 /// VRAM beyond a budget that the card must have to be asked for it: its driver's own.
 const LEFT_TO_DRIVER: u64 = 512 << 20;
@@ -69,6 +69,8 @@ pub struct Slow {
     pub micros: u64,
     /// How much of that the GPU did not wait for data or read it in place.
     pub busy_micros: u64,
+    /// How much went into reading in place.
+    pub in_place_micros: u64,
     /// Iterations meanwhile, in thousandths; 0: no loop is foreseen.
     pub iterations_milli: u64,
     /// Bytes moved into VRAM meanwhile.
@@ -82,6 +84,8 @@ pub struct Slow {
     /// So much more VRAM would allow half of the speed with everything in VRAM; 0: not known, or VRAM is not what is
     /// missing.
     pub more_vram_bytes: u64,
+    /// The same, but to be twice as fast as now.
+    pub twice_as_fast: bool,
     /// Of what has to come in, so many percent last from iteration to iteration: weights, not activations.
     pub lasting_percent: u64,
 }
@@ -222,8 +226,8 @@ impl Summary {
     /// Why it is slow, if it is.
     pub fn reason(&self) -> Option<String> {
         let slow = self.slow?;
-        let speed = (part(slow.busy_micros, slow.micros) * 100.0).max(1.0);
-        let mut words = format!("data that is not in VRAM keeps this at about {speed:.0} % of its speed: ");
+        let lost = part(slow.micros.saturating_sub(slow.busy_micros), slow.micros) * 100.0;
+        let mut words = format!("data that is not in VRAM takes up {lost:.0} % of the time: ");
         let (count, per) = if slow.iterations_milli > 0 {
             (slow.iterations_milli, "an iteration")
         } else {
@@ -256,10 +260,11 @@ impl Summary {
         let wanted = card.budget_bytes + slow.more_vram_bytes;
         if slow.more_vram_bytes > 0 && card.budget_bytes > 0 {
             let gigabytes = tenths_of_gib(wanted);
+            let speed = if slow.twice_as_fast { "twice this speed" } else { "half of VRAM speed" };
             if wanted + LEFT_TO_DRIVER <= card.physical_bytes {
-                words.push(format!("--vram {gigabytes}G would allow half of VRAM speed"));
+                words.push(format!("--vram {gigabytes}G would allow {speed}"));
             } else {
-                words.push(format!("a card with {gigabytes} GiB for this program would allow half of VRAM speed"));
+                words.push(format!("a card with {gigabytes} GiB for this program would allow {speed}"));
             }
         }
         if slow.more_vram_bytes > 0 && slow.lasting_percent >= MOSTLY_PERCENT {

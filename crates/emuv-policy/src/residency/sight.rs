@@ -4,9 +4,6 @@
 use super::{Manner, Residency};
 use crate::{Tier, hash::FastMap};
 
-/// A timing tells how long a work takes that has up to so many times more or less in RAM.
-const ALIKE: f64 = 2.0;
-
 /// A loop that is foreseen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Looped {
@@ -24,7 +21,7 @@ pub struct ReadInPlace {
     /// How long works took for that, in microseconds, of kinds that read each byte about once: nearly all of it is spent
     /// on the link.
     pub micros: f64,
-    /// The same of other kinds: how much of it they would have taken with their data in VRAM is not known.
+    /// The same of other kinds, at most: how much of it they would have taken with their data in VRAM is not known.
     pub unsure_micros: f64,
     /// Works that read in place of which it is not known how long they took.
     pub untimed: u64,
@@ -41,6 +38,9 @@ pub struct Sight {
     pub looped: Option<Looped>,
     /// A work is held and the GPU has nothing else to do.
     pub starved: bool,
+    /// The GPU has something to do. [`Residency::sight`] says so of whatever is not known to be done; who looks may know
+    /// better.
+    pub busy: bool,
     /// What is read in place.
     pub in_place: ReadInPlace,
 }
@@ -90,12 +90,16 @@ impl InPlace {
     #[allow(clippy::cast_precision_loss)] // Times are estimates.
     pub fn begun(&mut self, kind: u64, ram_bytes: u64, manner: Option<Manner>) {
         self.sum.bytes += ram_bytes;
-        let bytes = ram_bytes as f64;
-        let alike = |(then, _): &&(f64, f64)| bytes <= *then * ALIKE && bytes * ALIKE >= *then;
-        match self.timed.get(&kind).filter(alike) {
-            Some((then, micros)) if manner == Some(Manner::InPlace) => self.sum.micros += micros * bytes / then,
-            Some((then, micros)) => self.sum.unsure_micros += micros * bytes / then,
-            None => self.sum.untimed += 1,
+        let Some((then, micros)) = self.timed.get(&kind) else {
+            self.sum.untimed += 1;
+            return;
+        };
+        let times = ram_bytes as f64 / then;
+        if manner == Some(Manner::InPlace) {
+            self.sum.micros += micros * times;
+        } else {
+            // With less in RAM it may do something else for most of its time.
+            self.sum.unsure_micros += micros * times.max(1.0);
         }
     }
 
@@ -114,6 +118,7 @@ impl Residency {
             done: self.lanes.iter().map(|lane| lane.done).sum(),
             looped: works.map(|works| Looped { works, turns: self.foresight.turns() }),
             starved: !self.held.is_empty() && self.all_idle(),
+            busy: !self.all_idle(),
             in_place: self.in_place.sum,
         }
     }
