@@ -121,8 +121,7 @@ impl Placement for Watched<'_> {
         self.looked = micros;
         let mut sight = self.online.residency().sight();
         // On a real GPU a fence is recorded where a work is held.
-        sight.busy = self.done < self.issued;
-        sight.starved = (self.held || micros < self.woken) && !sight.busy;
+        sight.starved = (self.held || micros < self.woken) && self.done == self.issued;
         if self.watch.look(micros, &sight) {
             self.watch.reckon(self.online.residency().last_round(), self.free_vram_bytes);
         }

@@ -6,11 +6,11 @@
 //! - An *iteration* is as many works as the loop has that is foreseen, counted as they are known to be done. Where no loop is
 //!   foreseen, or another one is, nothing is measured.
 //! - `C`, the time with everything in VRAM, is the time that an iteration took, less the time in which a work was held and
-//!   the GPU had nothing else to do, less the time of works that read in place and of which it is known that they read each
-//!   byte about once (in VRAM they take a fiftieth). What other works would have taken that read in place is not known, nor
-//!   whether time is won at all if a work is done sooner while the GPU has nothing to do now and then, because the host is slow:
-//!   then `C` lies between two numbers, and the lower one counts. Iterations without such works say it for those with them.
-//!   (A host that is slow and yet always ahead, because the GPU is slower still, is not seen.)
+//!   the GPU had nothing else to do, less what works took longer that read in place. That is known of kinds that were
+//!   timed with more and with less in RAM. How long others would have taken in VRAM is not known, nor whether time is won at
+//!   all by doing a work sooner while the program is not ahead of the GPU, because its host is slow: then `C` lies between two
+//!   numbers, and the lower one counts. Iterations without such works say it for those with them. (A host that is slow and yet
+//!   ahead, because the GPU is slower still, is not seen: then `C` is the GPU's alone.)
 //! - `X`, what has to cross the link, is counted by Belady's rule for the last round as it was (`least.rs`). What did not
 //!   cross did not have to, so it is never more than was moved or read in place.
 //! - `B` is measured once; copies that go faster than that raise it.
@@ -34,6 +34,9 @@ pub use summary::{Card, MOST_NAMED, Maker, Moved, Slow, Summary, Unknown};
 /// So many iterations, and so many microseconds, are measured at a time: works are told to be done some of them at a time.
 const BLOCK_ITERATIONS: u64 = 8;
 const BLOCK_US: f64 = 200e3;
+
+/// A program is ahead of the GPU that has given it so many works which are not known to be done.
+const AHEAD_WORKS: u64 = 128;
 
 /// A loop is the same one as long as its length differs by less than this part.
 const SAME_WORKS: u64 = 16;
@@ -62,8 +65,8 @@ const MOST_ALLOCATIONS: usize = 4096;
 struct Sum {
     us: f64,
     starved_us: f64,
-    /// The GPU had nothing to do for other reasons, perhaps.
-    idle_us: f64,
+    /// The program was not ahead of the GPU for other reasons: perhaps its host is what is slow.
+    near_us: f64,
     in_bytes: f64,
     out_bytes: f64,
     in_place: ReadInPlace,
@@ -80,7 +83,7 @@ impl Sum {
         Self {
             us: self.us - before.us,
             starved_us: self.starved_us - before.starved_us,
-            idle_us: self.idle_us - before.idle_us,
+            near_us: self.near_us - before.near_us,
             in_bytes: self.in_bytes - before.in_bytes,
             out_bytes: self.out_bytes - before.out_bytes,
             in_place: ReadInPlace {
@@ -99,7 +102,7 @@ impl Sum {
     /// How long it would have taken with everything in VRAM: at least, at most.
     fn in_vram_us(&self) -> (f64, f64) {
         let computed_us = self.us - self.starved_us;
-        let most = computed_us - (self.in_place.micros - self.idle_us).max(0.0);
+        let most = computed_us - (self.in_place.micros - self.near_us).max(0.0);
         let least = computed_us - self.in_place.micros - self.in_place.unsure_micros;
         let least = if self.in_place.untimed > 0 { 0.0 } else { least.max(0.0) };
         (least, most.max(least))
@@ -161,6 +164,7 @@ enum Warning {
 pub struct Watch {
     link: Option<Link>,
     now: Sum,
+    /// Whether the GPU was starved, and the program ahead of it, when it was last looked at.
     was: (bool, bool),
     first_us: Option<f64>,
     followed: Option<Followed>,
@@ -203,10 +207,10 @@ impl Watch {
         let passed = self.now.us - before;
         match self.was {
             (true, _) => self.now.starved_us += passed,
-            (false, false) => self.now.idle_us += passed,
+            (false, false) => self.now.near_us += passed,
             (false, true) => {}
         }
-        self.was = (sight.starved, sight.busy);
+        self.was = (sight.starved, sight.begun.saturating_sub(sight.done) >= AHEAD_WORKS);
         self.now.in_place = sight.in_place;
         self.follow(sight);
         self.watch_speed(sight.done);

@@ -1,7 +1,7 @@
 //! What the live figure ([`crate::figure`]) wants to know of the state machine: how far the program is, whether the GPU waits
 //! for data, what is read in place, and what the last round of the loop touched.
 
-use super::{Manner, Residency};
+use super::Residency;
 use crate::{Tier, hash::FastMap};
 
 /// A loop that is foreseen.
@@ -18,10 +18,9 @@ pub struct Looped {
 pub struct ReadInPlace {
     /// What they touched in RAM.
     pub bytes: u64,
-    /// How long works took for that, in microseconds, of kinds that read each byte about once: nearly all of it is spent
-    /// on the link.
+    /// How much longer works took for that than with their data in VRAM, in microseconds, of kinds of which that is known.
     pub micros: f64,
-    /// The same of other kinds, at most: how much of it they would have taken with their data in VRAM is not known.
+    /// The same of other kinds, at most.
     pub unsure_micros: f64,
     /// Works that read in place of which it is not known how long they took.
     pub untimed: u64,
@@ -38,9 +37,6 @@ pub struct Sight {
     pub looped: Option<Looped>,
     /// A work is held and the GPU has nothing else to do.
     pub starved: bool,
-    /// The GPU has something to do. [`Residency::sight`] says so of whatever is not known to be done; who looks may know
-    /// better.
-    pub busy: bool,
     /// What is read in place.
     pub in_place: ReadInPlace,
 }
@@ -78,34 +74,88 @@ pub struct LastRound {
     pub touches: Vec<Touch>,
 }
 
-/// Keeps account of what is read in place.
+/// How long a kind of work took with so much in RAM.
+#[derive(Debug, Clone, Copy)]
+struct Timing {
+    ram_bytes: f64,
+    micros: f64,
+}
+
+/// Two timings of a kind: the first, and one with less in RAM.
+#[derive(Debug, Clone, Copy)]
+struct Timings {
+    first: Timing,
+    less: Option<Timing>,
+    /// It is to be timed again when it comes with so much in RAM at most.
+    wanted: Option<u64>,
+}
+
+/// Keeps account of what is read in place. What that costs follows from two timings of a kind; so each kind that was timed
+/// once is timed again when it comes with less in RAM, best with nothing.
 #[derive(Debug, Default)]
 pub(super) struct InPlace {
     sum: ReadInPlace,
-    /// By kind: bytes in RAM and microseconds, when it was timed.
-    timed: FastMap<u64, (f64, f64)>,
+    kinds: FastMap<u64, Timings>,
+    /// How many are to be timed again: while there are none, a work without anything in RAM costs nothing.
+    wanted: usize,
+    /// Kinds that are being timed again.
+    again: Vec<u64>,
 }
 
 impl InPlace {
+    /// A work of that kind has begun. True: it is to be timed, for this account.
     #[allow(clippy::cast_precision_loss)] // Times are estimates.
-    pub fn begun(&mut self, kind: u64, ram_bytes: u64, manner: Option<Manner>) {
-        self.sum.bytes += ram_bytes;
-        let Some((then, micros)) = self.timed.get(&kind) else {
-            self.sum.untimed += 1;
-            return;
-        };
-        let times = ram_bytes as f64 / then;
-        if manner == Some(Manner::InPlace) {
-            self.sum.micros += micros * times;
-        } else {
-            // With less in RAM it may do something else for most of its time.
-            self.sum.unsure_micros += micros * times.max(1.0);
+    pub fn begun(&mut self, kind: u64, ram_bytes: u64) -> bool {
+        if ram_bytes == 0 && self.wanted == 0 {
+            return false;
         }
+        self.sum.bytes += ram_bytes;
+        let Some(timings) = self.kinds.get_mut(&kind) else {
+            self.sum.untimed += u64::from(ram_bytes > 0);
+            return false;
+        };
+        let (bytes, first) = (ram_bytes as f64, timings.first);
+        match timings.less {
+            _ if ram_bytes == 0 => {}
+            Some(less) => {
+                let each = (first.micros - less.micros) / (first.ram_bytes - less.ram_bytes);
+                self.sum.micros += (bytes * each).max(0.0);
+            }
+            // With less in RAM it may do something else for most of its time.
+            None => self.sum.unsure_micros += first.micros * (bytes / first.ram_bytes).max(1.0),
+        }
+        if timings.wanted.is_none_or(|most| ram_bytes > most) {
+            return false;
+        }
+        timings.wanted = None;
+        self.wanted -= 1;
+        self.again.push(kind);
+        true
     }
 
+    /// A work of that kind was timed. True: it was for this account.
     #[allow(clippy::cast_precision_loss)]
-    pub fn timed(&mut self, kind: u64, ram_bytes: u64, micros: f64) {
-        self.timed.insert(kind, (ram_bytes.max(1) as f64, micros));
+    pub fn timed(&mut self, kind: u64, ram_bytes: u64, micros: f64) -> bool {
+        let timing = Timing { ram_bytes: ram_bytes as f64, micros };
+        let again = self.end(kind);
+        let timings = self.kinds.entry(kind).or_insert(Timings { first: timing, less: None, wanted: None });
+        if again {
+            timings.less = Some(timing);
+        } else {
+            (timings.first, timings.less) = (timing, None);
+        }
+        if ram_bytes > 0 {
+            // Nothing is better than half.
+            self.wanted += usize::from(timings.wanted.is_none());
+            timings.wanted = Some(if again { 0 } else { ram_bytes / 2 });
+        }
+        again
+    }
+
+    /// The timing is over, whatever came of it. True: it was for this account.
+    pub fn end(&mut self, kind: u64) -> bool {
+        let at = self.again.iter().position(|other| *other == kind);
+        at.map(|at| self.again.swap_remove(at)).is_some()
     }
 }
 
@@ -118,7 +168,6 @@ impl Residency {
             done: self.lanes.iter().map(|lane| lane.done).sum(),
             looped: works.map(|works| Looped { works, turns: self.foresight.turns() }),
             starved: !self.held.is_empty() && self.all_idle(),
-            busy: !self.all_idle(),
             in_place: self.in_place.sum,
         }
     }
