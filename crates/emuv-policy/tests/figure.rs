@@ -3,7 +3,7 @@
 
 mod synthetic;
 
-use std::{collections::HashSet, fs, io::Read, path::Path};
+use std::{fs, io::Read, path::Path};
 
 use emuv_policy::{
     Policy, Tier,
@@ -115,14 +115,20 @@ impl Placement for Watched<'_> {
     }
     fn passed(&mut self, micros: f64) {
         self.now = micros;
-        if micros < self.looked + LOOK_US {
-            return;
+        // Nothing has changed since it was last that late.
+        while self.looked + LOOK_US <= micros {
+            self.looked += LOOK_US;
+            self.look();
         }
-        self.looked = micros;
+    }
+}
+
+impl Watched<'_> {
+    fn look(&mut self) {
         let mut sight = self.online.residency().sight();
         // On a real GPU a fence is recorded where a work is held.
-        sight.starved = (self.held || micros < self.woken) && self.done == self.issued;
-        if self.watch.look(micros, &sight) {
+        sight.starved = (self.held || self.looked < self.woken) && self.done == self.issued;
+        if self.watch.look(self.looked, &sight) {
             self.watch.reckon(self.online.residency().last_round(), self.free_vram_bytes);
         }
         self.watch.think(256);
@@ -136,7 +142,6 @@ struct Run {
     summary: Summary,
     costs: Vec<Cost>,
     said: Option<String>,
-    last: emuv_policy::ReadInPlace,
 }
 
 fn run(program: &Program, setting: &Setting) -> Run {
@@ -153,8 +158,7 @@ fn run(program: &Program, setting: &Setting) -> Run {
     let mut watched = Watched::new(&script, setting.link);
     let costs = machine.play(&script, &mut watched).unwrap();
     watched.watch.finish();
-    let last = watched.online.residency().sight().in_place;
-    Run { last, summary: watched.watch.summary(), costs, said: watched.said }
+    Run { summary: watched.watch.summary(), costs, said: watched.said }
 }
 
 fn setting(vram_bytes: u64, iterations: usize) -> Setting {
@@ -182,49 +186,98 @@ fn assert_possible(run: &Run) {
     }
 }
 
+/// The live figure of all of a run, and the simulator's of its second half, in percent.
+fn assert_close(name: &str, expected: [(u64, f64); 3]) {
+    let program = shipped(name);
+    for (percent, within) in expected {
+        let setting = setting(program.peak_bytes() * 100 / percent, 24);
+        let told = compare(&program, &setting, &[Way::Emuv]).unwrap();
+        let run = run(&program, &setting);
+        assert_possible(&run);
+        let (theirs, live) = (told.bound_micros() / told.outcomes[0].micros * 100.0, run.summary.percent_of_bound());
+        let error = live.map(|live| (live - theirs).abs());
+        assert!(error.is_ok_and(|error| error <= within), "{name} at {percent} %: {live:?} instead of {theirs}");
+        println!("{name} at {percent} %: {live:?}, the simulator says {theirs:.1}");
+        let in_bytes = run.summary.bound_in_bytes as f64 / run.summary.iterations as f64;
+        let part = in_bytes / told.bound.in_bytes;
+        assert!((0.8..1.02).contains(&part), "{name} at {percent} %: {in_bytes} instead of {:?}", told.bound);
+    }
+}
+
 #[test]
-fn compare_all() {
-    for name in ["llama-1-token.trc.gz", "llama-512-tokens.trc.gz", "resnet50-batch128.trc.gz"] {
-        let program = shipped(name);
-        for percent in [105, 110, 150, 200, 300] {
-            let vram_bytes = program.peak_bytes() * 100 / percent;
-            let setting = setting(vram_bytes, 40);
-            let told = compare(&program, &setting, &[Way::Emuv]).unwrap();
-            let took = told.outcomes[0].micros;
-            let run = run(&program, &setting);
-            assert_possible(&run);
-            let s = &run.summary;
-            let rounds = program.rounds().unwrap();
-            println!(
-                "works {} in place per it: sim {:.0} MB, live {:.0} MB {:?} starved {:.1} total {}",
-                rounds.works,
-                told.outcomes[0].in_place_bytes / 1e6,
-                s.iterations_in_place_bytes as f64 / s.iterations as f64 / 1e6,
-                run.last,
-                s.starved_micros as f64 / s.watched_micros as f64,
-                s.watched_micros
-            );
-            let n = s.iterations.max(1) as f64 * 1e3;
-            println!(
-                "{name} {percent}: simulator {:.1} ms bound {:.1} C {:.1} in {:.0} out {:.0} -> {:.1} % | live {:?} its {} {:.1} ms bound {:.1} C {:.1} unsure {:.1} in {:.0} out {:.0} {} {:?} {:?}",
-                took / 1e3,
-                told.bound_micros() / 1e3,
-                told.in_vram_micros / 1e3,
-                told.bound.in_bytes / 1e6,
-                told.bound.out_bytes / 1e6,
-                told.bound_micros() / took * 100.0,
-                s.percent_of_bound(),
-                s.iterations,
-                s.iterations_micros as f64 / n,
-                s.bound_micros as f64 / n,
-                s.in_vram_micros as f64 / n,
-                s.unsure_micros as f64 / n,
-                s.bound_in_bytes as f64 / n / 1e3,
-                s.bound_out_bytes as f64 / n / 1e3,
-                s.works_per_iteration,
-                run.said,
-                s.remedy(Card { budget_bytes: vram_bytes, physical_bytes: 0 }),
-            );
-        }
+fn it_is_the_simulators_when_the_program_decodes() {
+    // At 1.1 times the VRAM the host is the limit, which is not seen.
+    assert_close("llama-1-token.trc.gz", [(105, 1.0), (150, 1.0), (300, 1.0)]);
+}
+
+#[test]
+fn it_is_the_simulators_when_the_program_prefills() {
+    assert_close("llama-512-tokens.trc.gz", [(110, 3.0), (150, 3.0), (300, 3.0)]);
+}
+
+#[test]
+fn it_is_about_the_simulators_when_the_program_trains() {
+    assert_close("resnet50-batch128.trc.gz", [(110, 8.0), (150, 8.0), (300, 8.0)]);
+}
+
+#[test]
+fn where_everything_fits_all_of_the_bound_is_had() {
+    let scan = Loop { chunks: 20, micros: 100, slowness: 10 };
+    let run = run(&scan.cyclic(), &setting(24 * CHUNK, 60));
+    assert_possible(&run);
+    assert_eq!(run.summary.percent_of_bound().unwrap().round(), 100.0);
+    assert_eq!((run.summary.bound_in_bytes, run.summary.moved_bytes, run.said), (0, 0, None));
+}
+
+#[test]
+fn without_a_loop_it_is_unknown() {
+    let gather = Loop { chunks: 60, micros: 100, slowness: 2 };
+    let run = run(&gather.random(1500, 1), &setting(40 * CHUNK, 1));
+    assert_possible(&run);
+    let unknown = run.summary.percent_of_bound().unwrap_err();
+    assert!(matches!(unknown, Unknown::NoLoop | Unknown::FewIterations), "{unknown}");
+}
+
+#[test]
+fn a_program_that_is_slow_is_told_which_budget_allows_half_of_its_speed() {
+    let scan = Loop { chunks: 60, micros: 70, slowness: 10 };
+    let (program, vram_bytes) = (scan.cyclic(), 12 * CHUNK);
+    let slow = run(&program, &setting(vram_bytes, 200));
+    let said = slow.said.as_deref().unwrap();
+    assert!(said.contains("1.5") && said.contains("GiB come in") && said.contains("an iteration of 3"), "{said}");
+    let card = Card { budget_bytes: vram_bytes, physical_bytes: 16 << 30 };
+    let remedy = slow.summary.remedy(card).unwrap();
+    assert!(remedy.starts_with("--vram 1.") && remedy.contains("half of VRAM speed"), "{remedy}");
+    assert!(remedy.contains("a larger batch"), "{remedy}");
+    // With that budget it is so, as far as the mover can time works of 70 us.
+    let more = slow.summary.slow.unwrap().more_vram_bytes;
+    let told = compare(&program, &setting(vram_bytes + more, 12), &[Way::Static]).unwrap();
+    let speed = told.in_vram_micros / told.bound_micros();
+    assert!((0.3..0.7).contains(&speed), "{speed} with {more} more");
+}
+
+#[test]
+fn a_program_that_is_not_so_slow_is_told_nothing() {
+    let scan = Loop { chunks: 60, micros: 500, slowness: 10 };
+    let run = run(&scan.cyclic(), &setting(40 * CHUNK, 200));
+    assert!(run.summary.watched_micros > 6_000_000, "{:?}", run.summary);
+    assert_eq!(run.said, None);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn it_is_never_more_than_can_be(
+        chunks in 10_u64..40,
+        micros in 20_u64..900,
+        slowness in 1_u64..12,
+        percent in 30_u64..110,
+        there_and_back in any::<bool>(),
+    ) {
+        let scan = Loop { chunks, micros, slowness };
+        let program = if there_and_back { scan.palindromic() } else { scan.cyclic() };
+        let run = run(&program, &setting((chunks * percent / 100).max(4) * CHUNK, 16));
+        assert_possible(&run);
     }
 }
