@@ -7,8 +7,8 @@ use crate::Bytes;
 /// Allocations that are named for what was moved of them.
 pub const MOST_NAMED: usize = 3;
 
-/// The percent of bound is known if so much of the time, in parts of a thousand, is unsure at most.
-const UNSURE_PER_MILLE: u64 = 50;
+/// The percent of bound is known if this part of the time is unsure at most.
+const UNSURE: f64 = 0.05;
 
 /// Iterations that it takes.
 pub(super) const FEWEST_ITERATIONS: u64 = 3;
@@ -17,7 +17,7 @@ pub(super) const FEWEST_ITERATIONS: u64 = 3;
 const LEFT_TO_DRIVER: u64 = 512 << 20;
 
 /// The part of what moved, in percent, from which on one allocation is to blame.
-const BLAMED_PERCENT: u64 = 30;
+const BLAMED_PERCENT: f64 = 30.0;
 
 /// The part of what comes in, in percent, from which on it is that which lasts, or which does not, that matters.
 const MOSTLY_PERCENT: u64 = 60;
@@ -196,7 +196,7 @@ impl Summary {
         if self.iterations < FEWEST_ITERATIONS {
             return Err(Unknown::FewIterations);
         }
-        if self.unsure_micros * 1000 > self.iterations_micros * UNSURE_PER_MILLE {
+        if part(self.unsure_micros, self.iterations_micros) > UNSURE {
             return Err(Unknown::InPlace);
         }
         Ok((part(self.bound_micros, self.iterations_micros) * 100.0).min(100.0))
@@ -257,11 +257,11 @@ impl Summary {
     pub fn remedy(&self, card: Card) -> Option<String> {
         let slow = self.slow?;
         let mut words = Vec::new();
-        let wanted = card.budget_bytes + slow.more_vram_bytes;
+        let wanted = card.budget_bytes.saturating_add(slow.more_vram_bytes);
         if slow.more_vram_bytes > 0 && card.budget_bytes > 0 {
             let gigabytes = tenths_of_gib(wanted);
             let speed = if slow.twice_as_fast { "twice this speed" } else { "half of VRAM speed" };
-            if wanted + LEFT_TO_DRIVER <= card.physical_bytes {
+            if wanted.saturating_add(LEFT_TO_DRIVER) <= card.physical_bytes {
                 words.push(format!("--vram {gigabytes}G would allow {speed}"));
             } else {
                 words.push(format!("a card with {gigabytes} GiB for this program would allow {speed}"));
@@ -269,7 +269,7 @@ impl Summary {
         }
         if slow.more_vram_bytes > 0 && slow.lasting_percent >= MOSTLY_PERCENT {
             words.push(LARGER_BATCH.to_owned());
-        } else if slow.more_vram_bytes > 0 && slow.lasting_percent + MOSTLY_PERCENT <= 100 {
+        } else if slow.more_vram_bytes > 0 && slow.lasting_percent <= 100 - MOSTLY_PERCENT {
             words.push(SMALLER_BATCH.to_owned());
         }
         if let Some(blamed) = self.blamed() {
@@ -281,11 +281,11 @@ impl Summary {
     fn blamed(&self) -> Option<String> {
         let all = self.moved_bytes;
         let worst = self.most_moved[0];
-        if all == 0 || worst.moved_bytes * 100 < all * BLAMED_PERCENT {
+        let percent = part(worst.moved_bytes, all) * 100.0;
+        if percent < BLAMED_PERCENT {
             return None;
         }
         let maker = worst.maker.name().map(|name| format!(" ({name})")).unwrap_or_default();
-        let percent = part(worst.moved_bytes, all) * 100.0;
         Some(format!("{percent:.0} % of what moved is of one allocation of {}{maker}", Bytes(worst.bytes)))
     }
 }
