@@ -295,3 +295,88 @@ fn tenths_of_gib(bytes: u64) -> String {
     let tenths = (u128::from(bytes) * 10).div_ceil(1 << 30);
     if tenths.is_multiple_of(10) { format!("{}", tenths / 10) } else { format!("{}.{}", tenths / 10, tenths % 10) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    /// 4 GB each way in 80 ms, where the GPU's own work is 15 ms; 25 iterations in 2 s.
+    fn slow() -> Summary {
+        let slow = Slow {
+            micros: 2_000_000,
+            busy_micros: 375_000,
+            iterations_milli: 25_000,
+            in_bytes: 100 * GIB,
+            out_bytes: 100 * GIB,
+            bound_micros: 1_950_000,
+            more_vram_bytes: 9 * GIB / 4,
+            lasting_percent: 90,
+            ..Slow::default()
+        };
+        Summary { watched_micros: 4_000_000, moved_bytes: 400 * GIB, slow: Some(slow), ..Summary::default() }
+    }
+
+    #[test]
+    fn the_figure_says_what_was_reached_or_why_it_is_not_known() {
+        let known = Summary {
+            watched_micros: 4_000_000,
+            link_bytes_per_milli: [1; 3],
+            works_per_iteration: 10,
+            iterations: 40,
+            iterations_micros: 4_000_000,
+            bound_micros: 3_360_000,
+            in_vram_micros: 2_000_000,
+            ..Summary::default()
+        };
+        assert_eq!(
+            known.words(),
+            "84 % of bound over 40 iterations (100.0 ms each; at least 84.0 by what GPU and link allow)"
+        );
+        assert_eq!(known.percent_of_vram_speed(), Ok(50.0));
+        let cases = [
+            (Summary { watched_micros: 0, ..known }, Unknown::NotWatched),
+            (Summary { link_bytes_per_milli: [1, 0, 1], ..known }, Unknown::NoLink),
+            (Summary { works_per_iteration: 0, ..known }, Unknown::NoLoop),
+            (Summary { iterations: 2, ..known }, Unknown::FewIterations),
+            (Summary { unsure_micros: 210_000, ..known }, Unknown::InPlace),
+        ];
+        for (summary, why) in cases {
+            assert_eq!(summary.percent_of_bound(), Err(why));
+            assert_eq!(summary.words(), format!("percent of bound unknown: {why}"));
+        }
+    }
+
+    #[test]
+    fn the_warning_says_what_crosses_and_how_long_that_takes() {
+        assert_eq!(
+            slow().reason().unwrap(),
+            "data that is not in VRAM takes up 81 % of the time: 4 GiB come in and 4 GiB go out an iteration of 80.0 ms, in \
+             which the GPU's own work is 15.0 ms; the link allows 78.0 ms"
+        );
+        let without_a_loop = Summary { slow: slow().slow.map(|slow| Slow { iterations_milli: 0, ..slow }), ..slow() };
+        let reason = without_a_loop.reason().unwrap();
+        assert!(reason.contains("50 GiB come in and 50 GiB go out a second; the program was not seen"), "{reason}");
+        assert_eq!(Summary::default().reason(), None);
+    }
+
+    #[test]
+    fn the_remedy_is_a_budget_that_the_card_has_or_else_another_card() {
+        let remedy = |budget, physical| {
+            let card = Card { budget_bytes: budget * GIB, physical_bytes: physical * GIB };
+            slow().remedy(card).unwrap()
+        };
+        assert!(remedy(9, 24).starts_with("--vram 11.3G would allow half of VRAM speed; most of it stays from"));
+        assert!(remedy(11, 12).starts_with("a card with 13.3 GiB for this program would allow half of VRAM speed"));
+    }
+
+    #[test]
+    fn an_allocation_of_which_most_moved_is_named() {
+        let mut summary = Summary { slow: Some(Slow::default()), ..slow() };
+        assert_eq!(summary.remedy(Card::default()), None, "nothing is known that helps");
+        summary.most_moved[0] = Moved { offset: 0, bytes: 2 * GIB, moved_bytes: 300 * GIB, maker: Maker::Plain };
+        let expected = "75 % of what moved is of one allocation of 2 GiB (cuMemAlloc)";
+        assert_eq!(summary.remedy(Card::default()).as_deref(), Some(expected));
+    }
+}
