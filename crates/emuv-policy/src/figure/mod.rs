@@ -367,7 +367,7 @@ impl Watch {
         if self.slow_windows < 2 {
             return;
         }
-        let iterations = self.followed.as_ref().map_or(0.0, |f| (done - works) as f64 / f.works as f64);
+        let iterations = self.followed.as_ref().map_or(0.0, |f| done.saturating_sub(works) as f64 / f.works as f64);
         self.summary.slow = Some(Slow {
             micros: window.us as u64,
             busy_micros: busy_us as u64,
