@@ -218,7 +218,7 @@ impl Watch {
     }
 
     fn follow(&mut self, sight: &Sight) {
-        let Some(looped) = sight.looped else {
+        let Some(looped) = sight.looped.filter(|looped| looped.works > 0) else {
             self.lose();
             return;
         };

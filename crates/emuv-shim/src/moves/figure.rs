@@ -60,7 +60,7 @@ impl Figure {
         let micros = self.since.elapsed().as_micros() as f64;
         if watch.look(micros, sight) {
             let round = device.arena.residency().last_round();
-            watch.reckon(round, device.moves.spares.room_bytes(&device.arena, Tier::Vram));
+            watch.reckon(round, device.moves.spares.free_vram_bytes(&device.arena));
         }
         watch.think(TOUCHES);
         if watch.is_to_be_said() {
