@@ -264,7 +264,7 @@ impl Summary {
             if wanted.saturating_add(LEFT_TO_DRIVER) <= card.physical_bytes {
                 words.push(format!("--vram {gigabytes}G would allow {speed}"));
             } else {
-                words.push(format!("a card with {gigabytes} GiB for this program would allow {speed}"));
+                words.push(format!("a card with {gigabytes} GiB of VRAM for this program would allow {speed}"));
             }
         }
         if slow.more_vram_bytes > 0 && slow.lasting_percent >= MOSTLY_PERCENT {
@@ -282,7 +282,7 @@ impl Summary {
         let all = self.moved_bytes;
         let worst = self.most_moved[0];
         let percent = part(worst.moved_bytes, all) * 100.0;
-        if percent < BLAMED_PERCENT {
+        if percent < BLAMED_PERCENT || all < self.in_place_bytes {
             return None;
         }
         let maker = worst.maker.name().map(|name| format!(" ({name})")).unwrap_or_default();
@@ -368,7 +368,9 @@ mod tests {
             slow().remedy(card).unwrap()
         };
         assert!(remedy(9, 24).starts_with("--vram 11.3G would allow half of VRAM speed; most of it stays from"));
-        assert!(remedy(11, 12).starts_with("a card with 13.3 GiB for this program would allow half of VRAM speed"));
+        assert!(
+            remedy(11, 12).starts_with("a card with 13.3 GiB of VRAM for this program would allow half of VRAM speed")
+        );
     }
 
     #[test]
