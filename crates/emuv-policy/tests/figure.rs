@@ -197,7 +197,6 @@ fn assert_close(name: &str, expected: [(u64, f64); 3]) {
         let (theirs, live) = (told.bound_micros() / told.outcomes[0].micros * 100.0, run.summary.percent_of_bound());
         let error = live.map(|live| (live - theirs).abs());
         assert!(error.is_ok_and(|error| error <= within), "{name} at {percent} %: {live:?} instead of {theirs}");
-        println!("{name} at {percent} %: {live:?}, the simulator says {theirs:.1}");
         let in_bytes = run.summary.bound_in_bytes as f64 / run.summary.iterations as f64;
         let part = in_bytes / told.bound.in_bytes;
         assert!((0.8..1.02).contains(&part), "{name} at {percent} %: {in_bytes} instead of {:?}", told.bound);
