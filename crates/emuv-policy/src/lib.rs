@@ -12,6 +12,7 @@
 pub mod baselines;
 mod budget;
 mod chunk;
+pub mod figure;
 pub mod hash;
 pub mod machine;
 mod memory;
@@ -31,7 +32,10 @@ pub use memory::{
     Allocation, AllocationId, Answer, DeviceMemory, FreeError, HOT_BYTES, Owner, Plan, Release, Room, SMALL_BYTES,
     Ticket,
 };
-pub use residency::{Begin, Begun, HoldId, Manner, Mode, MoveRoom, Policy, Residency, SearchRanges, Step, Work};
+pub use residency::{
+    Begin, Begun, HoldId, LastRound, Looped, Manner, Mode, MoveRoom, Policy, ReadInPlace, Residency, RoundChunk,
+    SearchRanges, Sight, Step, Touch, Work,
+};
 pub use stream_clock::{Freed, StreamClocks, StreamId};
 pub use stream_pool::{Block, PoolId, PoolUse, StreamPools, Waste, block_bytes};
 pub use units::{Bytes, ParseBytesError};

@@ -302,6 +302,11 @@ impl Session {
         }
     }
 
+    /// Whether the user wants to hear nothing but errors.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// Says once, in one line, that memory is now taken from RAM.
     pub fn say_that_it_spills(&self, vram_used_bytes: u64, ram_budget_bytes: u64) {
         if self.quiet || self.spill_said.swap(true, Ordering::Relaxed) {

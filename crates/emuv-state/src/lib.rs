@@ -32,8 +32,8 @@ pub mod parsers {
 
 pub use host::HostMemory;
 pub use ledger::{
-    DeviceCounters, DeviceRecord, Ledger, LedgerError, Ledgers, MAX_DEVICES, ProcessCounters, ProcessRecord,
-    TierCounters, TierRecord, read_ledgers, uuid_text,
+    DeviceCounters, DeviceRecord, FigureCounters, Ledger, LedgerError, Ledgers, MAX_DEVICES, ProcessCounters,
+    ProcessRecord, TierCounters, TierRecord, read_ledgers, uuid_text,
 };
 pub use limits::{Limits, MAX_SIZE, Setting};
 pub use log_setting::{LogLevel, LogSetting};

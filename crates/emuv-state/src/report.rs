@@ -1,5 +1,7 @@
 //! The report of a run, as JSON. Sizes are bytes; what is unknown is `null`, never 0.
 
+mod movement;
+
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
@@ -9,12 +11,13 @@ use std::{
 use serde::Serialize;
 
 use crate::{DeviceRecord, Limits, ProcessRecord, TierRecord, uuid_text};
+pub use movement::MovementReport;
 
 /// The version of the format.
 pub const SCHEMA: u32 = 1;
 
 /// What a run did.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -44,7 +47,7 @@ pub struct LimitsReport {
 
 /// One process.
 #[allow(missing_docs)]
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ProcessReport {
     pub pid: u32,
     pub command: String,
@@ -55,7 +58,7 @@ pub struct ProcessReport {
 
 /// One device as one process used it; the fields are those of [`crate::DeviceCounters`].
 #[allow(missing_docs)]
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DeviceReport {
     pub ordinal: usize,
     pub uuid: Option<String>,
@@ -83,6 +86,9 @@ pub struct DeviceReport {
     pub remapped_bytes: u64,
     /// Bytes that pointers in GPU memory lead to: they move only while the GPU has nothing to do.
     pub escaped_bytes: u64,
+    /// How fast it was, next to what GPU and link allow; `null`: nothing was moved ahead of need (everything fitted, or
+    /// another policy than `dynamic` was chosen).
+    pub movement: Option<MovementReport>,
 }
 
 /// One tier; the fields are those of [`crate::TierCounters`].
@@ -138,6 +144,7 @@ impl From<&DeviceRecord> for DeviceReport {
             searches: record.searches,
             remapped_bytes: record.remapped_bytes,
             escaped_bytes: record.escaped_bytes,
+            movement: MovementReport::of(record),
         }
     }
 }
@@ -216,7 +223,7 @@ fn temporary(path: &Path) -> io::Result<(PathBuf, fs::File)> {
 mod tests {
     use std::os::unix::fs::symlink;
 
-    use emuv_policy::Bytes;
+    use emuv_policy::{Bytes, figure::Summary};
     use serde_json::{Value, json};
 
     use super::*;
@@ -243,6 +250,7 @@ mod tests {
             searches: 12,
             remapped_bytes: 13,
             escaped_bytes: 14,
+            figure: Summary::default(),
         };
         let process = ProcessRecord {
             pid: 42,
@@ -274,6 +282,7 @@ mod tests {
             "vram_physical_bytes": null, "unspilled_bytes": 0, "allocations": 3, "frees": 4, "refused": 5,
             "spilled_bytes": 6, "launches": 7, "promoted_bytes": 8, "evicted_bytes": 9,
             "held": 10, "held_micros": 11, "searches": 12, "remapped_bytes": 13, "escaped_bytes": 14,
+            "movement": null,
         });
         let expected = json!({
             "schema": 1, "emuv": "0.1.0", "command": ["prog", "a b"], "exit_code": 7, "simulated": true,

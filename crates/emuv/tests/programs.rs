@@ -261,6 +261,33 @@ fn memory_goes_with_its_context() {
 }
 
 #[test]
+fn the_report_says_what_a_loop_moved_and_how_close_to_the_bound_that_was() {
+    let run = Run::start("steady", &["12", "32", "8"], SPILLED).expect_code(0);
+    let device = &run.report["processes"][0]["devices"][0];
+    let movement = &device["movement"];
+    let number = |field: &str| movement[field].as_f64().unwrap_or_else(|| panic!("{field}: {movement}"));
+    assert!(number("watched_seconds") > 0.0 && number("gpu_waited_seconds") <= number("watched_seconds"), "{movement}");
+    assert!(movement["link"]["both_gb_per_s"].as_f64().unwrap() > 0.0, "{movement}");
+    assert_eq!(movement["works_per_iteration"], 12);
+    // Known, or it is said why not.
+    match movement["percent_of_bound"].as_f64() {
+        Some(percent) => assert!((0.0..=100.0).contains(&percent), "{movement}"),
+        None => assert!(movement["unknown_because"].is_string(), "{movement}"),
+    }
+    let most = movement["most_moved"].as_array().unwrap();
+    assert!(most.iter().all(|moved| moved["allocated_by"] == "cuMemAlloc" && moved["bytes"] == 32 * MIB), "{movement}");
+    assert!(!run.all_output().contains("moved into VRAM"), "it was told to be quiet: {}", run.all_output());
+}
+
+#[test]
+fn what_does_not_move_has_no_figure() {
+    for under in [NO_RAM, STATIC] {
+        let run = Run::start("steady", &["7", "32", "2"], under).expect_code(0);
+        assert!(run.report["processes"][0]["devices"][0]["movement"].is_null(), "{}", run.report);
+    }
+}
+
+#[test]
 fn stream_ordered_memory_spills_and_is_never_given_out_too_early() {
     everywhere_and_spilled("pools", &["320", "", "60"]);
 }

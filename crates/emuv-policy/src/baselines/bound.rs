@@ -3,15 +3,14 @@
 //! `T >= max(C, X_in / B_in, X_out / B_out, (X_in + X_out) / B_both)` for a round, where `C` is how long it takes with
 //! everything in VRAM and `X` what has to cross the link.
 //!
-//! `X_in` is counted by Belady's rule (MIN, with bypass): of what is in VRAM and what a work touches, that stays which is
-//! needed soonest, byte for byte; whatever is touched and was not in VRAM has crossed the link, moved or read in place. No
-//! way of placing has fewer, as chunks may be cut anywhere and nothing takes time. What is overwritten before it is read
-//! need not cross. (L. A. Belady, "A study of replacement algorithms for a virtual-storage computer", 1966.)
+//! `X_in` is counted by Belady's rule (`belady.rs`): whatever is touched and was not in VRAM has crossed the link, moved or
+//! read in place. What is overwritten before it is read need not cross.
 //!
 //! `X_out` is as much, because whatever leaves VRAM is copied unless it is nobody's (nothing in a trace proves that a work
 //! does not write), but for what is only ever read about once by each of its works: that can lie in RAM for good.
 //! Schedules that read a chunk in place at one use and move it for another are not counted with.
 
+use super::belady::Belady;
 use crate::machine::{Link, Script};
 
 /// See the module's head. Per round.
@@ -26,7 +25,7 @@ pub struct Bound {
 }
 
 /// How slowly something may be read in place so that moving it is no better, as far as the link goes.
-fn read_once(link: &Link) -> f64 {
+pub(crate) fn read_once(link: &Link) -> f64 {
     link.micros(1.0, 1.0) * link.in_bytes_per_us
 }
 
@@ -52,36 +51,23 @@ pub fn bound(script: &Script, vram_bytes: u64, link: &Link, first: u32, end: u32
 
 /// Bytes that Belady's rule misses from the work `first` on.
 fn misses(script: &Script, vram_bytes: u64, first: u32, end: u32) -> u64 {
-    // What is in VRAM of each chunk, by when it is needed next.
-    let mut resident: std::collections::BTreeMap<(u32, u32), u64> = std::collections::BTreeMap::new();
+    let mut vram = Belady::new(vram_bytes);
     let mut begun = vec![0_usize; script.chunks.len()];
-    let mut held = 0;
     let mut missed = 0;
     for (number, work) in (0_u32..end).zip(&script.works) {
         for &chunk in &work.chunks {
             let at = &mut begun[chunk as usize];
             let uses = &script.chunks[chunk as usize].uses;
             let (bytes, fresh) = (script.chunks[chunk as usize].bytes, uses[*at].fresh);
-            let had = resident.remove(&(number, chunk)).unwrap_or(0);
-            held -= had;
-            if number >= first && !fresh {
-                missed += bytes - had;
-            }
             *at += 1;
             // What is overwritten then need not be kept until then.
-            if let Some(next) = uses.get(*at).filter(|next| !next.fresh) {
-                resident.insert((next.work, chunk), bytes);
-                held += bytes;
+            let next = uses.get(*at).filter(|next| !next.fresh).map(|next| next.work);
+            let crossed = vram.touch(number, chunk, bytes, next);
+            if number >= first && !fresh {
+                missed += crossed;
             }
         }
-        while held > vram_bytes {
-            let Some((last, bytes)) = resident.pop_last() else { break };
-            let gone = bytes.min(held - vram_bytes);
-            held -= gone;
-            if bytes > gone {
-                resident.insert(last, bytes - gone);
-            }
-        }
+        vram.done();
     }
     missed
 }

@@ -17,11 +17,14 @@
 //! blocks of one size, where F is a fetch's time in requests and K the cache's size in blocks), with Belady's rule for what
 //! goes; and the other baselines and emuV's own schedule, since who knows everything could do as they do.
 
+mod belady;
 mod bound;
 mod clairvoyant;
 mod in_place;
 mod lru;
 
+pub(crate) use belady::Belady;
+pub(crate) use bound::read_once;
 pub use bound::{Bound, bound};
 pub use clairvoyant::{Clairvoyant, Variant};
 pub use in_place::{InOrder, InPlace};

@@ -227,6 +227,7 @@ impl<'a, P: Placement> Engine<'a, P> {
         let near = |time: f64, now: f64| if (time - now).abs() <= NOTHING { now } else { time };
         self.mover_free_at = near(self.mover_free_at, self.now);
         self.cpu_free_at = near(self.cpu_free_at, self.now);
+        self.placement.passed(self.now);
     }
 
     // --- the GPU --------------------------------------------------------------------------------------------

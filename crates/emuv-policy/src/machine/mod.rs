@@ -202,6 +202,8 @@ pub trait Placement {
     }
     /// A chunk lies still again.
     fn finished(&mut self, _chunk: u32) {}
+    /// It is that late now, in microseconds.
+    fn passed(&mut self, _micros: f64) {}
 }
 
 impl Machine {

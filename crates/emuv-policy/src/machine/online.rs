@@ -29,6 +29,11 @@ impl<'a> Online<'a> {
         Self { script, residency, there: HashMap::new(), held: None, measured: HashMap::new() }
     }
 
+    /// The state machine.
+    pub fn residency(&self) -> &Residency {
+        &self.residency
+    }
+
     fn offset(&self, chunk: u32) -> u64 {
         self.script.chunks[chunk as usize].offset
     }

@@ -283,6 +283,11 @@ impl Foresight {
         self.manner(self.entry(position)?.kind)
     }
 
+    /// How fast a work of the log reads from RAM, in bytes per microsecond, if that is known.
+    pub fn rate_at(&self, position: u64) -> Option<f64> {
+        self.rates.get(&self.entry(position)?.kind).copied()
+    }
+
     /// The link's speed as far as it is known, in bytes per microsecond.
     pub fn link(&self) -> f64 {
         self.link.unwrap_or(USUAL_LINK)

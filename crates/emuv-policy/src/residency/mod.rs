@@ -39,6 +39,7 @@ mod pins;
 mod plan;
 mod pointers;
 mod schedule;
+mod sight;
 mod works;
 
 pub use foresight::Manner;
@@ -48,6 +49,7 @@ use plan::Planned;
 pub use plan::{Policy, Room as MoveRoom, Step};
 use pointers::Pointers;
 pub use pointers::SearchRanges;
+pub use sight::{LastRound, Looped, ReadInPlace, RoundChunk, Sight, Touch};
 
 use crate::{
     GRANULE, StreamId, Tier,
@@ -229,6 +231,7 @@ pub struct Residency {
     planned: Planned,
     /// Kinds of work that are being timed.
     measuring: Vec<u64>,
+    in_place: sight::InPlace,
     visit: u32,
     scratch: Vec<u32>,
     extent_scratch: Vec<ExtentId>,
@@ -264,6 +267,7 @@ impl Residency {
             foresight: Foresight::default(),
             planned: Planned::default(),
             measuring: Vec::new(),
+            in_place: sight::InPlace::default(),
             visit: 0,
             scratch: Vec::new(),
             extent_scratch: Vec::new(),

@@ -50,6 +50,7 @@ impl Residency {
         if let Some(id) = hold {
             self.release(id);
         }
+        let account = self.in_place.begun(work.kind, ram_bytes);
         let lane = self.lane(work.stream);
         let state = &mut self.lanes[lane as usize];
         state.begun += 1;
@@ -76,6 +77,7 @@ impl Residency {
         if measure {
             self.measuring.push(work.kind);
         }
+        let measure = measure || account;
         if self.recorder.is_some() {
             let everything = work.everything;
             let flags = WorkFlags { everything, search, measure, foreseen: self.foresight.period().is_some() };
@@ -203,11 +205,15 @@ impl Residency {
     /// A work that was to be measured could not be.
     pub fn unmeasured(&mut self, kind: u64) {
         self.measuring.retain(|other| *other != kind);
+        self.in_place.end(kind);
     }
 
     /// How a kind of work that reads from RAM in place went: it took `micros` for `ram_bytes` there.
     pub fn measured(&mut self, kind: u64, ram_bytes: u64, micros: f64) {
         self.measuring.retain(|other| *other != kind);
+        if self.in_place.timed(kind, ram_bytes, micros) {
+            return;
+        }
         self.foresight.measured(kind, ram_bytes, micros);
         self.tell(|| Event::Measured { kind, ram_bytes, micros: whole(micros) });
     }

@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 
 use emuv_cuda::{CUresult, CuResult, types::*};
-use emuv_policy::Tier;
+use emuv_policy::{Tier, machine::Link};
 
 use crate::{calls, real::Real};
 
@@ -77,26 +77,55 @@ impl Copies {
         })
     }
 
-    /// Times a copy of `bytes` into VRAM, waiting for it: bytes per microsecond, the best of three.
+    /// Measures the link with copies between these, waiting for them: the best of three each time. What they held is gone.
     ///
     /// # Errors
     /// The driver's own.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)] // 64-bit only; a rate.
-    pub fn rate(&self, real: &Real, target: u64, source: u64, bytes: u64) -> CuResult<f64> {
-        let stream = self.into_vram;
-        let mut best = 0.0_f64;
+    pub fn link(&self, real: &Real, vram: u64, ram: u64, bytes: u64) -> CuResult<Link> {
+        self.measure(real, vram, ram, bytes).inspect_err(|_| self.wait(real))
+    }
+
+    #[allow(clippy::cast_precision_loss)] // Rates.
+    fn measure(&self, real: &Real, vram: u64, ram: u64, bytes: u64) -> CuResult<Link> {
+        let half = bytes / 2;
+        let (into, out) = ((self.into_vram, vram, ram), (self.into_ram, ram, vram));
+        let (mut in_best, mut out_best, mut both_best) = (0.0_f64, 0.0_f64, 0.0_f64);
         for _ in 0..3 {
+            in_best = in_best.max(bytes as f64 / Self::micros(real, &[into], bytes)?);
+            out_best = out_best.max(bytes as f64 / Self::micros(real, &[out], bytes)?);
+            // The halves keep out of each other's way.
+            let out = (self.into_ram, ram + half, vram + half);
+            both_best = both_best.max((2 * half) as f64 / Self::micros(real, &[into, out], half)?);
+        }
+        // Neither way is slower beside nothing.
+        let both = both_best.max(in_best).max(out_best);
+        Ok(Link { in_bytes_per_us: in_best, out_bytes_per_us: out_best, both_bytes_per_us: both })
+    }
+
+    /// How long copies (stream, to, from) of `bytes` each take that begin together.
+    #[allow(clippy::cast_possible_truncation)] // 64-bit only.
+    fn micros(real: &Real, copies: &[(CUstream, u64, u64)], bytes: u64) -> CuResult<f64> {
+        let mut events = Vec::new();
+        for &(stream, to, from) in copies {
             let before = calls::timed_event(real, stream, false)?;
             // SAFETY: see the module's head.
-            unsafe { real.driver.cuMemcpyAsync(target, source, bytes as usize, stream) }.ok()?;
-            let after = calls::timed_event(real, stream, false)?;
+            unsafe { real.driver.cuMemcpyAsync(to, from, bytes as usize, stream) }.ok()?;
+            events.push((before, calls::timed_event(real, stream, false)?));
+        }
+        for &(stream, ..) in copies {
             // SAFETY: see the module's head.
             unsafe { real.driver.cuStreamSynchronize(stream) }.ok()?;
-            best = best.max(bytes as f64 / calls::elapsed_micros(real, before, after)?.max(1.0));
+        }
+        let mut longest = 1.0_f64;
+        let first = events.first().map_or(0, |(before, _)| *before);
+        for &(_, after) in &events {
+            longest = longest.max(calls::elapsed_micros(real, first, after)?);
+        }
+        for (before, after) in events {
             calls::drop_event(real, before);
             calls::drop_event(real, after);
         }
-        Ok(best)
+        Ok(longest)
     }
 
     /// Waits for all copies. When that fails the context is at its end, and so are they.

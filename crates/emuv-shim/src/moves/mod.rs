@@ -8,6 +8,7 @@
 //! Nothing of this happens before the first chunk lies in RAM: until then a call costs one look at a flag.
 
 mod copies;
+mod figure;
 mod lanes;
 mod mover;
 mod pins;

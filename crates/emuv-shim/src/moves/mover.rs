@@ -10,11 +10,12 @@ use std::{
 };
 
 use emuv_cuda::{CUresult, CuError, CuResult, Handle, types::CUdevice};
-use emuv_policy::{MoveRoom, Owner, Step, Tier};
+use emuv_policy::{MoveRoom, Owner, Step, Tier, machine::Link};
 use emuv_state::HostMemory;
 
 use super::{
     copies::{self, Copies, UnderWay},
+    figure::Figure,
     record::Recording,
     search::Search,
 };
@@ -42,6 +43,9 @@ const SLEEP: Duration = Duration::from_secs(1);
 
 /// Steps between two looks at copies and fences.
 const STEPS: u32 = 4;
+
+/// What the link is measured with, at best first.
+const MEASURED_BYTES: [u64; 3] = [32 << 20, 8 << 20, 2 << 20];
 
 /// How often to try to map again what the driver would not map.
 const REMAP_ATTEMPTS: u32 = 1000;
@@ -81,6 +85,7 @@ struct Mover {
     into_vram: UnderWay<Job>,
     into_ram: UnderWay<Job>,
     recording: Recording,
+    figure: Figure,
     /// When fences were last recorded.
     learned: Instant,
     /// The context would not give any streams.
@@ -101,6 +106,7 @@ pub(super) fn start(session: &'static Session, ordinal: CUdevice) -> io::Result<
             into_vram: UnderWay::new(),
             into_ram: UnderWay::new(),
             recording: Recording::open(session.trace.as_deref(), ordinal),
+            figure: Figure::new(session.policy),
             learned: Instant::now(),
             without_streams: false,
         };
@@ -108,6 +114,7 @@ pub(super) fn start(session: &'static Session, ordinal: CUdevice) -> io::Result<
             session.degrade("moving data");
         }
         mover.recording.write(&device.arena, true);
+        mover.figure.finish(session, device);
         mover.give_up();
     })?;
     // Not by the new thread: the process may end before that has run for the first time.
@@ -150,10 +157,11 @@ impl Mover {
             }
             self.recording.write(&self.device.arena, false);
             let copying = self.into_vram.len() + self.into_ram.len() > 0;
-            let (waited_for, searching) = {
+            let (waited_for, searching, sight) = {
                 let residency = self.device.arena.residency();
-                (residency.is_waited_for(), residency.awaits_findings())
+                (residency.is_waited_for(), residency.awaits_findings(), residency.sight())
             };
+            self.figure.look(self.session, self.device, &sight);
             wait = match () {
                 () if busy => None,
                 () if !self.quiesced || waited_for => Some(POLL),
@@ -259,25 +267,33 @@ impl Mover {
         if let Some(context) = self.context {
             let _ = self.device.moves.searcher.prepare(real, context, (arena.base(), arena.bytes()));
         }
-        if let Some(rate) = self.measure_link() {
-            log::debug(format_args!("link to VRAM: {:.1} GB/s", rate / 1e3));
-            arena.residency().set_link(rate);
+        // Where VRAM is full but for a little, with less of it.
+        let measured = MEASURED_BYTES.iter().find_map(|bytes| Some((*bytes, self.measure_link(*bytes)?)));
+        if measured.is_none_or(|(bytes, _)| bytes != MEASURED_BYTES[0]) {
+            // Memory of that size is of no use to chunks.
+            self.device.moves.spares.give_back(arena, u64::MAX);
+        }
+        let Some((bytes, link)) = measured else { return };
+        let [into, out, both] =
+            [link.in_bytes_per_us, link.out_bytes_per_us, link.both_bytes_per_us].map(|rate| rate / 1e3);
+        log::debug(format_args!("link: {into:.1} GB/s to VRAM, {out:.1} to RAM, {both:.1} both at once"));
+        self.figure.set_link(link);
+        if bytes == MEASURED_BYTES[0] {
+            arena.residency().set_link(link.in_bytes_per_us);
         }
     }
 
-    /// Bytes per microsecond from RAM to VRAM.
-    fn measure_link(&self) -> Option<f64> {
-        const BYTES: u64 = 32 << 20;
+    fn measure_link(&self, bytes: u64) -> Option<Link> {
         let (real, arena, spares) = (self.session.real, &self.device.arena, &self.device.moves.spares);
         let copies = self.copies.as_ref()?;
-        let from = spares.take(arena, Tier::Ram, BYTES, || host_has(self.session, BYTES)).ok()??;
-        let measured = spares.take(arena, Tier::Vram, BYTES, || true).ok().flatten().and_then(|to| {
-            let alias = |handle| arena.aliases.of(arena.gpu(), handle, BYTES).ok();
-            let rate = alias(from).zip(alias(to)).and_then(|(from, to)| copies.rate(real, to, from, BYTES).ok());
-            spares.put(Tier::Vram, BYTES, to);
-            rate
+        let ram = spares.take(arena, Tier::Ram, bytes, || host_has(self.session, bytes)).ok()??;
+        let measured = spares.take(arena, Tier::Vram, bytes, || true).ok().flatten().and_then(|vram| {
+            let alias = |handle| arena.aliases.of(arena.gpu(), handle, bytes).ok();
+            let link = alias(ram).zip(alias(vram)).and_then(|(ram, vram)| copies.link(real, vram, ram, bytes).ok());
+            spares.put(Tier::Vram, bytes, vram);
+            link
         });
-        spares.put(Tier::Ram, BYTES, from);
+        spares.put(Tier::Ram, bytes, ram);
         measured
     }
 
@@ -398,6 +414,9 @@ impl Mover {
                         Tier::Ram => &counters.evicted_bytes,
                     };
                     moved.fetch_add(job.bytes, Ordering::Relaxed);
+                }
+                if job.copy {
+                    self.figure.moved(self.device, job.offset, job.bytes, job.to);
                 }
                 self.settle(job.offset, true);
             }

@@ -61,6 +61,12 @@ impl Spares {
         bytes_of(spares) + more
     }
 
+    /// Bytes of VRAM that hold no chunk, whatever they are kept for.
+    pub fn free_vram_bytes(&self, arena: &Arena) -> u64 {
+        let budget: Budget = arena.with_memory(|memory| *memory.budgets().of(Tier::Vram));
+        self.room_bytes(arena, Tier::Vram) + budget.room_bytes().min(left(&budget, Tier::Vram))
+    }
+
     /// A handle of exactly `bytes`: a spare, or a new one, for which spares of other sizes are given up if the
     /// budget demands it; that only if `may_make` says so.
     ///

@@ -4,18 +4,20 @@
 //! |---|---|---|
 //! | 0 | 320 | [`Header`]: magic, version, length, process, command line |
 //! | 320 | 192 | [`ProcessCounters`] |
-//! | 512 | 16 x 256 | [`DeviceCounters`], by CUDA ordinal |
+//! | 512 | 16 x 768 | [`DeviceCounters`], by CUDA ordinal |
 //!
 //! Every word is a `u64` in the machine's byte order. Sizes are bytes. Counters are independent of each
 //! other: a reader may see one that is newer than its neighbour.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::Release};
 
+use super::figure::FigureCounters;
+
 /// The first eight bytes of a ledger.
 pub(crate) const MAGIC: u64 = u64::from_ne_bytes(*b"emuVledg");
 
 /// The version of the layout.
-pub(crate) const VERSION: u64 = 1;
+pub(crate) const VERSION: u64 = 2;
 
 /// Devices that a ledger has room for.
 pub const MAX_DEVICES: usize = 16;
@@ -143,6 +145,8 @@ pub struct DeviceCounters {
     /// What pointers in GPU memory lead to, now: it moves only while the GPU has nothing to do.
     pub escaped_bytes: AtomicU64,
     reserved: [AtomicU64; 1],
+    /// How much of what GPU and link allow the program has.
+    pub figure: FigureCounters,
 }
 
 impl DeviceCounters {
@@ -190,7 +194,7 @@ pub(crate) mod device_offset {
 
 const _: () = assert!(size_of::<Header>() == 320);
 const _: () = assert!(size_of::<ProcessCounters>() == 192);
-const _: () = assert!(size_of::<DeviceCounters>() == 256);
-const _: () = assert!(size_of::<Layout>() == 512 + MAX_DEVICES * 256);
+const _: () = assert!(size_of::<DeviceCounters>() == 768);
+const _: () = assert!(size_of::<Layout>() == 512 + MAX_DEVICES * 768);
 const _: () = assert!(std::mem::offset_of!(Layout, process) == 320);
 const _: () = assert!(std::mem::offset_of!(Layout, devices) == 512);

@@ -4,6 +4,7 @@
 //! update is one store, and after SIGKILL the file still holds the last values. Whoever wants them reads
 //! the file ([`read_ledgers`]); there is no lock and no message.
 
+mod figure;
 mod layout;
 mod map;
 mod read;
@@ -16,6 +17,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
+pub use figure::FigureCounters;
 pub use layout::{DeviceCounters, MAX_DEVICES, ProcessCounters, TierCounters};
 pub use read::parse;
 pub use read::{DeviceRecord, LedgerError, Ledgers, ProcessRecord, TierRecord, read_ledgers, uuid_text};

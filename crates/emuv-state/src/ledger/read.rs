@@ -7,6 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use emuv_policy::figure::Summary;
+
+use super::figure::summary;
 use super::layout::{
     COMMAND_BYTES, DeviceCounters, Header, Layout, MAGIC, MAX_DEVICES, NAME_BYTES, ProcessCounters, TierCounters,
     VERSION, device_offset,
@@ -58,6 +61,7 @@ pub struct DeviceRecord {
     pub searches: u64,
     pub remapped_bytes: u64,
     pub escaped_bytes: u64,
+    pub figure: Summary,
 }
 
 /// How much of a tier was in use; the fields are those of [`TierCounters`].
@@ -212,6 +216,7 @@ fn device(words: Words<'_>, ordinal: usize) -> Option<DeviceRecord> {
         searches: at(offset_of!(DeviceCounters, searches)),
         remapped_bytes: at(offset_of!(DeviceCounters, remapped_bytes)),
         escaped_bytes: at(offset_of!(DeviceCounters, escaped_bytes)),
+        figure: summary(&std::array::from_fn(|word| at(offset_of!(DeviceCounters, figure) + 8 * word))),
     })
 }
 
@@ -279,15 +284,15 @@ mod tests {
         let good = ledger_bytes();
         assert!(parse(Path::new("x"), &good).is_ok());
         let mut newer = good.clone();
-        newer[8] = 2;
+        newer[8] = 3;
         let mut longer = good.clone();
         longer.extend([0; 8]);
         let cases: [(&[u8], &str); 5] = [
             (b"hello", "not a ledger"),
-            (&[0; 4608], "not a ledger"),
-            (&newer, "ledger version 2, this emuV reads version 1"),
-            (&good[..4000], "4000 bytes, a ledger has 4608"),
-            (&longer, "4616 bytes"),
+            (&[0; 12800], "not a ledger"),
+            (&newer, "ledger version 3, this emuV reads version 2"),
+            (&good[..4000], "4000 bytes, a ledger has 12800"),
+            (&longer, "12808 bytes"),
         ];
         for (bytes, words) in cases {
             let error = error_of(bytes).to_string();
@@ -316,12 +321,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..6000)) {
+        fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..14000)) {
             let _ = parse(Path::new("x"), &bytes);
         }
 
         #[test]
-        fn no_damage_makes_the_reader_panic(at in 24_usize..4608, value in any::<u8>()) {
+        fn no_damage_makes_the_reader_panic(at in 24_usize..12800, value in any::<u8>()) {
             let mut bytes = ledger_bytes();
             bytes[at] = value;
             let _ = parse(Path::new("x"), &bytes);

@@ -19,8 +19,9 @@ use std::{
 };
 
 use clap::Args;
+use emuv_policy::Bytes;
 use emuv_state::{
-    HostMemory, Limits, Movement, RunDir,
+    DeviceRecord, HostMemory, Limits, Movement, ProcessRecord, RunDir,
     config::{ConfigFile, Flags, Settings},
     env as variables, read_ledgers,
     report::{LimitsReport, ProcessReport, Report, SCHEMA, check_writable},
@@ -163,7 +164,7 @@ pub fn run(options: &Options) -> Result<ExitCode, Failure> {
     };
     let program = signals.start(&mut command(options, &plan)).map_err(|error| not_started(options, &error))?;
     let ending = program.wait().map_err(|error| failed("wait for the program", &error))?;
-    report(options, &checked, run_dir.path(), ending);
+    report(options, &checked, run_dir.path(), ending, settings.quiet);
     if options.verify {
         return Ok(verify::conclude(run_dir.path(), ending));
     }
@@ -300,8 +301,11 @@ fn not_started(options: &Options, error: &io::Error) -> Failure {
 }
 
 /// Says what was used. The program's exit code stands whatever becomes of this.
-fn report(options: &Options, checked: &Checked, run_dir: &Path, ending: Ending) {
+fn report(options: &Options, checked: &Checked, run_dir: &Path, ending: Ending, quiet: bool) {
     let ledgers = read_ledgers(run_dir);
+    if !quiet {
+        moved(&ledgers.processes).iter().for_each(|line| complain(line));
+    }
     for problem in &ledgers.problems {
         complain(&problem.to_string());
     }
@@ -318,6 +322,25 @@ fn report(options: &Options, checked: &Checked, run_dir: &Path, ending: Ending) 
     if let Err(error) = report.write(path) {
         complain(&format!("--report: cannot write {}: {error}", path.display()));
     }
+}
+
+/// For each program and GPU where data was moved: how much, and how close that was to what GPU and link allow.
+fn moved(processes: &[ProcessRecord]) -> Vec<String> {
+    let has_moved = |device: &DeviceRecord| device.figure.moved_bytes > 0 || device.figure.in_place_bytes > 0;
+    let all = processes.iter().flat_map(|process| process.devices.iter().map(move |device| (process, device)));
+    let moved: Vec<_> = all.filter(|(_, device)| has_moved(device)).collect();
+    let many = moved.len() > 1;
+    moved.iter().map(|(process, device)| moved_line(process, device, many)).collect()
+}
+
+fn moved_line(process: &ProcessRecord, device: &DeviceRecord, many: bool) -> String {
+    let whose = if many { format!("process {}, GPU {}: ", process.pid, device.ordinal) } else { String::new() };
+    let (into, out) = (Bytes(device.promoted_bytes), Bytes(device.evicted_bytes));
+    let in_place = match device.figure.in_place_bytes {
+        0 => String::new(),
+        bytes => format!(", {} read in place", Bytes(bytes)),
+    };
+    format!("{whose}{into} moved into VRAM, {out} out of it{in_place}; {}", device.figure.words())
 }
 
 /// The limits that a run would have on this host with no flags given.
