@@ -285,7 +285,7 @@ impl Foresight {
 
     /// How fast a work of the log reads from RAM, in bytes per microsecond, if that is known.
     pub fn rate_at(&self, position: u64) -> Option<f64> {
-        self.rates.get(&self.entry(position)?.kind).copied()
+        self.rate(self.entry(position)?.kind)
     }
 
     /// The link's speed as far as it is known, in bytes per microsecond.
@@ -302,8 +302,11 @@ impl Foresight {
     pub fn manner(&self, kind: u64) -> Option<Manner> {
         let part = if self.place().is_some() { READ_ONCE } else { READ_ONCE_UNFORESEEN };
         let read_once = part * self.link();
-        let timing = self.timings.get(&kind).filter(|timing| timing.micros > 0.0)?;
-        Some(if timing.bytes / timing.micros >= read_once { Manner::InPlace } else { Manner::Move })
+        Some(if self.rate(kind)? >= read_once { Manner::InPlace } else { Manner::Move })
+    }
+
+    fn rate(&self, kind: u64) -> Option<f64> {
+        self.timings.get(&kind).filter(|timing| timing.micros > 0.0).map(|timing| timing.bytes / timing.micros)
     }
 
     /// A work of that kind begins with data in RAM. Whether it is to be timed: ever more rarely, but what lies in RAM today
