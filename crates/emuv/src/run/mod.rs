@@ -2,7 +2,7 @@
 
 mod child;
 mod environment;
-mod gpu;
+pub mod gpu;
 mod hints;
 pub mod sim;
 pub mod verify;
@@ -227,8 +227,11 @@ fn failed(what: &str, error: &io::Error) -> Failure {
     Failure::new(EMUV_FAILED, format!("cannot {what}: {error}"))
 }
 
-/// The driver that the program will use, once it has been seen to work.
-fn machine(sim: Option<&str>, shim: &Path) -> Result<(Machine, RealLibraries), Failure> {
+/// The driver that a program will use, once it has been seen to work.
+///
+/// # Errors
+/// There is none that works, with what to do.
+pub fn machine(sim: Option<&str>, shim: &Path) -> Result<(Machine, RealLibraries), Failure> {
     let without = |words: &str| Failure::new(EMUV_FAILED, format!("{words}; {WITHOUT_A_GPU}"));
     let real = match sim {
         Some(settings) => {
