@@ -4,7 +4,7 @@ use std::{cell::Cell, path::PathBuf};
 
 use emuv_cuda::types::CUdevice;
 use emuv_policy::{Bytes, Owner, Policy};
-use emuv_state::{DeviceCounters, HostMemory, Ledger, Limits, MAX_DEVICES, Movement, env};
+use emuv_state::{DeviceCounters, HostMemory, Ledger, Limits, MAX_DEVICES, Movement, Setting, env};
 
 use crate::{
     account::{Kind, Mappings},
@@ -22,6 +22,7 @@ use crate::{
     log,
     moves::verify::Verify,
     real::Real,
+    slice::{self, Slice},
     sync::{
         OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -39,6 +40,8 @@ pub(crate) struct Session {
     pub real: &'static Real,
     /// What this process may hold.
     pub limits: Limits,
+    /// The slice of a GPU that it is in; then its limits are the slice's.
+    pub slice: Option<&'static Slice>,
     /// What moves between the tiers, and when.
     pub policy: Policy,
     /// Each piece of work is checked; then nothing moves.
@@ -95,20 +98,41 @@ pub(crate) fn forked() {
     FORKED.store(true, Ordering::Release);
     if let Some(Some(session)) = SESSION.get() {
         let _ = session.ledger.detach();
+        if let Some(slice) = session.slice {
+            slice.forked();
+        }
         ipc::forked();
     }
+}
+
+/// What the environment asks for, or the slice gives.
+fn limits(
+    slice: Option<&Slice>,
+    variable: impl Fn(&str) -> Option<String>,
+    host: &HostMemory,
+) -> Result<Limits, String> {
+    let Some(slice) = slice else { return Limits::from_env(variable, host) };
+    let floor = variable(env::RAM_FLOOR).filter(|value| !value.is_empty());
+    let floor = floor.map(|value| Setting::new(value, env::RAM_FLOOR).bytes()).transpose()?;
+    let given = slice.limits();
+    Ok(Limits {
+        vram: Some(Bytes(given.vram)),
+        ram: Bytes(given.ram),
+        ram_floor: floor.unwrap_or_else(|| Limits::default_floor(host)),
+    })
 }
 
 impl Session {
     fn new(real: &'static Real) -> Option<Self> {
         let variable = |name: &str| std::env::var(name).ok();
         let on = |name: &str| variable(name).is_some_and(|value| env::is_on(&value));
-        if on(env::DISABLE) {
+        let slice = slice::current();
+        if on(env::DISABLE) && slice.is_none() {
             return None;
         }
         let limits = HostMemory::read()
             .ok_or_else(|| "cannot read /proc/meminfo".to_owned())
-            .and_then(|host| Limits::from_env(variable, &host));
+            .and_then(|host| limits(slice, variable, &host));
         let limits = match limits {
             Ok(limits) => limits,
             Err(error) => {
@@ -137,6 +161,7 @@ impl Session {
         Some(Self {
             real,
             limits,
+            slice,
             policy,
             verify: on(env::VERIFY).then(|| Verify::new(run_dir.as_deref())),
             captures: Captures::default(),
@@ -237,7 +262,9 @@ impl Session {
 
     /// What the process's devices together leave of the RAM budget.
     pub fn ram_left_bytes(&self) -> u64 {
-        self.limits.ram.0.saturating_sub(self.ram_used_bytes())
+        let used = self.ram_used_bytes();
+        // In a slice the device's budget says it.
+        if self.slice.is_some() { u64::MAX } else { self.limits.ram.0.saturating_sub(used) }
     }
 
     /// What the process's devices together hold in RAM; published for other processes to read.

@@ -123,6 +123,7 @@ entries! {
             for device in session.devices() {
                 if device.pools.is_ours(session, device, PoolId(pool as u64)) {
                     device.pools.trim(session, &device.arena, PoolId(pool as u64), minBytesToKeep as u64);
+                    device.publish(session);
                 } else if device.accounts.handles(Kind::Pool).contains(&(pool as u64)) {
                     device.settle_pool(session, pool as u64);
                 }
@@ -270,7 +271,10 @@ fn from_driver(
     call: impl FnOnce() -> CUresult,
 ) -> Option<CUresult> {
     if let Ok(grows_by) = growth(session, pool, bytes) {
-        let fits = || grows_by <= device.arena.with_memory(|memory| memory.budgets().vram.room_bytes());
+        let fits = || {
+            device.look_at_slice(session);
+            grows_by <= device.arena.with_memory(|memory| memory.budgets().vram.prospect_bytes())
+        };
         let roomy = fits() || (device.refresh_accounts(session) && fits());
         if !roomy {
             return Some(device.refuse(session));

@@ -52,5 +52,5 @@ pub use definition::{DEFAULT_WEIGHT, MAX_WEIGHT, Slice, SliceGpu, SliceUser, val
 pub use file_account::FileAccount;
 #[cfg(feature = "cli")]
 pub use profile::{DEFAULT_PATH as PROFILES_PATH, Profile, parse as parse_profiles};
-pub use registry::{Entry, Registry, SliceError};
+pub use registry::{Entry, Registry, SLICE_FILE, SliceError};
 pub use schedule::Schedule;

@@ -23,6 +23,10 @@ pub(super) const VRAM: &str = "vram";
 pub(super) const RAM: &str = "ram";
 pub(super) const PROCESSES: &str = "processes";
 
+/// In a folder with libraries in it, beside the libraries' own folder: says which slice programs that load them are in,
+/// by the path of its folder.
+pub const SLICE_FILE: &str = "vgpu";
+
 const OTHERS_MAY_WRITE: u32 = 0o022;
 
 /// A slice, and where it is.
@@ -179,6 +183,16 @@ impl Registry {
             }
             Err(error) => Err(SliceError::System(dir.join(DEFINITION), error)),
         }
+    }
+
+    /// The slice in this folder.
+    ///
+    /// # Errors
+    /// As [`Self::entry`].
+    pub fn entry_at(dir: &Path) -> Result<Entry, SliceError> {
+        let place = dir.parent().zip(dir.file_name().and_then(|name| name.to_str()));
+        let (parent, name) = place.ok_or_else(|| SliceError::BadName(dir.display().to_string()))?;
+        Self { dir: parent.to_owned() }.entry(name)
     }
 
     /// All slices by number, and what could not be read.
