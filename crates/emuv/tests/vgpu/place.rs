@@ -25,7 +25,9 @@ static PROGRAMS: LazyLock<TempDir> = LazyLock::new(|| {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/programs");
     for name in ["on_command", "churn"] {
         let mut cc = Command::new("cc");
-        cc.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-o"]).arg(root.path().join(name)).arg(sources.join(format!("{name}.c")));
+        cc.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-o"])
+            .arg(root.path().join(name))
+            .arg(sources.join(format!("{name}.c")));
         cc.arg("-L").arg(&driver).args(["-lcuda", "-ldl", "-lpthread"]);
         let output = cc.output().expect("a C compiler named cc");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
