@@ -2,6 +2,7 @@
  * what it holds is counted after it was got, and no more before it is given back. So the sum over all programs at one
  * moment is never more than what they hold.
  * Arguments: [file of accounts] [number of this account] [seed] [MiB of the largest block] [steps, 0: no end]
+ *            [microseconds between steps]
  * An account is eight words: version (odd while it changes), bytes, process, steps done, and whether it is at rest, as all
  * of them are while the sixth word of the file is not 0. */
 #include "program.h"
@@ -19,6 +20,7 @@ int main(int argc, char **argv) {
     uint64_t random = seed_argument(argc, argv, 3);
     size_t largest = argument(argc, argv, 4, 8) * MIB;
     size_t steps = argument(argc, argv, 5, 1000);
+    useconds_t pause = (useconds_t)argument(argc, argv, 6, 0);
     uint64_t own[WORDS] = {0}, *account = own, *stop = &own[5];
     if (argc > 1 && *argv[1]) {
         int file = open(argv[1], O_RDWR);
@@ -38,6 +40,7 @@ int main(int argc, char **argv) {
             usleep(1000);
         }
         __atomic_store_n(&account[4], 0, __ATOMIC_SEQ_CST);
+        if (pause) usleep(pause);
         unsigned index = (unsigned)(next_random(&random) % MOST_BLOCKS);
         if (blocks[index].bytes) {
             __atomic_fetch_add(&account[0], 1, __ATOMIC_SEQ_CST);

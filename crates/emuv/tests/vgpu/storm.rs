@@ -32,6 +32,8 @@ struct Storm {
     slices: usize,
     accounts: File,
     programs: Vec<Option<Child>>,
+    /// Between two steps of a program, in microseconds: so many do not all want a processor at once.
+    pause: &'static str,
     random: u64,
     killed: u64,
     samples: u64,
@@ -39,7 +41,7 @@ struct Storm {
 }
 
 impl Storm {
-    fn new(gpus: usize, slices: usize, programs: usize, seed: u64) -> Self {
+    fn new(gpus: usize, slices: usize, programs: usize, pause: &'static str, seed: u64) -> Self {
         println!("seed {seed}");
         let place = Place::new();
         let sim = format!("--sim=vram=256M,gpus={gpus}");
@@ -52,7 +54,7 @@ impl Storm {
         let accounts = File::options().read(true).write(true).create_new(true).open(path).unwrap();
         accounts.set_len(programs as u64 * ACCOUNT_BYTES).unwrap();
         let programs = (0..programs).map(|_| None).collect();
-        Self { place, slices, accounts, programs, random: seed, killed: 0, samples: 0, torn: 0 }
+        Self { place, slices, accounts, programs, pause, random: seed, killed: 0, samples: 0, torn: 0 }
     }
 
     fn random(&mut self) -> u64 {
@@ -74,7 +76,7 @@ impl Storm {
         let seed = self.random().to_string();
         let accounts = self.place.path("accounts");
         let mut command = self.place.run_command(&slice(number % self.slices), &[], "churn");
-        command.arg(accounts).args([&number.to_string(), &seed, "6", "0"]);
+        command.arg(accounts).args([&number.to_string(), &seed, "6", "0", self.pause]);
         self.programs[number] = Some(command.stdout(Stdio::null()).spawn().unwrap());
     }
 
@@ -164,7 +166,7 @@ fn slice(number: usize) -> String {
 
 #[test]
 fn programs_that_are_killed_at_random_leave_no_trace_and_no_slice_exceeds_its_share() {
-    let mut storm = Storm::new(2, 4, 8, 1);
+    let mut storm = Storm::new(2, 4, 8, "0", 1);
     (0..8).for_each(|number| storm.start(number));
     let mut steps = HashMap::new();
     for round in 0..16 {
@@ -190,7 +192,7 @@ fn programs_that_are_killed_at_random_leave_no_trace_and_no_slice_exceeds_its_sh
 #[ignore = "a minute and 200 programs"]
 fn a_storm_of_200_programs_in_32_slices_of_8_gpus() {
     let number = |name: &str, otherwise| std::env::var(name).map_or(otherwise, |text| text.parse().unwrap());
-    let mut storm = Storm::new(8, 32, 200, number("EMUV_STORM_SEED", 1));
+    let mut storm = Storm::new(8, 32, 200, "20000", number("EMUV_STORM_SEED", 1));
     (0..200).for_each(|number| storm.start(number));
     let end = Instant::now() + Duration::from_secs(number("EMUV_STORM_SECONDS", 60));
     while Instant::now() < end {
