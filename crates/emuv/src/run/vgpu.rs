@@ -15,7 +15,7 @@ use emuv_state::{
 
 use crate::{
     cli::{Failure, complain},
-    vgpu::failed,
+    vgpu::{enforce::Groups, failed},
 };
 
 /// The slice of that name, if programs may be started in it now, by this user.
@@ -34,6 +34,14 @@ pub fn enter(name: &str) -> Result<Entry, Failure> {
         if env::var_os(variable).is_some_and(|value| !value.is_empty()) {
             complain(&format!("{variable} does not count in a slice: '{name}' has its own"));
         }
+    }
+    match Groups::of_system().map(|groups| groups.enter(name)) {
+        Some(Err(error)) if entry.slice.sim.is_none() => {
+            complain(&format!(
+                "'{name}' has a control group that cannot be entered ({error}): emuV alone keeps its limits"
+            ));
+        }
+        _ => {}
     }
     Ok(entry)
 }

@@ -12,7 +12,7 @@ use emuv_state::{
     },
 };
 
-use super::{failed, own_registry, people, read_profiles, variable, write};
+use super::{failed, have_limit_kept, own_registry, people, read_profiles, variable, write};
 use crate::{
     cli::{Failure, complain},
     gpus::GpuFacts,
@@ -91,6 +91,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         }
         let entry = create(&registry, &mut places, &profile, options)?;
         let slice = &entry.slice;
+        have_limit_kept(slice);
         write(&format!(
             "{}: instance {} on {} ({}), {} VRAM, {} RAM\n",
             slice.name, slice.instance, slice.gpu.name, slice.gpu.uuid, slice.vram, slice.ram

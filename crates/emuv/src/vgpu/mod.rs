@@ -1,6 +1,7 @@
 //! `emuv vgpu`: slices of a GPU, made, changed and shown.
 
 mod create;
+pub mod enforce;
 mod people;
 mod show;
 
@@ -13,7 +14,11 @@ use emuv_state::{
     slices::{self, PROFILES_PATH, Registry, Slice, SliceError},
 };
 
-use crate::cli::{self, Failure, complain};
+use crate::{
+    cli::{self, Failure, complain},
+    libs::{self, RealLibraries},
+};
+use enforce::Groups;
 
 /// Something in the registry is not as it would have to be; nothing was changed.
 const REFUSED: u8 = 1;
@@ -34,8 +39,9 @@ Examples:
   emuv vgpu resize ml-1 --vram 4G               while programs run: what is too much goes to RAM
   emuv vgpu list                                what there is
 
-Slices are kept in EMUV_STATE_DIR, else in /run/emuv (root) or your own runtime directory. Quotas hold for programs that
-let emuV be loaded: that is cooperation, not a security boundary ('emuv doctor' says what else enforces them).
+Slices are kept in EMUV_STATE_DIR, else in /run/emuv (root) or your own runtime directory.
+Quotas hold for programs that let emuV be loaded: that is cooperation, not a security boundary.
+'emuv doctor' says what else enforces them.
 Exit code: 0; 1 refused, nothing changed; 2 bad argument or file.";
 
 #[derive(Debug, Subcommand)]
@@ -120,7 +126,12 @@ pub fn run(options: &Options) -> Result<ExitCode, Failure> {
         Action::Resize(resize) => resize.run()?,
         Action::Delete { names, force } => {
             let registry = own_registry()?;
-            names.iter().try_for_each(|name| registry.delete(name, *force)).map_err(failed)?;
+            for name in names {
+                registry.delete(name, *force).map_err(failed)?;
+                if let Some(groups) = own_groups() {
+                    groups.forget(name);
+                }
+            }
         }
         Action::Enable { names } => change(names, |slice| slice.enabled = true)?,
         Action::Disable { names } => change(names, |slice| slice.enabled = false)?,
@@ -154,6 +165,7 @@ impl Resize {
                 slice.overcommit |= self.overcommit;
             })
             .map_err(failed)?;
+        have_limit_kept(&entry.slice);
         show::say_if_beyond(&registry, &entry);
         Ok(())
     }
@@ -184,6 +196,21 @@ fn read_profiles(path: &PathBuf) -> Result<Vec<slices::Profile>, Failure> {
         others.iter().for_each(|mistake| complain(mistake));
         Failure::bad_argument(last)
     })
+}
+
+/// The control groups, for whoever may make some.
+fn own_groups() -> Option<Groups> {
+    rustix::process::geteuid().is_root().then(Groups::of_system)?
+}
+
+/// Has the system keep the slice's limit as well, where it can.
+fn have_limit_kept(slice: &Slice) {
+    let Some(groups) = own_groups().filter(|_| slice.sim.is_none()) else { return };
+    let Ok(real) = RealLibraries::find(libs::shim_path().ok().as_deref()) else { return };
+    let kept = groups.keeper(&real, &slice.gpu.uuid).map(|keeper| groups.limit(&keeper, &real, slice));
+    if let Some(Err(why)) = kept {
+        complain(&format!("{}: its limit holds for programs that load emuV only: {why}", slice.name));
+    }
 }
 
 /// The registry that this user changes.
