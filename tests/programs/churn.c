@@ -37,7 +37,7 @@ int main(int argc, char **argv) {
         __atomic_fetch_add(&account[3], 1, __ATOMIC_SEQ_CST);
         while (__atomic_load_n(stop, __ATOMIC_SEQ_CST)) {
             __atomic_store_n(&account[4], 1, __ATOMIC_SEQ_CST);
-            usleep(1000);
+            usleep(20000);
         }
         __atomic_store_n(&account[4], 0, __ATOMIC_SEQ_CST);
         if (pause) usleep(pause);

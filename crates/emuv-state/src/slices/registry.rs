@@ -25,7 +25,7 @@ pub(super) const PROCESSES: &str = "processes";
 
 /// In a folder with libraries in it, beside the libraries' own folder: says which slice programs that load them are in,
 /// by the path of its folder.
-pub const SLICE_FILE: &str = "vgpu";
+pub const SLICE_FILE: &str = "emuv-slice";
 
 const OTHERS_MAY_WRITE: u32 = 0o022;
 

@@ -113,9 +113,13 @@ impl Storm {
         self.torn += 1;
     }
 
+    fn stop(&self, stop: bool) {
+        self.accounts.write_all_at(&u64::from(stop).to_ne_bytes(), STOP * 8).unwrap();
+    }
+
     /// All programs that live stop; then every account must be exact.
     fn rest(&mut self) {
-        self.accounts.write_all_at(&1_u64.to_ne_bytes(), STOP * 8).unwrap();
+        self.stop(true);
         for number in 0..self.programs.len() {
             until("all are at rest", || self.programs[number].is_none() || self.account(number)[AT_REST] == 1);
         }
@@ -132,7 +136,7 @@ impl Storm {
             let usage = self.place.listing(&slice(which)).used.unwrap().0;
             assert!(held <= usage.vram + usage.ram, "{held} bytes are held, {usage:?} is charged");
         }
-        self.accounts.write_all_at(&0_u64.to_ne_bytes(), STOP * 8).unwrap();
+        self.stop(false);
     }
 
     /// Kills all; then nothing may be left.
@@ -193,7 +197,11 @@ fn programs_that_are_killed_at_random_leave_no_trace_and_no_slice_exceeds_its_sh
 fn a_storm_of_200_programs_in_32_slices_of_8_gpus() {
     let number = |name: &str, otherwise| std::env::var(name).map_or(otherwise, |text| text.parse().unwrap());
     let mut storm = Storm::new(8, 32, 200, "20000", number("EMUV_STORM_SEED", 1));
+    // Those that are there first do not keep the others from starting.
+    storm.stop(true);
     (0..200).for_each(|number| storm.start(number));
+    (0..200).for_each(|number| until("it has started", || storm.account(number)[AT_REST] == 1));
+    storm.stop(false);
     let end = Instant::now() + Duration::from_secs(number("EMUV_STORM_SECONDS", 60));
     while Instant::now() < end {
         let number = usize::try_from(storm.random() % 200).unwrap();
