@@ -20,6 +20,8 @@ int main(int argc, char **argv) {
     uint64_t random = seed_argument(argc, argv, 3);
     size_t largest = argument(argc, argv, 4, 8) * MIB;
     size_t steps = argument(argc, argv, 5, 1000);
+    /* Whoever watches so many is to come first. */
+    if (argument(argc, argv, 6, 0)) (void)!nice(5);
     useconds_t pause = (useconds_t)argument(argc, argv, 6, 0);
     uint64_t own[WORDS] = {0}, *account = own, *stop = &own[5];
     if (argc > 1 && *argv[1]) {

@@ -36,6 +36,12 @@ pub struct Listing {
     pub used: Option<(Usage, Vec<SliceProcess>)>,
 }
 
+impl Listing {
+    fn of(entry: Entry) -> Self {
+        Self { used: file_account::look(&entry.dir).ok(), entry }
+    }
+}
+
 impl Registry {
     /// The registry that this user makes slices in, made if need be: in `EMUV_STATE_DIR`, else in `/run/emuv` for root,
     /// else in the user's own directory. `get` looks a variable up.
@@ -64,8 +70,15 @@ impl Registry {
     /// All slices with what is used of them, as far as this user may see it.
     pub fn listings(&self) -> (Vec<Listing>, Vec<SliceError>) {
         let (entries, problems) = self.entries();
-        let listing = |entry: Entry| Listing { used: file_account::look(&entry.dir).ok(), entry };
-        (entries.into_iter().map(listing).collect(), problems)
+        (entries.into_iter().map(Listing::of).collect(), problems)
+    }
+
+    /// One slice with what is used of it.
+    ///
+    /// # Errors
+    /// As [`Self::entry`].
+    pub fn listing(&self, name: &str) -> Result<Listing, SliceError> {
+        self.entry(name).map(Listing::of)
     }
 
     /// Makes a slice.

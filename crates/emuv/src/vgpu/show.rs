@@ -127,7 +127,7 @@ fn state(entry: &Entry) -> &'static str {
 
 /// After a change: says when more is in use than there is to be.
 pub fn say_if_beyond(registry: &Registry, entry: &Entry) {
-    let listing = registry.listings().0.into_iter().find(|listing| listing.entry.slice.name == entry.slice.name);
+    let listing = registry.listing(&entry.slice.name).ok();
     let Some((used, _)) = listing.and_then(|listing| listing.used) else { return };
     for (what, used, share) in [("VRAM", used.vram, entry.slice.vram), ("RAM", used.ram, entry.slice.ram)] {
         if used > share.0 {

@@ -97,9 +97,7 @@ impl Place {
     }
 
     pub fn listing(&self, name: &str) -> Listing {
-        let (all, problems) = Registry::of(&self.state()).listings();
-        assert!(problems.is_empty(), "{problems:?}");
-        all.into_iter().find(|listing| listing.entry.slice.name == name).unwrap()
+        Registry::of(&self.state()).listing(name).unwrap()
     }
 
     /// Runs a program in a slice until it ends.
