@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, path::PathBuf};
 
-use emuv_cuda::types::CUdevice;
+use emuv_cuda::{CUresult, types::CUdevice};
 use emuv_policy::{Bytes, Owner, Policy};
 use emuv_state::{DeviceCounters, HostMemory, Ledger, Limits, MAX_DEVICES, Movement, Setting, env};
 
@@ -105,6 +105,9 @@ pub(crate) fn forked() {
     }
 }
 
+/// What stays with the host where nobody says how much.
+const MIN_FLOOR: Bytes = Bytes::gib(2);
+
 /// What the environment asks for, or the slice gives.
 fn limits(
     slice: Option<&Slice>,
@@ -114,12 +117,12 @@ fn limits(
     let Some(slice) = slice else { return Limits::from_env(variable, host) };
     let floor = variable(env::RAM_FLOOR).filter(|value| !value.is_empty());
     let floor = floor.map(|value| Setting::new(value, env::RAM_FLOOR).bytes()).transpose()?;
+    Ok(slice_limits(slice, floor.unwrap_or_else(|| Limits::default_floor(host))))
+}
+
+fn slice_limits(slice: &Slice, ram_floor: Bytes) -> Limits {
     let given = slice.limits();
-    Ok(Limits {
-        vram: Some(Bytes(given.vram)),
-        ram: Bytes(given.ram),
-        ram_floor: floor.unwrap_or_else(|| Limits::default_floor(host)),
-    })
+    Limits { vram: Some(Bytes(given.vram)), ram: Bytes(given.ram), ram_floor }
 }
 
 impl Session {
@@ -135,6 +138,11 @@ impl Session {
             .and_then(|host| limits(slice, variable, &host));
         let limits = match limits {
             Ok(limits) => limits,
+            // In a slice no mistake in a variable sets a program free.
+            Err(error) if slice.is_some() => {
+                log::error(format_args!("{error}; the default counts"));
+                slice_limits(slice?, MIN_FLOOR)
+            }
             Err(error) => {
                 log::error(format_args!("{error}; the program runs without emuV"));
                 return None;
@@ -146,6 +154,10 @@ impl Session {
             None | Some(Ok(Movement::Dynamic)) => Policy::Dynamic { safe },
             Some(Ok(Movement::Static)) => Policy::Static,
             Some(Ok(Movement::Torture(seed))) => Policy::Torture { state: seed, safe },
+            Some(Err(error)) if slice.is_some() => {
+                log::error(format_args!("{}: {error}; the default counts", env::POLICY));
+                Policy::Dynamic { safe }
+            }
             Some(Err(error)) => {
                 log::error(format_args!("{}: {error}; the program runs without emuV", env::POLICY));
                 return None;
@@ -288,9 +300,16 @@ impl Session {
         self.policy != Policy::Static
     }
 
-    /// Whether new allocations are still placed by emuV.
+    /// Whether new allocations are still placed by emuV. In a slice they always are: the driver would know no limit.
     pub fn places(&self) -> bool {
-        !self.degraded.load(Ordering::Relaxed)
+        self.slice.is_some() || !self.degraded.load(Ordering::Relaxed)
+    }
+
+    /// The answer to an allocation on a device that emuV cannot place memory on: the driver's own, but in a slice, of
+    /// which the driver knows no limit.
+    pub fn unplaced(&self) -> Option<CUresult> {
+        let device = self.slice.and_then(|_| calls::current_device(self.real).ok());
+        device.map(|_| CUresult::OUT_OF_MEMORY)
     }
 
     /// An internal error: from now on new allocations are left to the driver; what there is stays.

@@ -224,7 +224,7 @@ fn allocate(session: &Session, request: Request, call: impl FnOnce() -> CUresult
     if request.dptr.is_null() || request.bytes == 0 || !session.places() {
         return None;
     }
-    let (context, device) = session.here()?;
+    let Some((context, device)) = session.here() else { return session.unplaced() };
     let on = On { handle: request.stream, per_thread: request.per_thread, context };
     if session.captures.any() && calls::is_capturing(session.real, request.stream, request.per_thread) {
         // The call becomes a graph's memory node.
@@ -245,6 +245,7 @@ fn allocate(session: &Session, request: Request, call: impl FnOnce() -> CUresult
             Some(CUresult::SUCCESS)
         }
         Err(Refusal::NoRoom) => Some(CUresult::OUT_OF_MEMORY),
+        Err(Refusal::Driver(error)) if session.slice.is_some() => Some(error.code()),
         Err(Refusal::Driver(error)) => {
             log::error(format_args!("placing {} bytes: {error}; left to the driver", request.bytes));
             None

@@ -183,6 +183,7 @@ fn no_variable_gives_a_program_more_than_its_slice() {
     // What a tenant may set for its own programs.
     let set = ["-u", "EMUV_VGPU", "EMUV_VRAM=1G", "EMUV_RAM=1G", "EMUV_DISABLE=1", "CUDA_DEVICE_MEMORY_LIMIT=1g"];
     command.args(set).args(["EMUV_STATE_DIR=/nonexistent", "EMUV_RUN_DIR=/nonexistent"]);
+    command.args(["EMUV_POLICY=none of them", "EMUV_RAM_FLOOR=much", "EMUV_REPORT=x"]);
     let program = place.run_command("ml-1", &[], "on_command");
     command.arg(program.get_args().last().unwrap());
     let mut one = crate::place::Obedient::start(command);

@@ -196,7 +196,7 @@ fn programs_that_are_killed_at_random_leave_no_trace_and_no_slice_exceeds_its_sh
 #[ignore = "a minute and 200 programs"]
 fn a_storm_of_200_programs_in_32_slices_of_8_gpus() {
     let number = |name: &str, otherwise| std::env::var(name).map_or(otherwise, |text| text.parse().unwrap());
-    let mut storm = Storm::new(8, 32, 200, "20000", number("EMUV_STORM_SEED", 1));
+    let mut storm = Storm::new(8, 32, 200, "200000", number("EMUV_STORM_SEED", 1));
     // Those that are there first do not keep the others from starting.
     storm.stop(true);
     (0..200).for_each(|number| storm.start(number));
