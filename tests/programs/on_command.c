@@ -1,6 +1,7 @@
 /* Does what it is told, one line of standard input at a time, and answers each with one line: for tests of several
  * programs at once that depend on no timing.
  *   alloc MIB | async MIB   memory, filled on the GPU       -> ok NUMBER, or oom
+ *   huge                    as much as no GPU has            -> oom
  *   array MIB               memory that emuV only accounts   -> ok NUMBER, or oom
  *   free NUMBER                                             -> ok
  *   verify                  every word of what is held       -> ok
@@ -100,7 +101,12 @@ static void obey(char *line) {
     size_t number = 0;
     sscanf(line, "%15s %zu", what, &number);
     if (!strcmp(what, "alloc") || !strcmp(what, "async") || !strcmp(what, "array")) take(what, number);
-    else if (!strcmp(what, "free")) give((unsigned)number);
+    else if (!strcmp(what, "huge")) {
+        CUdeviceptr at;
+        EXPECT(cuMemAlloc_v2(&at, SIZE_MAX), CUDA_ERROR_OUT_OF_MEMORY);
+        EXPECT(cuMemAllocAsync(&at, SIZE_MAX / 2, NULL), CUDA_ERROR_OUT_OF_MEMORY);
+        printf("oom\n");
+    } else if (!strcmp(what, "free")) give((unsigned)number);
     else if (!strcmp(what, "verify")) verify();
     else if (!strcmp(what, "nvml")) ask_nvml();
     else if (!strcmp(what, "info")) {

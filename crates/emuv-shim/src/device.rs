@@ -283,7 +283,8 @@ impl Device {
             }];
         let mut result = attempt(Wants::first(bytes));
         if self.slice(session).is_some() {
-            for wants in [Wants::Placement(bytes), Wants::Either(bytes)] {
+            let again = [Wants::Placement(bytes), Wants::Either(bytes)];
+            for wants in again.into_iter().filter(|wants| *wants != Wants::first(bytes)) {
                 if matches!(result, Err(Refusal::NoRoom)) {
                     result = attempt(wants);
                 }

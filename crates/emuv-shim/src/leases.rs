@@ -90,7 +90,7 @@ impl Device {
             if tier == Tier::Vram { Demand { vram: bytes, ram: 0 } } else { Demand { vram: 0, ram: bytes } }
         };
         let demand = match wants {
-            Wants::Nothing => None,
+            Wants::Nothing | Wants::All(_, 0) | Wants::UpTo(_, 0) => None,
             Wants::All(tier, bytes) => got(one(tier, bytes)),
             Wants::UpTo(tier, bytes) => got(one(tier, bytes)).or_else(|| {
                 self.attempt(slice, |open| {
@@ -98,7 +98,7 @@ impl Device {
                 })
             }),
             Wants::Placement(bytes) => {
-                let size = bytes.next_multiple_of(GRANULE);
+                let size = whole_granules(bytes);
                 let held_back = self.arena.with_memory(|memory| memory.held_back_for(bytes));
                 let at_once = if held_back == 0 { got(one(Tier::Vram, size)) } else { None };
                 at_once.or_else(|| {
@@ -109,7 +109,7 @@ impl Device {
                 })
             }
             Wants::Either(bytes) => {
-                let size = bytes.next_multiple_of(GRANULE);
+                let size = whole_granules(bytes);
                 self.attempt(slice, |open| {
                     got(Demand { vram: size.min(granules(open.vram)), ram: size.min(granules(open.ram)) })
                 })
@@ -216,6 +216,11 @@ impl Device {
 /// As much of it as whole chunks can use.
 fn granules(bytes: u64) -> u64 {
     bytes / GRANULE * GRANULE
+}
+
+/// What chunks for so many bytes take. A size that no memory has stays one.
+fn whole_granules(bytes: u64) -> u64 {
+    bytes.checked_next_multiple_of(GRANULE).unwrap_or(granules(u64::MAX))
 }
 
 /// Starts the thread that follows the slice's limits.

@@ -14,6 +14,7 @@ fn two_programs_share_one_quota_and_neither_can_have_more() {
     assert_eq!(two.tell("alloc 40"), "oom");
     assert_eq!(two.tell("alloc 20"), "ok 0");
     assert_eq!(two.tell("alloc 4"), "oom");
+    assert_eq!(two.tell("huge"), "oom");
     assert_eq!(one.tell("free 0"), "ok");
     assert_eq!(two.tell("async 40"), "ok 1");
     assert_eq!((one.tell("verify"), two.tell("verify")), ("ok".to_owned(), "ok".to_owned()));

@@ -32,6 +32,8 @@ struct Storm {
     slices: usize,
     accounts: File,
     programs: Vec<Option<Child>>,
+    /// Programs that are gone; `emuv run` may still be clearing up behind them.
+    ending: Vec<Child>,
     /// Between two steps of a program, in microseconds: so many do not all want a processor at once.
     pause: &'static str,
     random: u64,
@@ -42,7 +44,7 @@ struct Storm {
 
 impl Storm {
     fn new(gpus: usize, slices: usize, programs: usize, pause: &'static str, seed: u64) -> Self {
-        println!("seed {seed}");
+        eprintln!("seed {seed}");
         let place = Place::new();
         let sim = format!("--sim=vram=256M,gpus={gpus}");
         for number in 0..slices {
@@ -54,7 +56,18 @@ impl Storm {
         let accounts = File::options().read(true).write(true).create_new(true).open(path).unwrap();
         accounts.set_len(programs as u64 * ACCOUNT_BYTES).unwrap();
         let programs = (0..programs).map(|_| None).collect();
-        Self { place, slices, accounts, programs, pause, random: seed, killed: 0, samples: 0, torn: 0 }
+        Self {
+            place,
+            slices,
+            accounts,
+            programs,
+            ending: Vec::new(),
+            pause,
+            random: seed,
+            killed: 0,
+            samples: 0,
+            torn: 0,
+        }
     }
 
     fn random(&mut self) -> u64 {
@@ -72,7 +85,7 @@ impl Storm {
     }
 
     fn start(&mut self, number: usize) {
-        self.accounts.write_all_at(&[0; 32], number as u64 * ACCOUNT_BYTES).unwrap();
+        self.accounts.write_all_at(&[0; 40], number as u64 * ACCOUNT_BYTES).unwrap();
         let seed = self.random().to_string();
         let accounts = self.place.path("accounts");
         let mut command = self.place.run_command(&slice(number % self.slices), &[], "churn");
@@ -81,13 +94,15 @@ impl Storm {
     }
 
     fn kill(&mut self, number: usize) {
-        let Some(mut program) = self.programs[number].take() else { return };
+        let Some(program) = self.programs[number].take() else { return };
         // Killed before it says its number, it could not be found.
         until("the program has started", || self.account(number)[PROCESS] != 0);
-        kill(u32::try_from(self.account(number)[PROCESS]).unwrap());
-        program.wait().unwrap();
+        let pid = u32::try_from(self.account(number)[PROCESS]).unwrap();
+        kill(pid);
+        until("the program is gone", || is_gone(pid));
+        self.ending.push(program);
         // What it held is nobody's now. Its place may be another's already, so this comes before the next look.
-        self.accounts.write_all_at(&[0; 32], number as u64 * ACCOUNT_BYTES).unwrap();
+        self.accounts.write_all_at(&[0; 40], number as u64 * ACCOUNT_BYTES).unwrap();
         self.killed += 1;
     }
 
@@ -145,7 +160,8 @@ impl Storm {
         for number in 0..self.programs.len() {
             self.kill(number);
         }
-        println!(
+        self.ending.iter_mut().for_each(|program| assert!(program.wait().unwrap().code().is_some()));
+        eprintln!(
             "{} killed, {} looks, {} of them torn, {steps} steps by the last",
             self.killed, self.samples, self.torn
         );
@@ -162,6 +178,14 @@ impl Storm {
             std::fs::read_dir(self.place.state().join("vgpu")).unwrap().flatten().map(|entry| entry.file_name());
         assert_eq!(names.collect::<Vec<_>>(), ["lock"]);
     }
+}
+
+/// Whether a process has ended, even if nobody has asked for its exit code yet: what it had open is closed then.
+fn is_gone(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let ended = stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']));
+    // The first thread may have ended before the others, which still have everything open.
+    ended && std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count) <= 1
 }
 
 fn slice(number: usize) -> String {
@@ -214,7 +238,7 @@ fn a_storm_of_200_programs_in_32_slices_of_8_gpus() {
         }
     }
     (0..200).for_each(|other| until("it works", || storm.account(other)[STEPS] > 0));
-    println!("{} killed within the time", storm.killed);
+    eprintln!("{} killed within the time", storm.killed);
     storm.rest();
     storm.end();
 }
