@@ -63,6 +63,12 @@ impl Registry {
             }
         }
         let registry = Self::of(&state_dir);
+        let system = Self::of(Path::new(SYSTEM));
+        if !root && system.is_roots() && !registry.is_roots() {
+            // They would count for nobody.
+            let dir = system.dir().display();
+            return Err(SliceError::StateDir(format!("the slices of this machine are root's to make, in {dir}")));
+        }
         make_folder(registry.dir(), 0o755)?;
         Ok(registry)
     }

@@ -130,7 +130,7 @@ impl Registry {
     fn counting(get: impl Fn(&str) -> Option<String>, system: Self, uid: u32) -> Vec<Self> {
         let path = |name: &str| get(name).map(PathBuf::from).filter(|path| path.is_absolute());
         let given = path(env::STATE_DIR).map(|path| Self::of(&path));
-        let governed = uid != 0 && system.owner() == Some(0);
+        let governed = uid != 0 && system.is_roots();
         let own = [path("XDG_RUNTIME_DIR").map(|path| path.join("emuv")), Some(format!("/tmp/emuv-{uid}").into())];
         let own = own.into_iter().flatten().map(|path| Self::of(&path));
         let chosen: Vec<Self> = match given {
@@ -140,6 +140,11 @@ impl Registry {
             _ => own.chain([system]).collect(),
         };
         chosen.into_iter().filter(|registry| registry.owner().is_some()).collect()
+    }
+
+    /// Whether it is there, and root's.
+    pub(super) fn is_roots(&self) -> bool {
+        self.owner() == Some(0)
     }
 
     /// Whose it is; `None` where it is not there, or where others may write.
