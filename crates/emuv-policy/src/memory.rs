@@ -162,6 +162,16 @@ impl DeviceMemory {
         &self.budgets
     }
 
+    /// To change limits, and what is granted of shared ones.
+    pub fn budgets_mut(&mut self) -> &mut Budgets {
+        &mut self.budgets
+    }
+
+    /// VRAM that large allocations of `bytes` leave to hot ones while RAM has room.
+    pub fn held_back_for(&self, bytes: u64) -> u64 {
+        if bytes <= HOT_BYTES { 0 } else { self.budgets.vram.limit_bytes() / HOT_SHARE }
+    }
+
     /// Bytes charged by [`Self::charge_unspilled`].
     pub fn unspilled_bytes(&self) -> u64 {
         self.unspilled_bytes
@@ -211,8 +221,16 @@ impl DeviceMemory {
 
     /// VRAM that a request of `bytes` may use before RAM is used.
     pub fn vram_for(&self, bytes: u64, room: Room) -> u64 {
-        let held_back = if bytes <= HOT_BYTES { 0 } else { self.budgets.vram.limit_bytes() / HOT_SHARE };
-        let in_budget = self.budgets.vram.room_bytes().saturating_sub(held_back);
+        let held_back = self.held_back_for(bytes);
+        let budget = &self.budgets.vram;
+        // Of a shared budget, what nobody has been granted is held back first.
+        let in_budget = budget.room_bytes().min(budget.prospect_bytes().saturating_sub(held_back));
+        in_budget.min(room.vram_bytes.saturating_sub(room.vram_reserve_bytes))
+    }
+
+    /// The same, counting what of a shared budget could be granted.
+    pub fn vram_prospect_for(&self, bytes: u64, room: Room) -> u64 {
+        let in_budget = self.budgets.vram.prospect_bytes().saturating_sub(self.held_back_for(bytes));
         in_budget.min(room.vram_bytes.saturating_sub(room.vram_reserve_bytes))
     }
 
@@ -350,7 +368,7 @@ impl DeviceMemory {
     #[must_use]
     pub fn charge_spare(&mut self, tier: Tier, bytes: u64, leave_bytes: u64) -> bool {
         let budget = self.budgets.of_mut(tier);
-        bytes.saturating_add(leave_bytes) <= budget.room_bytes() && budget.charge(bytes)
+        bytes.saturating_add(leave_bytes) <= budget.prospect_bytes() && budget.charge(bytes)
     }
 
     /// The live allocation that `offset` lies in.

@@ -4,7 +4,7 @@
 
 use emuv_policy::{Begin, GRANULE, MoveRoom, Policy, Residency, Step, StreamId, Tier, Work};
 
-const ROOM: MoveRoom = MoveRoom { vram_bytes: 0, ram_bytes: 8 * GRANULE, vram_coming_bytes: 0 };
+const ROOM: MoveRoom = MoveRoom { vram_bytes: 0, ram_bytes: 8 * GRANULE, vram_coming_bytes: 0, vram_excess_bytes: 0 };
 
 /// Four extents of one chunk each, all searched.
 fn residency() -> Residency {

@@ -5,8 +5,9 @@ use emuv_policy::{Begin, HoldId, MoveRoom, Policy, Residency, Step, StreamId, Ti
 
 const MIB: u64 = 1 << 20;
 const SLAB: u64 = 512 * MIB;
-const PLENTY: MoveRoom = MoveRoom { vram_bytes: 64 * MIB, ram_bytes: 64 * MIB, vram_coming_bytes: 0 };
-const NO_VRAM: MoveRoom = MoveRoom { vram_bytes: 0, ram_bytes: 64 * MIB, vram_coming_bytes: 0 };
+const PLENTY: MoveRoom =
+    MoveRoom { vram_bytes: 64 * MIB, ram_bytes: 64 * MIB, vram_coming_bytes: 0, vram_excess_bytes: 0 };
+const NO_VRAM: MoveRoom = MoveRoom { vram_bytes: 0, ram_bytes: 64 * MIB, vram_coming_bytes: 0, vram_excess_bytes: 0 };
 
 const POLICIES: [Policy; 4] = [
     Policy::Static,
@@ -152,7 +153,7 @@ fn nothing_moves_once_the_executor_has_given_up() {
 #[test]
 fn without_room_it_stays_what_it_was() {
     for policy in [Policy::Static, Policy::Dynamic { safe: false }] {
-        let nothing = MoveRoom { vram_bytes: 0, ram_bytes: 0, vram_coming_bytes: 0 };
+        let nothing = MoveRoom { vram_bytes: 0, ram_bytes: 0, vram_coming_bytes: 0, vram_excess_bytes: 0 };
         for offset in [0, SLAB] {
             let mut residency = device(policy);
             assert!(!pin(&mut residency, offset, nothing), "{policy:?}");

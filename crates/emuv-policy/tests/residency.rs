@@ -259,7 +259,8 @@ impl World {
     }
 
     fn advance_mover(&mut self) {
-        let room = MoveRoom { vram_bytes: 4 * GRANULE, ram_bytes: 4 * GRANULE, vram_coming_bytes: 0 };
+        let room =
+            MoveRoom { vram_bytes: 4 * GRANULE, ram_bytes: 4 * GRANULE, vram_coming_bytes: 0, vram_excess_bytes: 0 };
         match self.residency.next_step(room) {
             Step::Show { offset, .. } => {
                 assert!(self.unmapped.contains(&offset), "mapped twice");

@@ -23,7 +23,7 @@ fn residency() -> Residency {
     residency
 }
 
-const NO_ROOM: MoveRoom = MoveRoom { vram_bytes: 0, ram_bytes: 0, vram_coming_bytes: 0 };
+const NO_ROOM: MoveRoom = MoveRoom { vram_bytes: 0, ram_bytes: 0, vram_coming_bytes: 0, vram_excess_bytes: 0 };
 
 /// A work of `maker` on its stream that is given these extents; its number there.
 fn run(residency: &mut Residency, stream: u64, maker: u64, extents: &[u64], searched: bool) -> u64 {
@@ -46,7 +46,7 @@ fn run(residency: &mut Residency, stream: u64, maker: u64, extents: &[u64], sear
 
 /// What the mover would move while this is so.
 fn movable(residency: &mut Residency) -> BTreeSet<u64> {
-    let room = MoveRoom { vram_bytes: 0, ram_bytes: GRANULE, vram_coming_bytes: 0 };
+    let room = MoveRoom { vram_bytes: 0, ram_bytes: GRANULE, vram_coming_bytes: 0, vram_excess_bytes: 0 };
     let mut seen = BTreeSet::new();
     for _ in 0..500 {
         if let Step::Move { offset, .. } = residency.next_step(room) {

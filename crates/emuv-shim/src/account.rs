@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::{arena::lock, device::Device, sync::Mutex};
+use emuv_policy::Tier;
+
+use crate::{arena::lock, device::Device, leases::Wants, session::Session, sync::Mutex};
 
 /// The kinds, each with handles of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -66,7 +68,9 @@ impl Accounts {
 
     /// Sets what something that grows and shrinks by itself holds now. What goes beyond the budget is
     /// there all the same, so it is charged as far as the budget goes.
-    pub fn settle(&self, device: &Device, kind: Kind, handle: u64, bytes: u64) {
+    pub fn settle(&self, session: &Session, device: &Device, kind: Kind, handle: u64, bytes: u64) {
+        let before = lock(&self.0).get(&(kind, handle)).map_or(0, |entry| entry.bytes);
+        let lease = device.lease(session, Wants::UpTo(Tier::Vram, bytes.saturating_sub(before)));
         let mut entries = lock(&self.0);
         let entry = entries.entry((kind, handle)).or_default();
         device.arena.with_memory(|memory| {
@@ -75,6 +79,8 @@ impl Accounts {
             let charged = memory.charge_unspilled(entry.bytes);
             debug_assert!(charged, "charged no more than the room");
         });
+        drop(entries);
+        device.end_lease(lease);
     }
 
     /// The handles of a kind.

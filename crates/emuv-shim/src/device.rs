@@ -12,7 +12,9 @@ use emuv_state::HostMemory;
 use crate::{
     account::{Accounts, Kind},
     arena::{Arena, Placed, Refusal, lock},
-    calls, log,
+    calls,
+    leases::{self, Share, Wants},
+    log,
     moves::Moves,
     pools::{On, POOL_OWNER, Pools},
     session::{self, Session},
@@ -33,7 +35,13 @@ pub(crate) struct Device {
     pub arena: Arena,
     /// What is only charged.
     pub accounts: Accounts,
-    physical_bytes: u64,
+    pub(crate) physical_bytes: u64,
+    /// It can map host memory.
+    pub(crate) has_ram_tier: bool,
+    /// It is the GPU of the slice that the process is in.
+    pub(crate) is_the_slices: bool,
+    /// What this process is to have of that slice.
+    pub(crate) share: Share,
     /// Handles that have meant the primary context.
     primaries: Mutex<HashSet<Owner>>,
     /// Contexts seen so far, and whether each is the primary one.
@@ -62,12 +70,25 @@ impl Device {
         let real = session.real;
         let gpu = DriverGpu::new(&real.driver, ordinal)?;
         let physical_bytes = calls::total_memory(real, ordinal)?;
+        let is_the_slices = match session.slice {
+            Some(slice) => slice.is_of(&calls::uuid(real, ordinal)?),
+            None => false,
+        };
+        let none = session.slice.is_some() && !is_the_slices;
+        if none {
+            log::error(format_args!(
+                "GPU {ordinal} is not the one that the slice is of; the program gets none of its memory"
+            ));
+        }
         let vram = session.limits.vram.map_or(physical_bytes, |cap| cap.0.min(physical_bytes));
-        let ram = if gpu.has_ram_tier() { session.limits.ram.0 } else { 0 };
-        if ram == 0 && session.limits.ram > Bytes::ZERO {
+        let has_ram_tier = gpu.has_ram_tier();
+        let ram = if has_ram_tier { session.limits.ram.0 } else { 0 };
+        let (vram, ram) = if none { (0, 0) } else { (vram, ram) };
+        let budgets = if session.slice.is_some() { Budgets::shared(vram, ram) } else { Budgets::new(vram, ram) };
+        if ram == 0 && session.limits.ram > Bytes::ZERO && !none {
             log::error(format_args!("GPU {ordinal} cannot use host memory for chunks; nothing spills there"));
         }
-        let mut arena = Arena::reserve(Box::new(gpu), ARENA_BYTES, Budgets::new(vram, ram), session.policy)?;
+        let mut arena = Arena::reserve(Box::new(gpu), ARENA_BYTES, budgets, session.policy)?;
         if session.trace.is_some() {
             arena.record();
         }
@@ -79,6 +100,9 @@ impl Device {
             arena,
             accounts: Accounts::default(),
             physical_bytes,
+            has_ram_tier,
+            is_the_slices,
+            share: Share::default(),
             primaries: Mutex::default(),
             contexts: Mutex::default(),
             pools: Pools::default(),
@@ -92,6 +116,9 @@ impl Device {
             counters.ram.budget_bytes.store(ram, Relaxed);
         }
         log::debug(format_args!("GPU {ordinal}: {} VRAM, {} RAM", Bytes(vram), Bytes(ram)));
+        if is_the_slices && let Err(error) = leases::follow(ordinal) {
+            log::error(format_args!("no thread to follow the slice's limits with ({error}); they stay as they are"));
+        }
         Ok(device)
     }
 
@@ -112,12 +139,13 @@ impl Device {
 
     /// What a program sees as free, given the driver's word on what is free on the card.
     pub fn free_bytes(&self, session: &Session, driver_free_bytes: u64) -> u64 {
+        self.look_at_slice(session);
         let budgets = self.arena.with_memory(|memory| *memory.budgets());
         // What other devices keep to move chunks into they give back if need be.
         let others = session.devices().filter(|other| other.ordinal != self.ordinal);
         let kept: u64 = others.map(|other| other.moves.spare_ram_bytes()).sum();
-        let ram = budgets.ram.room_bytes().min(session.ram_left_bytes() + kept);
-        budgets.vram.room_bytes().min(driver_free_bytes)
+        let ram = budgets.ram.prospect_bytes().min(session.ram_left_bytes() + kept);
+        budgets.vram.prospect_bytes().min(driver_free_bytes)
             + ram
             + self.moves.spare_bytes()
             + self.pools.late_bytes(&self.arena)
@@ -184,12 +212,13 @@ impl Device {
     /// Whether `bytes` more would lie in VRAM.
     pub fn has_vram_for(&self, session: &Session, bytes: u64) -> bool {
         let room = self.room(session, bytes);
-        bytes <= self.arena.with_memory(|memory| memory.vram_for(bytes, room))
+        self.look_at_slice(session);
+        bytes <= self.arena.with_memory(|memory| memory.vram_prospect_for(bytes, room))
     }
 
     /// Whether there is RAM for `bytes` more.
     pub fn has_ram_for(&self, session: &Session, bytes: u64) -> bool {
-        let budget = self.arena.with_memory(|memory| memory.budgets().ram.room_bytes());
+        let budget = self.arena.with_memory(|memory| memory.budgets().ram.prospect_bytes());
         bytes <= budget && bytes <= self.host_room(session)
     }
 
@@ -254,28 +283,43 @@ impl Device {
         bytes: u64,
         attempt: impl Fn(Room) -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
-        let attempt = || attempt(self.room(session, bytes));
+        let attempt = |wants: Wants| {
+            let lease = self.lease(session, wants);
+            let result = attempt(self.room(session, bytes));
+            self.end_lease(lease);
+            result
+        };
         let make_room: [&dyn Fn() -> bool; 3] =
             [&|| self.refresh_accounts(session), &|| self.pools.make_room(session, &self.arena, bytes, false), &|| {
                 self.pools.make_room(session, &self.arena, bytes, true)
             }];
-        let mut result = attempt();
+        let mut result = attempt(Wants::first(bytes));
+        if self.slice(session).is_some() {
+            let again = [Wants::Placement(bytes), Wants::Either(bytes)];
+            for wants in again.into_iter().filter(|wants| *wants != Wants::first(bytes)) {
+                if matches!(result, Err(Refusal::NoRoom)) {
+                    result = attempt(wants);
+                }
+            }
+        }
         for make in make_room {
             if matches!(result, Err(Refusal::NoRoom)) && make() {
-                result = attempt();
+                result = attempt(Wants::Either(bytes));
             }
         }
         if matches!(result, Err(Refusal::NoRoom))
-            && let Some(again) = self.moves.without_spares(session, &self.arena, attempt)
+            && let Some(again) = self.moves.without_spares(session, &self.arena, || attempt(Wants::Either(bytes)))
         {
             result = again;
         }
         // The budget of RAM is shared by the devices.
         for other in session.devices().filter(|other| other.ordinal != self.ordinal) {
             if matches!(result, Err(Refusal::NoRoom)) && other.moves.spare_ram_bytes() > 0 {
-                result = other.moves.without_spares(session, &other.arena, attempt).unwrap_or(result);
+                let again = other.moves.without_spares(session, &other.arena, || attempt(Wants::Either(bytes)));
+                result = again.unwrap_or(result);
             }
         }
+        self.settle_slice(session);
         result
     }
 
@@ -314,7 +358,10 @@ impl Device {
         bytes: u64,
         create: impl FnOnce() -> CuResult<u64>,
     ) -> CUresult {
-        if !self.arena.with_memory(|memory| memory.charge_unspilled(bytes)) {
+        let lease = self.lease(session, Wants::All(Tier::Vram, bytes));
+        let charged = self.arena.with_memory(|memory| memory.charge_unspilled(bytes));
+        self.end_lease(lease);
+        if !charged {
             return self.refuse(session);
         }
         let created = create();
@@ -516,7 +563,7 @@ impl Device {
         }
         for handle in self.accounts.handles(Kind::Graph) {
             let bytes = calls::graph_memory(session.real, self.ordinal).unwrap_or(0);
-            self.accounts.settle(self, Kind::Graph, handle, bytes);
+            self.accounts.settle(session, self, Kind::Graph, handle, bytes);
         }
         self.publish(session);
         self.arena.with_memory(|memory| memory.unspilled_bytes()) < before
@@ -525,7 +572,7 @@ impl Device {
     /// Charges what a stream-ordered pool holds now.
     pub fn settle_pool(&self, session: &Session, pool: u64) {
         let held = calls::pool_attribute(session.real, pool as CUmemoryPool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT);
-        self.accounts.settle(self, Kind::Pool, pool, held.unwrap_or(0));
+        self.accounts.settle(session, self, Kind::Pool, pool, held.unwrap_or(0));
     }
 
     /// Writes the current figures where other processes read them.
@@ -536,6 +583,7 @@ impl Device {
         counters.ram.set_used(budgets.ram.used_bytes());
         session.ram_used_bytes();
         counters.unspilled_bytes.store(unspilled, Relaxed);
+        self.settle_slice(session);
         if budgets.ram.used_bytes() > self.moves.spare_ram_bytes() {
             session.say_that_it_spills(budgets.vram.used_bytes(), budgets.ram.limit_bytes());
         }

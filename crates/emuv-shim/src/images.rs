@@ -66,7 +66,7 @@ impl Images {
             lock(&self.0).remove(&key).is_some()
         };
         if bytes > 0 {
-            device.accounts.settle(device, key.0, key.1, bytes);
+            device.accounts.settle(session, device, key.0, key.1, bytes);
             device.publish(session);
         } else if known {
             session.release_account(key.0, key.1);

@@ -26,6 +26,7 @@ mod hints;
 mod host_ranges;
 mod images;
 mod ipc;
+mod leases;
 mod log;
 mod moves;
 // A test executable must not define the driver's symbols itself.
@@ -37,6 +38,7 @@ mod pools;
 mod real;
 mod resolve;
 mod session;
+mod slice;
 mod streams;
 mod sync;
 mod thread;

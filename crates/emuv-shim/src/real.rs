@@ -21,6 +21,8 @@ use emuv_state::env;
 
 use crate::log;
 
+pub(crate) use crate::resolve::own_path;
+
 include!(concat!(env!("OUT_DIR"), "/slots.rs"));
 include!(concat!(env!("OUT_DIR"), "/handled.rs"));
 
@@ -155,7 +157,7 @@ fn load<T>(which: Which, open: impl Fn(&std::path::Path) -> Result<T, emuv_cuda:
         None => Locator {
             library_path: std::env::var("LD_LIBRARY_PATH").ok(),
             loader_cache: None,
-            own_files: crate::resolve::own_path().into_iter().collect(),
+            own_files: own_path().into_iter().collect(),
         }
         .find(which),
     };

@@ -2,9 +2,9 @@
 
 use std::{cell::Cell, path::PathBuf};
 
-use emuv_cuda::{CuError, types::CUdevice};
+use emuv_cuda::{CUresult, CuError, types::CUdevice};
 use emuv_policy::{Bytes, Owner, Policy};
-use emuv_state::{DeviceCounters, HostMemory, Ledger, Limits, MAX_DEVICES, Movement, env};
+use emuv_state::{DeviceCounters, HostMemory, Ledger, Limits, MAX_DEVICES, Movement, Setting, env};
 
 use crate::{
     account::{Kind, Mappings},
@@ -23,6 +23,7 @@ use crate::{
     moves::verify::Verify,
     peers::Peers,
     real::Real,
+    slice::{self, Slice},
     sync::{
         OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -40,6 +41,8 @@ pub(crate) struct Session {
     pub real: &'static Real,
     /// What this process may hold.
     pub limits: Limits,
+    /// The slice of a GPU that it is in; then its limits are the slice's.
+    pub slice: Option<&'static Slice>,
     /// What moves between the tiers, and when.
     pub policy: Policy,
     /// Each piece of work is checked; then nothing moves.
@@ -98,22 +101,51 @@ pub(crate) fn forked() {
     FORKED.store(true, Ordering::Release);
     if let Some(Some(session)) = SESSION.get() {
         let _ = session.ledger.detach();
+        if let Some(slice) = session.slice {
+            slice.forked();
+        }
         ipc::forked();
     }
+}
+
+/// What stays with the host where nobody says how much.
+const MIN_FLOOR: Bytes = Bytes::gib(2);
+
+/// What the environment asks for, or the slice gives.
+fn limits(
+    slice: Option<&Slice>,
+    variable: impl Fn(&str) -> Option<String>,
+    host: &HostMemory,
+) -> Result<Limits, String> {
+    let Some(slice) = slice else { return Limits::from_env(variable, host) };
+    let floor = variable(env::RAM_FLOOR).filter(|value| !value.is_empty());
+    let floor = floor.map(|value| Setting::new(value, env::RAM_FLOOR).bytes()).transpose()?;
+    Ok(slice_limits(slice, floor.unwrap_or_else(|| Limits::default_floor(host))))
+}
+
+fn slice_limits(slice: &Slice, ram_floor: Bytes) -> Limits {
+    let given = slice.limits();
+    Limits { vram: Some(Bytes(given.vram)), ram: Bytes(given.ram), ram_floor }
 }
 
 impl Session {
     fn new(real: &'static Real) -> Option<Self> {
         let variable = |name: &str| std::env::var(name).ok();
         let on = |name: &str| variable(name).is_some_and(|value| env::is_on(&value));
-        if on(env::DISABLE) {
+        let slice = slice::current();
+        if on(env::DISABLE) && slice.is_none() {
             return None;
         }
         let limits = HostMemory::read()
             .ok_or_else(|| "cannot read /proc/meminfo".to_owned())
-            .and_then(|host| Limits::from_env(variable, &host));
+            .and_then(|host| limits(slice, variable, &host));
         let limits = match limits {
             Ok(limits) => limits,
+            // In a slice no mistake in a variable sets a program free.
+            Err(error) if slice.is_some() => {
+                log::error(format_args!("{error}; the default counts"));
+                slice_limits(slice?, MIN_FLOOR)
+            }
             Err(error) => {
                 log::error(format_args!("{error}; the program runs without emuV"));
                 return None;
@@ -125,6 +157,10 @@ impl Session {
             None | Some(Ok(Movement::Dynamic)) => Policy::Dynamic { safe },
             Some(Ok(Movement::Static)) => Policy::Static,
             Some(Ok(Movement::Torture(seed))) => Policy::Torture { state: seed, safe },
+            Some(Err(error)) if slice.is_some() => {
+                log::error(format_args!("{}: {error}; the default counts", env::POLICY));
+                Policy::Dynamic { safe }
+            }
             Some(Err(error)) => {
                 log::error(format_args!("{}: {error}; the program runs without emuV", env::POLICY));
                 return None;
@@ -140,6 +176,7 @@ impl Session {
         Some(Self {
             real,
             limits,
+            slice,
             policy,
             verify: on(env::VERIFY).then(|| Verify::new(run_dir.as_deref())),
             captures: Captures::default(),
@@ -266,7 +303,9 @@ impl Session {
 
     /// What the process's devices together leave of the RAM budget.
     pub fn ram_left_bytes(&self) -> u64 {
-        self.limits.ram.0.saturating_sub(self.ram_used_bytes())
+        let used = self.ram_used_bytes();
+        // In a slice the device's budget says it.
+        if self.slice.is_some() { u64::MAX } else { self.limits.ram.0.saturating_sub(used) }
     }
 
     /// What the process's devices together hold in RAM; published for other processes to read.
@@ -289,9 +328,16 @@ impl Session {
         self.policy != Policy::Static
     }
 
-    /// Whether new allocations are still placed by emuV.
+    /// Whether new allocations are still placed by emuV. In a slice they always are: the driver would know no limit.
     pub fn places(&self) -> bool {
-        !self.degraded.load(Ordering::Relaxed)
+        self.slice.is_some() || !self.degraded.load(Ordering::Relaxed)
+    }
+
+    /// The answer to an allocation on a device that emuV cannot place memory on: the driver's own, but in a slice, of
+    /// which the driver knows no limit.
+    pub fn unplaced(&self) -> Option<CUresult> {
+        let device = self.slice.and_then(|_| calls::current_device(self.real).ok());
+        device.map(|_| CUresult::OUT_OF_MEMORY)
     }
 
     /// An internal error: from now on new allocations are left to the driver; what there is stays.

@@ -3,9 +3,13 @@
 
 use std::{path::PathBuf, sync::OnceLock};
 
-use emuv_state::{HostMemory, Limits, ProcessRecord, env, read_ledgers, uuid_text};
+use emuv_state::{
+    HostMemory, Limits, ProcessRecord, env, read_ledgers,
+    slices::{SliceLimits, Usage},
+    uuid_text,
+};
 
-use crate::log;
+use crate::{log, slice};
 
 /// A card as its driver sees it, in bytes, without what the driver keeps for itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +44,10 @@ fn limits() -> Option<&'static Limits> {
 
 /// The view of the card with this UUID.
 pub(crate) fn seen(card: Card, uuid: &str) -> Option<Seen> {
+    if let Some(slice) = slice::current() {
+        let is_its = slice.is_of_text(uuid);
+        return Some(if is_its { in_slice(card, slice.limits(), slice.usage()) } else { Seen { total: 0, free: 0 } });
+    }
     let limits = limits()?;
     let run_dir = std::env::var_os(env::RUN_DIR).map(PathBuf::from);
     let processes = run_dir.map(|dir| read_ledgers(&dir).processes).unwrap_or_default();
@@ -50,6 +58,34 @@ pub(crate) fn seen(card: Card, uuid: &str) -> Option<Seen> {
 fn is_left_to_driver(uuid: &str, processes: &[ProcessRecord]) -> bool {
     let mut devices = processes.iter().flat_map(|process| &process.devices);
     devices.any(|device| device.vram.budget_bytes == 0 && uuid_text(&device.uuid).is_some_and(|text| text == uuid))
+}
+
+fn in_slice(card: Card, limits: SliceLimits, usage: Usage) -> Seen {
+    let vram = limits.vram.min(card.total);
+    let vram_free = vram.saturating_sub(usage.vram).min(card.free);
+    Seen { total: vram + limits.ram, free: vram_free + limits.ram.saturating_sub(usage.ram) }
+}
+
+/// A process that uses a card.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Running {
+    pub pid: u32,
+    /// VRAM and RAM, as its total is of both.
+    pub used_bytes: u64,
+}
+
+/// The processes of the slice that use the card with this UUID; `None` outside a slice.
+pub(crate) fn running(uuid: &str) -> Option<Vec<Running>> {
+    let slice = slice::current()?;
+    if !slice.is_of_text(uuid) {
+        return Some(Vec::new());
+    }
+    let all = slice.processes().into_iter().map(|process| Running {
+        // Elsewhere its number would mean another process.
+        pid: if process.same_namespace { process.pid } else { 0 },
+        used_bytes: process.vram_bytes.saturating_add(process.ram_bytes),
+    });
+    Some(all.filter(|running| running.used_bytes > 0).collect())
 }
 
 pub(crate) fn combine(card: Card, limits: &Limits, uuid: &str, processes: &[ProcessRecord]) -> Seen {
@@ -73,7 +109,7 @@ pub(crate) fn combine(card: Card, limits: &Limits, uuid: &str, processes: &[Proc
 #[cfg(test)]
 mod tests {
     use emuv_policy::Bytes;
-    use emuv_state::TierRecord;
+    use emuv_state::{TierRecord, slices::SliceState};
 
     use super::*;
 
@@ -92,6 +128,16 @@ mod tests {
     fn a_cap_stands_for_a_smaller_card() {
         assert_eq!(combine(CARD, &limits(Some(300)), "GPU-1", &[]), Seen { total: 800, free: 800 });
         assert_eq!(combine(CARD, &limits(Some(5000)), "GPU-1", &[]), Seen { total: 1500, free: 1400 });
+    }
+
+    #[test]
+    fn in_a_slice_it_is_the_slices_share_and_what_its_processes_leave() {
+        let limits = SliceLimits { vram: 300, ram: 200, state: SliceState::Enabled };
+        let usage = Usage { vram: 100, ram: 50, own_vram: 0, own_ram: 0 };
+        assert_eq!(in_slice(CARD, limits, usage), Seen { total: 500, free: 350 });
+        assert_eq!(in_slice(Card { total: 1000, free: 10 }, limits, usage).free, 160, "the card is full");
+        let shrunk = SliceLimits { vram: 50, ..limits };
+        assert_eq!(in_slice(CARD, shrunk, usage), Seen { total: 250, free: 150 });
     }
 
     #[test]

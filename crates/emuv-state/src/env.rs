@@ -47,6 +47,8 @@ variables! {
     NO_HINTS = "EMUV_NO_FRAMEWORK_HINTS", Some("--no-framework-hints");
     /// What emuV chose for frameworks (set by emuv run).
     HINTS = "EMUV_HINTS", None;
+    /// The slice of a GPU (emuv vgpu) that the program is in: its limits count, whatever EMUV_VRAM and EMUV_RAM say.
+    VGPU = "EMUV_VGPU", Some("--vgpu");
     /// The simulated GPU's settings, e.g. vram=8G,gpus=2.
     SIM = "EMUV_SIM", Some("--sim");
     /// The directory of this run (set by emuv run).

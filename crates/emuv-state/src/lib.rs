@@ -17,6 +17,7 @@ mod process;
 pub mod report;
 mod run_dir;
 pub mod sharing;
+pub mod slices;
 mod state_dir;
 mod verdict;
 

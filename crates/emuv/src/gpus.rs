@@ -8,13 +8,15 @@
 
 use std::{
     env,
-    ffi::{CStr, c_char},
+    ffi::{CStr, CString, c_char},
     path::Path,
 };
 
 use emuv_cuda::{
     Driver, Nvml,
-    nvml_types::{nvmlDevice_t, nvmlMemory_t, nvmlReturn_t},
+    nvml_types::{
+        nvmlDevice_t, nvmlGetMemoryLimits_v1_t, nvmlMemory_t, nvmlPciInfo_t, nvmlReturn_t, nvmlSetMemoryLimits_v1_t,
+    },
     types::CUuuid,
 };
 use emuv_policy::Bytes;
@@ -195,6 +197,74 @@ fn nvml_gpu(nvml: &Nvml, index: u32) -> GpuFacts {
         width_max: number(|out| unsafe { nvml.nvmlDeviceGetMaxPcieLinkWidth(device, out) }),
     };
     facts
+}
+
+/// What the driver says of limits of one GPU's memory.
+#[derive(Debug)]
+pub struct DriverLimits {
+    nvml: Nvml,
+    uuid: CString,
+    /// E.g. `0000:01:00.0`.
+    pub pci_address: Option<String>,
+}
+
+impl DriverLimits {
+    /// Asks NVML about the GPU with this UUID; `None` where that does not answer.
+    pub fn of(real: &RealLibraries, uuid: &str) -> Option<Self> {
+        let nvml = Nvml::open(real.nvml.as_deref()?).ok()?;
+        let mut found = Self { nvml, uuid: CString::new(uuid).ok()?, pci_address: None };
+        found.pci_address = found.with_device(|nvml, device| {
+            // SAFETY: plain numbers and texts, for which zero is a value.
+            let mut info: nvmlPciInfo_t = unsafe { std::mem::zeroed() };
+            // SAFETY: see the module's head; the handle is valid.
+            let result = unsafe { nvml.nvmlDeviceGetPciInfo_v3(device, &raw mut info) };
+            let text: String =
+                info.busId.iter().take_while(|c| **c != 0).map(|c| char::from(c.cast_unsigned())).collect();
+            // NVML writes eight digits of the domain, the kernel four.
+            let short = text.get(text.len().checked_sub(12)?..)?;
+            result.is_ok().then(|| short.to_ascii_lowercase())
+        });
+        Some(found)
+    }
+
+    /// Whether the driver keeps limits of control groups (of which `group` is one).
+    pub fn can_limit(&self, group: &Path) -> bool {
+        let name = CString::new(group.as_os_str().as_encoded_bytes()).unwrap_or_default();
+        let asked = self.with_device(|nvml, device| {
+            let mut limits =
+                nvmlGetMemoryLimits_v1_t { nameSpace: name.as_ptr(), softLimit: 0, hardLimit: 0, currentUsed: 0 };
+            // SAFETY: see the module's head; the text lives as long as the call.
+            let result = unsafe { nvml.nvmlDeviceGetMemoryLimits_v1(device, &raw mut limits) };
+            result.is_ok().then_some(())
+        });
+        asked.is_some()
+    }
+
+    /// Has the driver keep a limit of a control group.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn limit(&self, group: &Path, most: Bytes) -> Result<(), String> {
+        let name = CString::new(group.as_os_str().as_encoded_bytes()).unwrap_or_default();
+        let said = self.with_device(|nvml, device| {
+            let mut limits = nvmlSetMemoryLimits_v1_t { nameSpace: name.as_ptr(), softLimit: 0, hardLimit: most.0 };
+            // SAFETY: see the module's head; the text lives as long as the call.
+            Some(unsafe { nvml.nvmlDeviceSetMemoryLimits_v1(device, &raw mut limits) })
+        });
+        match said {
+            Some(result) if result.is_ok() => Ok(()),
+            Some(result) => Err(format!("NVML refuses a memory limit for {} ({})", group.display(), result.0)),
+            None => Err("NVML does not answer".to_owned()),
+        }
+    }
+
+    fn with_device<T>(&self, ask: impl FnOnce(&Nvml, nvmlDevice_t) -> Option<T>) -> Option<T> {
+        let _session = NvmlSession::start(&self.nvml).ok()?;
+        let mut device: nvmlDevice_t = std::ptr::null_mut();
+        // SAFETY: see the module's head; the text lives as long as the call.
+        let found = unsafe { self.nvml.nvmlDeviceGetHandleByUUID(self.uuid.as_ptr(), &raw mut device) };
+        if found.is_ok() { ask(&self.nvml, device) } else { None }
+    }
 }
 
 fn number(ask: impl FnOnce(*mut u32) -> nvmlReturn_t) -> Option<u32> {

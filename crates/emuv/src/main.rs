@@ -9,6 +9,7 @@ mod info;
 mod libs;
 mod run;
 mod simulate;
+mod vgpu;
 
 use std::process::ExitCode;
 
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     let ended = match command {
         Command::Run(options) => run::run(&options),
         Command::Verify(options) => run::run(&options.into_run()),
+        Command::Vgpu(options) => vgpu::run(&options),
         Command::Info(options) => info::run(&options),
         Command::Doctor(options) => doctor::run(&options).map_err(other),
         Command::Bench(options) => bench::run(&options),

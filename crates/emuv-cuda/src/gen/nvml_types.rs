@@ -47,6 +47,21 @@ pub struct nvmlMemory_v2_st {
 pub type nvmlMemory_v2_t = nvmlMemory_v2_st;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct nvmlSetMemoryLimits_v1_t {
+    pub nameSpace: *const c_char,
+    pub softLimit: c_ulonglong,
+    pub hardLimit: c_ulonglong,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct nvmlGetMemoryLimits_v1_t {
+    pub nameSpace: *const c_char,
+    pub softLimit: c_ulonglong,
+    pub hardLimit: c_ulonglong,
+    pub currentUsed: c_ulonglong,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct nvmlBAR1Memory_st {
     pub bar1Total: c_ulonglong,
     pub bar1Free: c_ulonglong,

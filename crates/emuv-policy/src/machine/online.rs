@@ -101,7 +101,12 @@ impl Placement for Online<'_> {
     }
 
     fn next(&mut self, free: FreeBytes) -> Action {
-        let room = MoveRoom { vram_bytes: free.vram, ram_bytes: free.ram, vram_coming_bytes: free.coming };
+        let room = MoveRoom {
+            vram_bytes: free.vram,
+            ram_bytes: free.ram,
+            vram_coming_bytes: free.coming,
+            vram_excess_bytes: 0,
+        };
         loop {
             return match self.residency.next_step(room) {
                 Step::Move { offset, to, copy, map, .. } => Action::Move { chunk: self.there[&offset], to, copy, map },

@@ -114,6 +114,8 @@ pub struct Room {
     pub ram_bytes: u64,
     /// VRAM that moves in flight will leave free.
     pub vram_coming_bytes: u64,
+    /// VRAM that chunks must leave, whatever they are needed for: there is to be less of it.
+    pub vram_excess_bytes: u64,
 }
 
 /// What to do next.
@@ -173,6 +175,9 @@ impl Residency {
         }
         let mut needs_progress = self.pointers.stops_works() || self.needs_findings();
         let step = match self.policy {
+            _ if room.vram_excess_bytes > room.vram_coming_bytes && !self.stopped => {
+                self.send_away(Before::Anything, room, &mut needs_progress)
+            }
             Policy::Static if self.stopped => None,
             Policy::Static => self.demand(&mut Left::of(room), room, &mut needs_progress),
             Policy::Torture { state, safe } => {
@@ -202,6 +207,11 @@ impl Residency {
             again |= last_resort;
         }
         if again { self.next_step(room) } else { self.show().unwrap_or(Step::Rest) }
+    }
+
+    /// There is more or less VRAM than there was: what a plan was made for is no more.
+    pub fn replan(&mut self) {
+        self.planned = Planned::default();
     }
 
     /// Whether a held work is to go on as it is.

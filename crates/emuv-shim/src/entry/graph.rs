@@ -273,5 +273,5 @@ fn change(session: &Session, copied: &[u64], call: impl Fn() -> CUresult) -> CUr
 /// Charges what the device's graphs hold, now and whenever the accounts are read again.
 pub(crate) fn watch(session: &Session, device: &Device) {
     let bytes = calls::graph_memory(session.real, device.ordinal).unwrap_or(0);
-    device.accounts.settle(device, Kind::Graph, 0, bytes);
+    device.accounts.settle(session, device, Kind::Graph, 0, bytes);
 }

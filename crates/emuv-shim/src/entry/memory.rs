@@ -81,10 +81,11 @@ fn allocate(session: &Session, bytes: usize) -> Option<Result<u64, CUresult>> {
     if bytes == 0 || !session.places() {
         return None;
     }
-    let (context, device) = session.here()?;
+    let Some((context, device)) = session.here() else { return session.unplaced().map(Err) };
     match device.allocate(session, context, bytes as u64) {
         Ok(address) => Some(Ok(address)),
         Err(Refusal::NoRoom) => Some(Err(CUresult::OUT_OF_MEMORY)),
+        Err(Refusal::Driver(error)) if session.slice.is_some() => Some(Err(error.code())),
         Err(Refusal::Driver(error)) => {
             log::error(format_args!("placing {bytes} bytes: {error}; left to the driver"));
             None

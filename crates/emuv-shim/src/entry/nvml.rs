@@ -3,12 +3,14 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use core::ffi::{CStr, c_char};
+use core::ffi::{CStr, c_char, c_uint};
+use std::ffi::CString;
 
 use emuv_cuda::{Nvml, nvml_types::*};
 
 use crate::{
     real,
+    slice::{self, Slice},
     view::{self, Card, Seen},
 };
 
@@ -56,6 +58,126 @@ pub(crate) unsafe extern "C" fn nvmlDeviceGetMemoryInfo_v2(
         memory.reserved = 0;
     }
     result
+}
+
+/// The processes that use the card: in a slice, those of the slice.
+///
+/// # Safety
+/// The contract of the NVML function of this name.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+#[allow(non_snake_case)]
+pub(crate) unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(
+    device: nvmlDevice_t,
+    count: *mut c_uint,
+    infos: *mut nvmlProcessInfo_t,
+) -> nvmlReturn_t {
+    let Some(real) = real::nvml() else { return nvmlReturn_t::NVML_ERROR_LIBRARY_NOT_FOUND };
+    let running = catch_unwind(|| view::running(&uuid(&real.nvml, device)?)).ok().flatten();
+    // SAFETY: null or valid by NVML's contract.
+    let (Some(running), Some(count)) = (running, unsafe { count.as_mut() }) else {
+        // SAFETY: the program's own arguments.
+        return unsafe { real.nvml.nvmlDeviceGetComputeRunningProcesses_v3(device, count, infos) };
+    };
+    let room = *count as usize;
+    *count = c_uint::try_from(running.len()).unwrap_or(c_uint::MAX);
+    if running.len() > room || (infos.is_null() && !running.is_empty()) {
+        return nvmlReturn_t::NVML_ERROR_INSUFFICIENT_SIZE;
+    }
+    for (index, process) in running.into_iter().enumerate() {
+        let info = nvmlProcessInfo_t {
+            pid: process.pid,
+            usedGpuMemory: process.used_bytes,
+            // No part of a card that is cut into such.
+            gpuInstanceId: c_uint::MAX,
+            computeInstanceId: c_uint::MAX,
+        };
+        // SAFETY: `infos` has room for what `count` said, by NVML's contract, and `index` is less.
+        unsafe { infos.add(index).write(info) };
+    }
+    nvmlReturn_t::NVML_SUCCESS
+}
+
+/// Nobody draws in a slice.
+///
+/// # Safety
+/// The contract of the NVML function of this name.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+#[allow(non_snake_case)]
+pub(crate) unsafe extern "C" fn nvmlDeviceGetGraphicsRunningProcesses_v3(
+    device: nvmlDevice_t,
+    count: *mut c_uint,
+    infos: *mut nvmlProcessInfo_t,
+) -> nvmlReturn_t {
+    let Some(real) = real::nvml() else { return nvmlReturn_t::NVML_ERROR_LIBRARY_NOT_FOUND };
+    // SAFETY: null or valid by NVML's contract.
+    if let (Some(_), Some(count)) = (joined(), unsafe { count.as_mut() }) {
+        *count = 0;
+        return nvmlReturn_t::NVML_SUCCESS;
+    }
+    // SAFETY: the program's own arguments.
+    unsafe { real.nvml.nvmlDeviceGetGraphicsRunningProcesses_v3(device, count, infos) }
+}
+
+/// In a slice there is one GPU.
+///
+/// # Safety
+/// The contract of the NVML function of this name.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+#[allow(non_snake_case)]
+pub(crate) unsafe extern "C" fn nvmlDeviceGetCount_v2(count: *mut c_uint) -> nvmlReturn_t {
+    let Some(real) = real::nvml() else { return nvmlReturn_t::NVML_ERROR_LIBRARY_NOT_FOUND };
+    // SAFETY: the program's own arguments.
+    let result = unsafe { real.nvml.nvmlDeviceGetCount_v2(count) };
+    if result.is_ok() && joined().is_some() {
+        // SAFETY: NVML has just written it.
+        unsafe { count.write(1) };
+    }
+    result
+}
+
+/// In a slice that GPU is number 0.
+///
+/// # Safety
+/// The contract of the NVML function of this name.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+#[allow(non_snake_case)]
+pub(crate) unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(
+    index: c_uint,
+    device: *mut nvmlDevice_t,
+) -> nvmlReturn_t {
+    let Some(real) = real::nvml() else { return nvmlReturn_t::NVML_ERROR_LIBRARY_NOT_FOUND };
+    let Some(slice) = joined() else {
+        // SAFETY: the program's own arguments.
+        return unsafe { real.nvml.nvmlDeviceGetHandleByIndex_v2(index, device) };
+    };
+    let uuid = CString::new(slice.gpu_uuid()).unwrap_or_default();
+    if index != 0 {
+        return nvmlReturn_t::NVML_ERROR_INVALID_ARGUMENT;
+    }
+    // SAFETY: the program's own argument, and a text that lives as long as the call.
+    unsafe { real.nvml.nvmlDeviceGetHandleByUUID(uuid.as_ptr(), device) }
+}
+
+/// As [`nvmlDeviceGetHandleByIndex_v2`] counts.
+///
+/// # Safety
+/// The contract of the NVML function of this name.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+#[allow(non_snake_case)]
+pub(crate) unsafe extern "C" fn nvmlDeviceGetIndex(device: nvmlDevice_t, index: *mut c_uint) -> nvmlReturn_t {
+    let Some(real) = real::nvml() else { return nvmlReturn_t::NVML_ERROR_LIBRARY_NOT_FOUND };
+    // SAFETY: the program's own arguments.
+    let result = unsafe { real.nvml.nvmlDeviceGetIndex(device, index) };
+    if result.is_ok() && joined().is_some() {
+        // SAFETY: NVML has just written it.
+        unsafe { index.write(0) };
+    }
+    result
+}
+
+/// The slice that this process is in.
+fn joined() -> Option<&'static Slice> {
+    catch_unwind(slice::current).ok().flatten()
 }
 
 fn seen(nvml: &Nvml, device: nvmlDevice_t, card: Card) -> Option<Seen> {

@@ -125,6 +125,7 @@ entries! {
             for device in session.devices() {
                 if device.pools.is_ours(session, device, PoolId(pool as u64)) {
                     device.pools.trim(session, &device.arena, PoolId(pool as u64), minBytesToKeep as u64);
+                    device.publish(session);
                 } else if device.accounts.handles(Kind::Pool).contains(&(pool as u64)) {
                     device.settle_pool(session, pool as u64);
                 }
@@ -222,7 +223,7 @@ fn allocate(session: &Session, request: Request, call: impl FnOnce() -> CUresult
     if request.dptr.is_null() || request.bytes == 0 || !session.places() {
         return None;
     }
-    let (context, device) = session.here()?;
+    let Some((context, device)) = session.here() else { return session.unplaced() };
     let on = On { handle: request.stream, per_thread: request.per_thread, context };
     if session.captures.any() && calls::is_capturing(session.real, request.stream, request.per_thread) {
         // The call becomes a graph's memory node.
@@ -243,6 +244,7 @@ fn allocate(session: &Session, request: Request, call: impl FnOnce() -> CUresult
             Some(CUresult::SUCCESS)
         }
         Err(Refusal::NoRoom) => Some(CUresult::OUT_OF_MEMORY),
+        Err(Refusal::Driver(error)) if session.slice.is_some() => Some(error.code()),
         Err(Refusal::Driver(error)) => {
             log::error(format_args!("placing {} bytes: {error}; left to the driver", request.bytes));
             None
@@ -269,7 +271,10 @@ fn from_driver(
     call: impl FnOnce() -> CUresult,
 ) -> Option<CUresult> {
     if let Ok(grows_by) = growth(session, pool, bytes) {
-        let fits = || grows_by <= device.arena.with_memory(|memory| memory.budgets().vram.room_bytes());
+        let fits = || {
+            device.look_at_slice(session);
+            grows_by <= device.arena.with_memory(|memory| memory.budgets().vram.prospect_bytes())
+        };
         let roomy = fits() || (device.refresh_accounts(session) && fits());
         if !roomy {
             return Some(device.refuse(session));

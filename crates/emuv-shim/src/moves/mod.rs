@@ -347,16 +347,21 @@ impl Moves {
     }
 
     fn begin_anyway(&self, ordinal: CUdevice) {
-        if self.is_active() {
-            return;
+        if !self.is_active()
+            && let Some(session) = session::current()
+        {
+            self.begin_in(ordinal, context_of(session, ordinal));
         }
-        let Some(session) = session::current() else { return };
-        let Some(context) = context_of(session, ordinal) else { return };
+    }
+
+    /// The same, in a context that need not be current; nothing begins without one.
+    pub fn begin_in(&self, ordinal: CUdevice, context: Option<Owner>) {
+        let Some(session) = session::current().filter(|_| !self.is_active() && context.is_some()) else { return };
         let mut state = lock(&self.state);
         if std::mem::replace(&mut state.started, true) {
             return;
         }
-        (state.context, state.device) = (Some(context), ordinal);
+        (state.context, state.device) = (context, ordinal);
         drop(state);
         self.active.store(true, Ordering::Release);
         if let Err(error) = mover::start(session, ordinal) {
@@ -463,7 +468,7 @@ impl Moves {
     }
 
     /// The mover has something to do.
-    fn wake_mover(&self) {
+    pub fn wake_mover(&self) {
         let mut state = lock(&self.state);
         state.woken = true;
         let asleep = state.asleep;

@@ -23,6 +23,7 @@ use crate::{
     arena::{Replaced, lock},
     calls,
     device::Device,
+    leases::Wants,
     log,
     session::Session,
     sync::{Instant, PoisonError, atomic::Ordering, sleep},
@@ -37,6 +38,9 @@ const POLL_BESIDE: Duration = Duration::from_micros(100);
 
 /// Between two looks at fences when nothing waits for them.
 const POLL_IDLE: Duration = Duration::from_micros(500);
+
+/// Between two looks at what could be had of the slice.
+const LOOK_AT_SLICE: Duration = Duration::from_millis(10);
 
 /// How long to wait for an order when there is nothing to look at.
 const SLEEP: Duration = Duration::from_secs(1);
@@ -90,6 +94,8 @@ struct Mover {
     learned: Instant,
     /// The context would not give any streams.
     without_streams: bool,
+    /// When the slice was last looked at.
+    looked: Instant,
 }
 
 /// Starts the thread.
@@ -109,6 +115,7 @@ pub(super) fn start(session: &'static Session, ordinal: CUdevice) -> io::Result<
             figure: Figure::new(session.policy),
             learned: Instant::now(),
             without_streams: false,
+            looked: Instant::now(),
         };
         if catch_unwind(AssertUnwindSafe(|| mover.run())).is_err() {
             session.degrade("moving data");
@@ -286,8 +293,8 @@ impl Mover {
     fn measure_link(&self, bytes: u64) -> Option<Link> {
         let (real, arena, spares) = (self.session.real, &self.device.arena, &self.device.moves.spares);
         let copies = self.copies.as_ref()?;
-        let ram = spares.take(arena, Tier::Ram, bytes, || host_has(self.session, bytes)).ok()??;
-        let measured = spares.take(arena, Tier::Vram, bytes, || true).ok().flatten().and_then(|vram| {
+        let ram = self.spare(Tier::Ram, bytes, || host_has(self.session, bytes)).ok()??;
+        let measured = self.spare(Tier::Vram, bytes, || true).ok().flatten().and_then(|vram| {
             let alias = |handle| arena.aliases.of(arena.gpu(), handle, bytes).ok();
             let link = alias(ram).zip(alias(vram)).and_then(|(ram, vram)| copies.link(real, vram, ram, bytes).ok());
             spares.put(Tier::Vram, bytes, vram);
@@ -300,14 +307,20 @@ impl Mover {
     /// Does what the state machine says, as far as it goes now. Says whether it did anything.
     fn take_steps(&mut self) -> bool {
         let arena = &self.device.arena;
-        let mut any = false;
+        let mut any = self.shrink();
+        if self.looked.elapsed() >= LOOK_AT_SLICE {
+            self.device.look_at_slice(self.session);
+            self.looked = Instant::now();
+        }
         // Bounded, so that copies that end meanwhile are not kept waiting.
         for _ in 0..STEPS {
             let spares = &self.device.moves.spares;
+            let excess = self.device.vram_excess_bytes();
             let room = MoveRoom {
-                vram_bytes: spares.room_bytes(arena, Tier::Vram),
+                vram_bytes: if excess == 0 { spares.room_bytes(arena, Tier::Vram) } else { 0 },
                 ram_bytes: spares.room_bytes(arena, Tier::Ram),
                 vram_coming_bytes: self.into_ram.iter().map(|job| job.bytes).sum(),
+                vram_excess_bytes: excess,
             };
             let step = arena.residency().next_step(room);
             match step {
@@ -337,13 +350,35 @@ impl Mover {
         any
     }
 
+    /// Memory to move into ([`Spares::take`]), got from the slice if need be.
+    fn spare(&self, tier: Tier, bytes: u64, may_make: impl FnOnce() -> bool) -> CuResult<Option<Handle>> {
+        let (device, spares) = (self.device, &self.device.moves.spares);
+        let wants = if spares.has(tier, bytes) { Wants::Nothing } else { Wants::All(tier, bytes) };
+        let lease = device.lease(self.session, wants);
+        let taken = spares.take(&device.arena, tier, bytes, may_make);
+        device.end_lease(lease);
+        device.settle_slice(self.session);
+        taken
+    }
+
+    /// Gives VRAM up that the slice has no more. Says whether there was any that could go at once.
+    fn shrink(&self) -> bool {
+        let excess = self.device.vram_excess_bytes();
+        let given =
+            if excess == 0 { 0 } else { self.device.moves.spares.give_back_of(&self.device.arena, Tier::Vram, excess) };
+        if given > 0 {
+            self.device.publish(self.session);
+        }
+        given > 0
+    }
+
     /// Starts a move. False: it cannot be made now; the chunk is as it was.
     fn begin_move(&mut self, step: Move) -> bool {
         let Move { offset, bytes, to, copy, map } = step;
         let (arena, spares) = (&self.device.arena, &self.device.moves.spares);
         let session = self.session;
         let may_make = || to == Tier::Vram || host_has(session, bytes);
-        let handle = match spares.take(arena, to, bytes, may_make) {
+        let handle = match self.spare(to, bytes, may_make) {
             Ok(Some(handle)) => handle,
             Ok(None) => return false,
             Err(error) => {
@@ -560,7 +595,7 @@ impl Mover {
         }
         arena.residency().stop();
         // By its steps: what is being mapped here is not given back meanwhile.
-        let none = MoveRoom { vram_bytes: 0, ram_bytes: 0, vram_coming_bytes: 0 };
+        let none = MoveRoom { vram_bytes: 0, ram_bytes: 0, vram_coming_bytes: 0, vram_excess_bytes: 0 };
         loop {
             let step = arena.residency().next_step(none);
             let Step::Show { offset, bytes } = step else { break };

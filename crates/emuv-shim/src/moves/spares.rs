@@ -57,7 +57,7 @@ impl Spares {
         let budget: Budget = arena.with_memory(|memory| *memory.budgets().of(tier));
         let mut state = lock(&self.0);
         let (spares, refused) = state.of(tier);
-        let more = if *refused { 0 } else { budget.room_bytes().saturating_sub(left(&budget, tier)) };
+        let more = if *refused { 0 } else { budget.prospect_bytes().saturating_sub(left(&budget, tier)) };
         bytes_of(spares) + more
     }
 
@@ -65,6 +65,11 @@ impl Spares {
     pub fn free_vram_bytes(&self, arena: &Arena) -> u64 {
         let budget: Budget = arena.with_memory(|memory| *memory.budgets().of(Tier::Vram));
         self.room_bytes(arena, Tier::Vram) + budget.room_bytes().min(left(&budget, Tier::Vram))
+    }
+
+    /// Whether there is a spare of exactly `bytes`.
+    pub fn has(&self, tier: Tier, bytes: u64) -> bool {
+        lock(&self.0).of(tier).0.get(&bytes).is_some_and(|handles| !handles.is_empty())
     }
 
     /// A handle of exactly `bytes`: a spare, or a new one, for which spares of other sizes are given up if the
@@ -138,7 +143,8 @@ impl Spares {
         self.give_back_of(arena, Tier::Vram, bytes) + self.give_back_of(arena, Tier::Ram, bytes)
     }
 
-    fn give_back_of(&self, arena: &Arena, tier: Tier, bytes: u64) -> u64 {
+    /// The same of one tier.
+    pub fn give_back_of(&self, arena: &Arena, tier: Tier, bytes: u64) -> u64 {
         let mut given = 0;
         while given < bytes {
             let next = {

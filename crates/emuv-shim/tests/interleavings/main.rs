@@ -38,12 +38,14 @@ rooms! {
     "../../src/host_ranges.rs" host_ranges;
     "../../src/images.rs" images;
     "../../src/ipc/mod.rs" ipc;
+    "../../src/leases.rs" leases;
     "../../src/log.rs" log;
     "../../src/moves/mod.rs" moves;
     "../../src/peers.rs" peers;
     "../../src/pointer.rs" pointer;
     "../../src/pools.rs" pools;
     "../../src/session.rs" session;
+    "../../src/slice.rs" slice;
     "../../src/streams.rs" streams;
     "../../src/touch.rs" touch;
     "../../src/view.rs" view;

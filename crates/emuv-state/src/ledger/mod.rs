@@ -23,7 +23,8 @@ pub use read::parse;
 pub use read::{DeviceRecord, LedgerError, Ledgers, ProcessRecord, TierRecord, read_ledgers, uuid_text};
 
 use crate::process::{ProcessId, command_line};
-use layout::{COMMAND_BYTES, Layout, MAGIC, VERSION, cut, store_bytes};
+pub(crate) use layout::cut;
+use layout::{COMMAND_BYTES, Layout, MAGIC, VERSION, store_bytes};
 
 /// Programs that one process may be, by exec, and still find a free file name.
 const MAX_GENERATIONS: u64 = 1000;

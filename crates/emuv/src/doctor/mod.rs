@@ -11,6 +11,7 @@ mod host;
 mod link;
 mod mapping;
 mod preload;
+mod slices;
 
 use std::{
     io::{self, Write},
@@ -128,6 +129,7 @@ fn examine_devices(
     findings.checks.extend(support);
     // The first GPU stands for all: they share the driver, and a second one would double the time.
     let (Some(&device), true) = (devices.first(), supported) else { return };
+    findings.checks.push(slices::enforcement(libraries, driver, device));
     match DriverGpu::new(driver, device).and_then(|gpu| Ok((gpu, Device::start(driver, device)?))) {
         Ok((gpu, context)) => {
             let link = reported_link(libraries, device::uuid(driver, device).as_deref());

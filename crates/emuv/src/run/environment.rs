@@ -26,6 +26,8 @@ pub struct Plan<'p> {
     pub real: &'p RealLibraries,
     /// What the program may use.
     pub limits: Limits,
+    /// The slice of a GPU that it runs in.
+    pub slice: Option<&'p str>,
     /// No notice when memory spills.
     pub quiet: bool,
     /// What to log, where something is said about it.
@@ -61,9 +63,11 @@ pub fn changes(plan: &Plan<'_>, get: impl Fn(&str) -> Option<OsString>) -> Vec<C
         (env::RUN_DIR, Some(plan.run_dir.into())),
         (env::REAL_CUDA, Some(plan.real.cuda.clone().into())),
         (env::REAL_NVML, plan.real.nvml.clone().map(PathBuf::into)),
-        (env::RAM, set(&plan.limits.ram.0)),
+        // In a slice the limits are read from there, as they are at the time.
+        (env::RAM, set(&plan.limits.ram.0).filter(|_| plan.slice.is_none())),
         (env::RAM_FLOOR, set(&plan.limits.ram_floor.0)),
-        (env::VRAM, plan.limits.vram.and_then(|bytes| set(&bytes.0))),
+        (env::VRAM, plan.limits.vram.filter(|_| plan.slice.is_none()).and_then(|bytes| set(&bytes.0))),
+        (env::VGPU, plan.slice.map(OsString::from)),
         (env::POLICY, set(&plan.policy)),
         (env::SAFE, plan.safe.then(|| "1".into())),
         (env::TRACE, plan.trace.map(OsString::from)),
@@ -113,6 +117,7 @@ mod tests {
             run_dir: Path::new("/run/emuv/run-7-0"),
             real,
             limits,
+            slice: None,
             quiet: false,
             log: None,
             sim: None,
@@ -179,6 +184,17 @@ mod tests {
         assert_eq!(value(&found, "EMUV_QUIET").unwrap(), "1");
         assert_eq!(value(&found, "EMUV_SIM").unwrap(), "gpus=1");
         assert_eq!(value(&found, "CUDA_VISIBLE_DEVICES").unwrap(), "GPU-aa");
+    }
+
+    #[test]
+    fn in_a_slice_no_limit_is_handed_on_but_the_slices_name() {
+        let real = real();
+        let mut sliced = plan(&real);
+        sliced.slice = Some("ml-1");
+        sliced.limits.vram = Some(Bytes(1 << 30));
+        let found = changes(&sliced, |_| None);
+        assert_eq!(value(&found, "EMUV_VGPU").unwrap(), "ml-1");
+        assert_eq!((value(&found, "EMUV_VRAM"), value(&found, "EMUV_RAM")), (None, None));
     }
 
     #[test]

@@ -2,10 +2,11 @@
 
 mod child;
 mod environment;
-mod gpu;
+pub mod gpu;
 mod hints;
 pub mod sim;
 pub mod verify;
+mod vgpu;
 
 use std::{
     env,
@@ -25,7 +26,7 @@ use emuv_state::{
     config::{ConfigFile, Flags, Settings},
     env as variables, read_ledgers,
     report::{LimitsReport, ProcessReport, Report, SCHEMA, check_writable},
-    state_dir,
+    slices::{Entry, SLICE_FILE},
 };
 
 use crate::{
@@ -60,6 +61,10 @@ pub struct Options {
     /// The only GPU that the program sees: its number as in nvidia-smi, or its UUID
     #[arg(long, value_name = "N|UUID", allow_hyphen_values = true)]
     gpu: Option<String>,
+
+    /// Run in this slice of a GPU (emuv vgpu): it says which GPU, how much VRAM and RAM, for all programs in it together
+    #[arg(long, value_name = "NAME", env = variables::VGPU, conflicts_with_all = ["vram", "ram", "gpu"])]
+    vgpu: Option<String>,
 
     /// Use a simulated GPU, e.g. --sim=vram=8G,gpus=2,h2d=25,d2h=25
     #[arg(long, value_name = "KEY=VALUE,...", num_args = 0..=1, require_equals = true, default_missing_value = "")]
@@ -105,6 +110,7 @@ Examples:
   emuv run --ram 4G -- python train.py
   emuv run --vram 10.5G --ram 8G --report out.json -- ./prog --its-own-flags
   emuv run --sim=vram=256M --ram 512M -- ./prog
+  emuv run --vgpu ml-1 -- ./prog
 
 Exit code: the program's own, 128 + n after signal n; 2 bad argument, 125 emuV itself failed,
 126 the program cannot be executed, 127 there is no such program.
@@ -144,7 +150,8 @@ pub fn run(options: &Options) -> Result<ExitCode, Failure> {
     let get = |name: &str| env::var(name).ok();
     let file = ConfigFile::read(get).map_err(Failure::bad_argument)?;
     let settings = Settings::resolve(options.flags(), get, &file).map_err(Failure::bad_argument)?;
-    let checked = Checked::new(&settings, options.trace.as_deref())?;
+    let slice = options.vgpu.as_deref().filter(|name| !name.is_empty()).map(vgpu::enter).transpose()?;
+    let checked = Checked::new(&settings, options.trace.as_deref(), slice)?;
 
     let signals = Signals::take().map_err(|error| failed("take over signals", &error))?;
     let run_dir = prepare(&checked)?;
@@ -152,6 +159,7 @@ pub fn run(options: &Options) -> Result<ExitCode, Failure> {
         run_dir: run_dir.path(),
         real: &checked.real,
         limits: checked.limits,
+        slice: checked.slice.as_ref().map(|entry| entry.slice.name.as_str()),
         quiet: settings.quiet,
         log: settings.log.as_ref(),
         sim: checked.sim.as_deref(),
@@ -173,6 +181,7 @@ pub fn run(options: &Options) -> Result<ExitCode, Failure> {
 
 /// Everything that a run needs, all of it checked.
 struct Checked {
+    slice: Option<Entry>,
     limits: Limits,
     real: RealLibraries,
     shim: PathBuf,
@@ -184,19 +193,23 @@ struct Checked {
 }
 
 impl Checked {
-    fn new(settings: &Settings, trace: Option<&Path>) -> Result<Self, Failure> {
-        let sim = settings.sim.as_ref();
+    fn new(settings: &Settings, trace: Option<&Path>, slice: Option<Entry>) -> Result<Self, Failure> {
+        let sim = vgpu::sim(slice.as_ref(), settings)?;
+        let sim = sim.as_ref();
         let sim =
             sim.map(|sim| sim::checked(&sim.value).map_err(|why| Failure::wrong(&sim.source, &why))).transpose()?;
         let host = HostMemory::read().ok_or_else(|| Failure::new(EMUV_FAILED, "cannot read /proc/meminfo"))?;
-        let limits = Limits::resolve(settings.vram.as_ref(), settings.ram.as_ref(), settings.ram_floor.as_ref(), &host)
-            .map_err(Failure::bad_argument)?;
+        let limits = match &slice {
+            Some(entry) => vgpu::limits(entry, settings, &host),
+            None => Limits::resolve(settings.vram.as_ref(), settings.ram.as_ref(), settings.ram_floor.as_ref(), &host),
+        };
+        let limits = limits.map_err(Failure::bad_argument)?;
         if let Some(report) = &settings.report {
             check_writable(Path::new(&report.value))
                 .map_err(|error| Failure::wrong(&report.source, format!("cannot write {}: {error}", report.value)))?;
         }
         let trace = trace.map(|trace| new_trace(trace).map_err(|why| Failure::wrong("--trace", &why))).transpose()?;
-        let state_dir = state_dir(|name| env::var(name).ok()).map_err(Failure::bad_argument)?;
+        let state_dir = vgpu::state_dir(slice.as_ref()).map_err(Failure::bad_argument)?;
         // The dynamic loader splits its lists at these and knows no quoting.
         if state_dir.as_os_str().as_encoded_bytes().iter().any(|byte| b": ;".contains(byte)) {
             let words = format!("{} has a blank, colon or semicolon in it", state_dir.display());
@@ -204,7 +217,8 @@ impl Checked {
         }
         let shim = libs::shim_path().map_err(|error| Failure::new(EMUV_FAILED, format!("{error:#}")))?;
         let (machine, real) = machine(sim.as_deref(), &shim)?;
-        let gpu = settings.gpu.as_ref();
+        let gpu = vgpu::gpu(slice.as_ref(), settings);
+        let gpu = gpu.as_ref();
         let gpu = gpu
             .map(|gpu| gpu::choose(&gpu.value, &machine.gpus).map_err(|why| Failure::wrong(&gpu.source, &why)))
             .transpose()?;
@@ -215,7 +229,7 @@ impl Checked {
             complain(&words);
         }
         let report = settings.report.as_ref().map(|report| PathBuf::from(&report.value));
-        Ok(Self { limits, real, shim, sim, gpu, report, trace, state_dir })
+        Ok(Self { slice, limits, real, shim, sim, gpu, report, trace, state_dir })
     }
 }
 
@@ -234,8 +248,11 @@ fn failed(what: &str, error: &io::Error) -> Failure {
     Failure::new(EMUV_FAILED, format!("cannot {what}: {error}"))
 }
 
-/// The driver that the program will use, once it has been seen to work.
-fn machine(sim: Option<&str>, shim: &Path) -> Result<(Machine, RealLibraries), Failure> {
+/// The driver that a program will use, once it has been seen to work.
+///
+/// # Errors
+/// There is none that works, with what to do.
+pub fn machine(sim: Option<&str>, shim: &Path) -> Result<(Machine, RealLibraries), Failure> {
     let without = |words: &str| Failure::new(EMUV_FAILED, format!("{words}; {WITHOUT_A_GPU}"));
     let real = match sim {
         Some(settings) => {
@@ -269,6 +286,9 @@ fn prepare(checked: &Checked) -> Result<RunDir, Failure> {
     fs::create_dir(&lib).map_err(in_state_dir)?;
     for name in LIBRARY_NAMES {
         symlink(&checked.shim, lib.join(name)).map_err(in_state_dir)?;
+    }
+    if let Some(entry) = &checked.slice {
+        fs::write(run_dir.path().join(SLICE_FILE), entry.dir.as_os_str().as_encoded_bytes()).map_err(in_state_dir)?;
     }
     Ok(run_dir)
 }

@@ -62,6 +62,7 @@ impl Options {
         RunOptions {
             ram: self.ram,
             vram: self.vram,
+            vgpu: None,
             gpu: self.gpu,
             sim: self.sim,
             report: self.report,

@@ -1,0 +1,400 @@
+//! Making, changing and removing slices: what the administrator does, one change at a time.
+//!
+//! A slice is made under a name with a dot in front, and renamed when all of it is there; it is removed by renaming it
+//! back and then taking it apart. What a change that died has left has such a name, and the next change removes it.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown},
+    path::{Path, PathBuf},
+};
+
+use emuv_policy::Bytes;
+use rustix::fs::{FlockOperation, flock};
+
+use super::{
+    Entry, Registry, Slice, SliceError, SliceProcess, Usage, file_account,
+    registry::{DEFINITION, PROCESSES, RAM, SYSTEM, USE, VRAM},
+    valid_name,
+};
+use crate::{env, state_dir};
+
+const LOCK: &str = "lock";
+const NEW_PREFIX: &str = ".new-";
+const OLD_PREFIX: &str = ".old-";
+
+/// A slice to be made: its definition, in which the number counts only if it is not 0.
+pub type NewSlice = Slice;
+
+/// A slice as it is listed.
+#[derive(Debug)]
+pub struct Listing {
+    /// The slice.
+    pub entry: Entry,
+    /// What is used and by whom, if this user may see it.
+    pub used: Option<(Usage, Vec<SliceProcess>)>,
+}
+
+impl Listing {
+    fn of(entry: Entry) -> Self {
+        Self { used: file_account::look(&entry.dir).ok(), entry }
+    }
+}
+
+impl Registry {
+    /// The registry that this user makes slices in, made if need be: in `EMUV_STATE_DIR`, else in `/run/emuv` for root,
+    /// else in the user's own directory. `get` looks a variable up.
+    ///
+    /// # Errors
+    /// The directory cannot be used.
+    pub fn for_changes(get: impl Fn(&str) -> Option<String>) -> Result<Self, SliceError> {
+        let root = rustix::process::geteuid().is_root();
+        let given = get(env::STATE_DIR).filter(|value| !value.is_empty());
+        let given = given.or_else(|| root.then(|| SYSTEM.to_owned()));
+        let state_dir = state_dir(|name| if name == env::STATE_DIR { given.clone() } else { get(name) })
+            .map_err(SliceError::StateDir)?;
+        if root {
+            // Users look slices up in here. What else is in here is closed by itself.
+            let closed =
+                |path: &Path| fs::metadata(path).is_ok_and(|data| data.uid() == 0 && data.mode() & 0o11 != 0o11);
+            if closed(&state_dir) {
+                change_mode(&state_dir, |mode| mode | 0o11)?;
+            }
+        }
+        let registry = Self::of(&state_dir);
+        let system = Self::of(Path::new(SYSTEM));
+        if !root && system.is_roots() && !registry.is_roots() {
+            // They would count for nobody.
+            let dir = system.dir().display();
+            return Err(SliceError::StateDir(format!("the slices of this machine are root's to make, in {dir}")));
+        }
+        make_folder(registry.dir(), 0o755)?;
+        Ok(registry)
+    }
+
+    /// All slices with what is used of them, as far as this user may see it.
+    pub fn listings(&self) -> (Vec<Listing>, Vec<SliceError>) {
+        let (entries, problems) = self.entries();
+        (entries.into_iter().map(Listing::of).collect(), problems)
+    }
+
+    /// One slice with what is used of it.
+    ///
+    /// # Errors
+    /// As [`Self::entry`].
+    pub fn listing(&self, name: &str) -> Result<Listing, SliceError> {
+        self.entry(name).map(Listing::of)
+    }
+
+    /// Makes a slice.
+    ///
+    /// # Errors
+    /// See [`SliceError`]; nothing has changed then.
+    pub fn create(&self, new: NewSlice) -> Result<Entry, SliceError> {
+        if !valid_name(&new.name) {
+            return Err(SliceError::BadName(new.name));
+        }
+        let _lock = self.lock()?;
+        let (entries, problems) = self.entries();
+        if let Some(problem) = problems.into_iter().next() {
+            // What cannot be read may have the number, or the VRAM.
+            return Err(problem);
+        }
+        let mut slice = new;
+        if self.dir().join(&slice.name).exists() {
+            return Err(SliceError::Exists(slice.name));
+        }
+        let taken = |number: u32| entries.iter().find(|entry| entry.slice.instance == number);
+        match taken(slice.instance) {
+            Some(other) => {
+                return Err(SliceError::InstanceTaken { instance: slice.instance, name: other.slice.name.clone() });
+            }
+            None if slice.instance == 0 => {
+                slice.instance = (1..).find(|number| taken(*number).is_none()).unwrap_or(1);
+            }
+            None => {}
+        }
+        check_room(&entries, &slice)?;
+        let (dir, new) = (self.dir().join(&slice.name), self.dir().join(format!("{NEW_PREFIX}{}", slice.name)));
+        let made = build(&new, &slice)
+            .and_then(|()| fs::rename(&new, &dir).map_err(|error| SliceError::System(dir.clone(), error)));
+        if let Err(error) = made {
+            let _ = fs::remove_dir_all(&new);
+            return Err(error);
+        }
+        Ok(Entry { dir, slice })
+    }
+
+    /// Changes a slice's definition. Who is in it sees the change at the next charge.
+    ///
+    /// # Errors
+    /// See [`SliceError`]; nothing has changed then.
+    pub fn change(&self, name: &str, change: impl FnOnce(&mut Slice)) -> Result<Entry, SliceError> {
+        let _lock = self.lock()?;
+        let mut entry = self.entry(name)?;
+        let before = entry.slice.clone();
+        change(&mut entry.slice);
+        if entry.slice.vram > before.vram || entry.slice.overcommit != before.overcommit {
+            check_room(&self.entries().0, &entry.slice)?;
+        }
+        let new = entry.dir.join(format!("{DEFINITION}.new"));
+        write(&new, entry.slice.to_text().as_bytes(), 0o644)?;
+        fs::rename(&new, entry.dir.join(DEFINITION)).map_err(|error| SliceError::System(new, error))?;
+        Ok(entry)
+    }
+
+    /// Removes a slice. With `force` also one that is in use: who is in it keeps what it has and gets nothing more.
+    ///
+    /// # Errors
+    /// See [`SliceError`]; nothing has changed then.
+    pub fn delete(&self, name: &str, force: bool) -> Result<(), SliceError> {
+        let _lock = self.lock()?;
+        let dir = self.dir().join(name);
+        if !force || !dir.is_dir() || !valid_name(name) {
+            let entry = self.entry(name)?;
+            let (_, processes) =
+                file_account::look(&entry.dir).map_err(|error| SliceError::System(entry.dir.join(USE), error))?;
+            if !processes.is_empty() {
+                return Err(SliceError::InUse { name: name.to_owned(), processes: processes.len() });
+            }
+        }
+        let old = self.dir().join(format!("{OLD_PREFIX}{name}"));
+        fs::rename(&dir, &old).map_err(|error| SliceError::System(dir, error))?;
+        fs::remove_dir_all(&old).map_err(|error| SliceError::System(old, error))
+    }
+
+    /// Keeps other changes out, and removes what those that died have left.
+    fn lock(&self) -> Result<File, SliceError> {
+        let path = self.dir().join(LOCK);
+        let failed = |error: io::Error| SliceError::System(path.clone(), error);
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed)?;
+        flock(&file, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
+        for entry in fs::read_dir(self.dir()).map_err(failed)?.flatten() {
+            let name = entry.file_name();
+            if name.to_str().is_some_and(|name| name.starts_with(NEW_PREFIX) || name.starts_with(OLD_PREFIX)) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        Ok(file)
+    }
+}
+
+/// Whether the GPU has the VRAM that its slices are promised.
+fn check_room(entries: &[Entry], slice: &Slice) -> Result<(), SliceError> {
+    let same_gpu = |other: &Slice| other.gpu.uuid == slice.gpu.uuid && other.sim.is_some() == slice.sim.is_some();
+    let others = entries.iter().map(|entry| &entry.slice).filter(|other| other.name != slice.name && same_gpu(other));
+    let given: Bytes = others.map(|other| other.vram).sum();
+    // One slice that is larger than its GPU is never right.
+    let too_much = given.saturating_add(slice.vram) > slice.gpu.vram && !slice.overcommit;
+    if too_much || slice.vram > slice.gpu.vram {
+        let gpu = if slice.gpu.name.is_empty() { slice.gpu.uuid.clone() } else { slice.gpu.name.clone() };
+        let given = if too_much { given } else { Bytes::ZERO };
+        return Err(SliceError::Overcommitted { gpu, has: slice.gpu.vram, given, wanted: slice.vram });
+    }
+    Ok(())
+}
+
+fn build(dir: &Path, slice: &Slice) -> Result<(), SliceError> {
+    let _ = fs::remove_dir_all(dir);
+    make_folder(dir, 0o755)?;
+    let folder = dir.join(USE);
+    make_folder(&folder, 0o711)?;
+    let mode = if slice.user.gid.is_some() { 0o660 } else { 0o600 };
+    let me = rustix::process::geteuid().as_raw();
+    for name in [VRAM, RAM, PROCESSES] {
+        let path = folder.join(name);
+        write(&path, b"", mode)?;
+        let uid = (slice.user.uid != me).then_some(slice.user.uid);
+        if uid.is_some() || slice.user.gid.is_some() {
+            chown(&path, uid, slice.user.gid).map_err(|error| SliceError::System(path, error))?;
+        }
+    }
+    write(&dir.join(DEFINITION), slice.to_text().as_bytes(), 0o644)
+}
+
+fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), SliceError> {
+    let failed = |error| SliceError::System(path.to_owned(), error);
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path).map_err(failed)?;
+    file.write_all(bytes).map_err(failed)?;
+    // Whatever the umask.
+    file.set_permissions(fs::Permissions::from_mode(mode)).map_err(failed)
+}
+
+fn make_folder(path: &Path, mode: u32) -> Result<(), SliceError> {
+    match DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => change_mode(path, |_| mode),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(SliceError::System(path.to_owned(), error)),
+    }
+}
+
+fn change_mode(path: &Path, to: impl Fn(u32) -> u32) -> Result<(), SliceError> {
+    let failed = |error| SliceError::System(PathBuf::from(path), error);
+    let mode = fs::metadata(path).map_err(failed)?.mode() & 0o7777;
+    fs::set_permissions(path, fs::Permissions::from_mode(to(mode))).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, thread, time::Duration};
+
+    use super::*;
+    use crate::slices::{Account, Demand, FileAccount, Refused, SliceState, SliceUser, definition::tests::slice};
+
+    fn registry() -> (tempfile::TempDir, Registry) {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = Registry::of(folder.path());
+        make_folder(registry.dir(), 0o755).unwrap();
+        (folder, registry)
+    }
+
+    /// 6 GiB of 24 and 2 GiB of RAM, this user's.
+    fn new(name: &str) -> NewSlice {
+        let user = SliceUser { uid: rustix::process::geteuid().as_raw(), gid: None };
+        Slice { instance: 0, overcommit: false, enabled: true, user, ..slice(name) }
+    }
+
+    fn vram(bytes: u64) -> Demand {
+        Demand { vram: bytes, ram: 0 }
+    }
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn slices_are_made_listed_changed_and_removed() {
+        let (_folder, registry) = registry();
+        for name in ["ml-1", "ml-2"] {
+            registry.create(new(name)).unwrap();
+        }
+        registry.change("ml-2", |slice| slice.vram = Bytes::gib(9)).unwrap();
+        let (listed, problems) = registry.listings();
+        assert!(problems.is_empty(), "{problems:?}");
+        let seen: Vec<_> = listed.iter().map(|l| (l.entry.slice.instance, l.entry.slice.vram)).collect();
+        assert_eq!(seen, [(1, Bytes::gib(6)), (2, Bytes::gib(9))]);
+        registry.delete("ml-1", false).unwrap();
+        assert_eq!(registry.create(new("ml-3")).unwrap().slice.instance, 1, "the lowest that is free");
+        assert!(matches!(registry.delete("ml-1", true), Err(SliceError::NoSuch { .. })));
+    }
+
+    #[test]
+    fn a_name_a_number_and_vram_are_given_once() {
+        let (_folder, registry) = registry();
+        registry.create(new("a")).unwrap();
+        assert!(matches!(registry.create(new("a")), Err(SliceError::Exists(_))));
+        let one = Slice { instance: 1, ..new("b") };
+        assert!(matches!(registry.create(one), Err(SliceError::InstanceTaken { .. })));
+        let large = Slice { vram: Bytes::gib(19), ..new("b") };
+        let error = registry.create(large.clone()).unwrap_err().to_string();
+        assert!(error.contains("24 GiB") && error.contains("6 GiB") && error.contains("--overcommit"), "{error}");
+        registry.create(Slice { overcommit: true, ..large }).unwrap();
+        assert!(registry.change("a", |slice| slice.vram = Bytes::gib(7)).is_err());
+        let larger_than_the_gpu = Slice { vram: Bytes::gib(25), overcommit: true, ..new("c") };
+        assert!(registry.create(larger_than_the_gpu).is_err());
+        assert_eq!(registry.entries().0.len(), 2);
+    }
+
+    #[test]
+    fn what_a_dead_change_left_is_swept_by_the_next() {
+        let (folder, registry) = registry();
+        let left = folder.path().join("vgpu/.new-x/use");
+        fs::create_dir_all(&left).unwrap();
+        fs::create_dir_all(folder.path().join("vgpu/.old-y")).unwrap();
+        registry.create(new("a")).unwrap();
+        assert!(!left.exists() && !folder.path().join("vgpu/.old-y").exists());
+    }
+
+    #[test]
+    fn a_limit_counts_from_the_next_charge_on_both_ways() {
+        let (_folder, registry) = registry();
+        let account = FileAccount::open(&registry.create(new("a")).unwrap()).unwrap();
+        account.charge(vram(4 * GIB)).unwrap();
+        registry.change("a", |slice| slice.vram = Bytes::gib(4)).unwrap();
+        assert!(matches!(account.charge(vram(1)), Err(Refused::NoRoom)));
+        registry.change("a", |slice| slice.vram = Bytes::gib(8)).unwrap();
+        account.charge(vram(4 * GIB)).unwrap();
+        registry.change("a", |slice| slice.vram = Bytes::gib(3)).unwrap();
+        account.release(vram(5 * GIB));
+        assert!(account.charge(vram(1)).is_err());
+        account.release(vram(1));
+        account.charge(vram(1)).unwrap();
+        assert_eq!(account.usage().vram, 3 * GIB);
+    }
+
+    #[test]
+    fn both_tiers_are_charged_or_neither() {
+        let (_folder, registry) = registry();
+        let account = FileAccount::open(&registry.create(new("a")).unwrap()).unwrap();
+        assert!(account.charge(Demand { vram: GIB, ram: 3 * GIB }).is_err());
+        assert_eq!((account.usage().vram, account.usage().ram), (0, 0));
+        account.charge(Demand { vram: GIB, ram: 2 * GIB }).unwrap();
+        assert_eq!((account.usage().vram, account.usage().ram), (GIB, 2 * GIB));
+    }
+
+    #[test]
+    fn a_slice_in_use_is_not_removed_unless_forced_and_then_gives_nothing() {
+        let (_folder, registry) = registry();
+        let account = FileAccount::open(&registry.create(new("a")).unwrap()).unwrap();
+        account.charge(vram(GIB)).unwrap();
+        assert!(matches!(registry.delete("a", false), Err(SliceError::InUse { processes: 1, .. })));
+        registry.delete("a", true).unwrap();
+        assert_eq!(account.limits().state, SliceState::Removed);
+        assert!(account.charge(vram(1)).is_err());
+        // One of the same name is another one.
+        registry.create(Slice { id: 78, ..new("a") }).unwrap();
+        assert_eq!(account.limits().state, SliceState::Removed);
+        account.release(vram(GIB));
+    }
+
+    #[test]
+    fn a_disabled_slice_takes_nobody_in_and_gives_nothing_more() {
+        let (_folder, registry) = registry();
+        let entry = registry.create(new("a")).unwrap();
+        let account = FileAccount::open(&entry).unwrap();
+        account.charge(vram(GIB)).unwrap();
+        let disabled = registry.change("a", |slice| slice.enabled = false).unwrap();
+        assert!(matches!(FileAccount::open(&disabled), Err(SliceError::Disabled(_))));
+        assert!(account.charge(vram(1)).is_err());
+        registry.change("a", |slice| slice.enabled = true).unwrap();
+        account.charge(vram(1)).unwrap();
+    }
+
+    #[test]
+    fn a_change_wakes_who_waits_for_it() {
+        let (_folder, registry) = registry();
+        let account = Arc::new(FileAccount::open(&registry.create(new("a")).unwrap()).unwrap());
+        let seen = account.limits();
+        assert_eq!(account.wait_for_change(seen, Duration::ZERO), seen);
+        let waiter = thread::spawn({
+            let account = Arc::clone(&account);
+            move || account.wait_for_change(seen, Duration::from_secs(600)).ram
+        });
+        registry.change("a", |slice| slice.ram = Bytes::gib(1)).unwrap();
+        assert_eq!(waiter.join().unwrap(), GIB);
+    }
+
+    #[test]
+    fn who_is_in_it_is_listed_with_what_it_says() {
+        let (_folder, registry) = registry();
+        let account = FileAccount::open(&registry.create(new("a")).unwrap()).unwrap();
+        account.charge(Demand { vram: 5, ram: 6 }).unwrap();
+        account.say(Demand { vram: 5, ram: 6 });
+        let (usage, processes) = registry.listings().0.remove(0).used.unwrap();
+        assert_eq!((usage.vram, usage.ram), (5, 6));
+        assert_eq!((processes.len(), processes[0].pid), (1, std::process::id()));
+        assert_eq!((processes[0].vram_bytes, processes[0].ram_bytes), (5, 6));
+    }
+
+    #[test]
+    fn a_thousand_slices_come_and_go() {
+        let (folder, registry) = registry();
+        for number in 0..1000 {
+            let entry = registry.create(new(&format!("s-{number}"))).unwrap();
+            assert_eq!(entry.slice.instance, 1);
+            registry.delete(&entry.slice.name, false).unwrap();
+        }
+        let left: Vec<_> = fs::read_dir(folder.path().join("vgpu")).unwrap().flatten().map(|e| e.file_name()).collect();
+        assert_eq!(left, ["lock"]);
+    }
+}

@@ -1,0 +1,236 @@
+//! The account that the registry's files keep. See the module's head for what holds and why.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Account, Demand, Entry, Refused, Slice, SliceError, SliceLimits, SliceProcess, SliceState, Usage,
+    lock_ledger::LockLedger,
+    records::OwnRecord,
+    registry::{DEFINITION, PROCESSES, RAM, USE, VRAM},
+};
+
+/// Between two looks at a definition by whoever waits for a change of it.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A definition is short; more is not read.
+const MOST_BYTES: u64 = 64 << 10;
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct FileAccount {
+    definition: Definition,
+    vram: LockLedger,
+    ram: LockLedger,
+    record: OwnRecord,
+    /// What takes the place of the files in a forked child, where little can be done.
+    idle: OwnedFd,
+}
+
+impl FileAccount {
+    /// Opens the account of this process.
+    ///
+    /// # Errors
+    /// The slice is disabled, outside its hours, or this user may not use it.
+    pub fn open(entry: &Entry) -> Result<Self, SliceError> {
+        let folder = entry.dir.join(USE);
+        let open = |name: &str| {
+            let path = folder.join(name);
+            let opened = File::options().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(&path);
+            opened.map_err(|error| match error.kind() {
+                io::ErrorKind::PermissionDenied => SliceError::NotYours(entry.slice.name.clone()),
+                _ => SliceError::System(path, error),
+            })
+        };
+        if !entry.slice.enabled {
+            return Err(SliceError::Disabled(entry.slice.name.clone()));
+        }
+        let (vram, ram, processes) = (open(VRAM)?, open(RAM)?, open(PROCESSES)?);
+        let record = OwnRecord::take(processes).map_err(|error| SliceError::System(folder.join(PROCESSES), error))?;
+        // Numbers in a row begin far apart: their bits, reversed.
+        let base = u16::try_from(record.number()).unwrap_or(0).reverse_bits();
+        let idle = File::open("/dev/null").map_err(|error| SliceError::System("/dev/null".into(), error))?;
+        Ok(Self {
+            definition: Definition::new(&entry.dir, &entry.slice),
+            vram: LockLedger::new(vram, base),
+            ram: LockLedger::new(ram, base),
+            record,
+            idle: idle.into(),
+        })
+    }
+}
+
+impl Account for FileAccount {
+    fn limits(&self) -> SliceLimits {
+        self.definition.limits()
+    }
+
+    fn charge(&self, demand: Demand) -> Result<(), Refused> {
+        loop {
+            let limits = self.limits();
+            if limits.state != SliceState::Enabled {
+                return Err(Refused::NoRoom);
+            }
+            if !self.vram.charge(demand.vram, limits.vram).map_err(Refused::Broken)? {
+                return Err(Refused::NoRoom);
+            }
+            let ram = self.ram.charge(demand.ram, limits.ram);
+            if !matches!(ram, Ok(true)) {
+                self.vram.release(demand.vram, limits.vram);
+                return Err(ram.map_or_else(Refused::Broken, |_| Refused::NoRoom));
+            }
+            // Without this a limit that was lowered in between would not count for what was charged by the old one.
+            let now = self.limits();
+            if now == limits {
+                return Ok(());
+            }
+            self.vram.release(demand.vram, now.vram);
+            self.ram.release(demand.ram, now.ram);
+        }
+    }
+
+    fn release(&self, demand: Demand) {
+        let limits = self.limits();
+        if demand.vram > 0 {
+            self.vram.release(demand.vram, limits.vram);
+        }
+        if demand.ram > 0 {
+            self.ram.release(demand.ram, limits.ram);
+        }
+    }
+
+    fn usage(&self) -> Usage {
+        let (own_vram, own_ram) = (self.vram.own_bytes(), self.ram.own_bytes());
+        Usage {
+            // What cannot be read is taken as full.
+            vram: self.vram.used_bytes().unwrap_or(u64::MAX),
+            ram: self.ram.used_bytes().unwrap_or(u64::MAX),
+            own_vram,
+            own_ram,
+        }
+    }
+
+    fn say(&self, used: Demand) {
+        self.record.say(used.vram, used.ram);
+    }
+
+    fn processes(&self) -> Vec<SliceProcess> {
+        self.record.read_all().unwrap_or_default()
+    }
+
+    fn wait_for_change(&self, seen: SliceLimits, timeout: Duration) -> SliceLimits {
+        let start = Instant::now();
+        loop {
+            let limits = self.limits();
+            let left = timeout.saturating_sub(start.elapsed());
+            if limits != seen || left.is_zero() {
+                return limits;
+            }
+            thread::sleep(LOOK.min(left));
+        }
+    }
+
+    fn forked(&self) {
+        self.vram.forked(&self.idle);
+        self.ram.forked(&self.idle);
+        self.record.forked(&self.idle);
+    }
+}
+
+#[cfg(feature = "cli")]
+/// What is charged in a slice, and who is in it: for whoever looks from outside.
+///
+/// # Errors
+/// The system's own; most often that this user may not look.
+pub(super) fn look(dir: &Path) -> io::Result<(Usage, Vec<SliceProcess>)> {
+    let open = |name: &str| File::open(dir.join(USE).join(name));
+    let used = |name: &str| LockLedger::new(open(name)?, 0).used_bytes();
+    let usage = Usage { vram: used(VRAM)?, ram: used(RAM)?, own_vram: 0, own_ram: 0 };
+    Ok((usage, super::records::read(&open(PROCESSES)?, None)?))
+}
+
+/// The definition, read again when it has been replaced.
+#[derive(Debug)]
+struct Definition {
+    path: PathBuf,
+    /// The slice that this process is in: another of the same name is not it.
+    id: u64,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    /// Open as long as it is the definition: then it has a name.
+    file: Option<File>,
+    limits: SliceLimits,
+}
+
+impl Definition {
+    fn new(dir: &Path, slice: &Slice) -> Self {
+        let known = Known { file: None, limits: limits_of(slice) };
+        Self { path: dir.join(DEFINITION), id: slice.id, known: Mutex::new(known) }
+    }
+
+    fn limits(&self) -> SliceLimits {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.limits.state == SliceState::Removed {
+            return known.limits;
+        }
+        // One that was renamed over or removed has no name left.
+        let current = known.file.as_ref().is_some_and(|file| file.metadata().is_ok_and(|data| data.nlink() > 0));
+        if !current {
+            self.read_again(&mut known);
+        }
+        known.limits
+    }
+
+    fn read_again(&self, known: &mut Known) {
+        let read = || -> io::Result<(File, String)> {
+            let file = File::open(&self.path)?;
+            let mut text = String::new();
+            (&file).take(MOST_BYTES).read_to_string(&mut text)?;
+            Ok((file, text))
+        };
+        match read() {
+            Ok((file, text)) => match Slice::parse(&text) {
+                Ok(slice) if slice.id == self.id => {
+                    *known = Known { file: Some(file), limits: limits_of(&slice) };
+                }
+                Ok(_) => known.limits.state = SliceState::Removed,
+                // Nobody writes such a thing; until it is mended nothing is given out.
+                Err(_) => known.limits.state = SliceState::Disabled,
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => known.limits.state = SliceState::Removed,
+            Err(_) => known.limits.state = SliceState::Disabled,
+        }
+    }
+}
+
+fn limits_of(slice: &Slice) -> SliceLimits {
+    let state = if slice.enabled { SliceState::Enabled } else { SliceState::Disabled };
+    SliceLimits { vram: slice.vram.0, ram: slice.ram.0, state }
+}
+
+/// Reads a definition from its folder.
+///
+/// # Errors
+/// The system's own; a text that is no definition is [`io::ErrorKind::InvalidData`] with words.
+pub(super) fn read_definition(dir: &Path) -> io::Result<Slice> {
+    let mut text = String::new();
+    let path = dir.join(DEFINITION);
+    if !fs::symlink_metadata(&path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a file"));
+    }
+    File::open(path)?.take(MOST_BYTES).read_to_string(&mut text)?;
+    Slice::parse(&text).map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))
+}

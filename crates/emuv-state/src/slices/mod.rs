@@ -1,0 +1,56 @@
+//! Virtual GPUs: slices of a GPU with quotas that hold over all processes in them.
+//!
+//! A *slice* is a share of one GPU: so much of its VRAM, so much RAM beside it, a weight. Its *definition* is the
+//! administrator's; what is in use is kept by the processes in the slice themselves. There is no daemon.
+//!
+//! ```text
+//! <state directory>/vgpu/          the registry                      its owner writes, everybody reads
+//!     lock                         one change at a time              its owner
+//!     ml-1/slice                   the definition ([`Slice`])        its owner writes, everybody reads
+//!     ml-1/use/vram, ram           the ledgers                       the slice's user and group
+//!     ml-1/use/processes           who is in it, for people          the slice's user and group
+//! ```
+//!
+//! *What holds, and why:*
+//!
+//! 1. **The sum of all charges never exceeds the limit.** A ledger is an empty file. A byte of quota is a byte of it that a
+//!    process has locked (`fcntl`, open file description locks): the kernel does not give one byte to two, and nobody
+//!    may lock beyond the limit. So whatever is written into these files, or however they are cut, changes no account.
+//! 2. **A process that ends gives its share back at that moment**, however it ends: its locks go with its descriptor.
+//!    That descriptor is closed by `exec` and by a forked child ([`Account::forked`]).
+//! 3. **A limit is read from the definition at each charge**, before it and again after it: one that was made by a limit
+//!    that is no more is taken back before anybody relies on it. After shrinking, what lies beyond the new limit is a
+//!    debt: a charge must find free, below the limit, what it asks for and the debt as well.
+//! 4. **A definition is replaced whole** (written beside, renamed), and so are slices made and removed: whoever dies
+//!    half-way leaves something that the next change sweeps.
+//!
+//! This keeps apart programs that let emuV's library be loaded. A program that talks to the driver itself is not held by
+//! it: it is cooperation, not a security boundary, as long as neither the kernel module nor the driver enforces it.
+//!
+//! [`Account`] is what a process needs of a slice. The files are one backend of it, [`FileAccount`].
+
+mod account;
+#[cfg(feature = "cli")]
+mod admin;
+mod definition;
+mod file_account;
+mod keyed;
+mod lock_ledger;
+mod locks;
+#[cfg(feature = "cli")]
+pub mod models;
+#[cfg(feature = "cli")]
+mod profile;
+mod records;
+mod registry;
+mod schedule;
+
+pub use account::{Account, Demand, Refused, SliceLimits, SliceProcess, SliceState, Usage, open};
+#[cfg(feature = "cli")]
+pub use admin::{Listing, NewSlice};
+pub use definition::{DEFAULT_WEIGHT, MAX_WEIGHT, Slice, SliceGpu, SliceUser, valid_name};
+pub use file_account::FileAccount;
+#[cfg(feature = "cli")]
+pub use profile::{DEFAULT_PATH as PROFILES_PATH, Profile, parse as parse_profiles};
+pub use registry::{Entry, Registry, SLICE_FILE, SliceError};
+pub use schedule::Schedule;

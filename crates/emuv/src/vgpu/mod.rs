@@ -1,0 +1,236 @@
+//! `emuv vgpu`: slices of a GPU, made, changed and shown.
+
+mod create;
+pub mod enforce;
+mod people;
+mod show;
+
+use std::{env, fs, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Subcommand};
+use emuv_policy::Bytes;
+use emuv_state::{
+    Setting,
+    slices::{self, PROFILES_PATH, Registry, Slice, SliceError},
+};
+
+use crate::{
+    cli::{self, Failure, complain},
+    libs::{self, RealLibraries},
+};
+use enforce::Groups;
+
+/// Something in the registry is not as it would have to be; nothing was changed.
+const REFUSED: u8 = 1;
+
+/// Flags of `emuv vgpu`.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Options {
+    #[command(subcommand)]
+    action: Action,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  emuv vgpu create ml-1 --vram 6G --ram 2G      a slice of the GPU: 6 GiB of VRAM, 2 GiB of RAM
+  emuv vgpu create --all                        every profile of /etc/emuv/vgpu-profiles.conf
+  emuv run --vgpu ml-1 -- python train.py       a program in it; all that run in it share its quota
+  emuv vgpu resize ml-1 --vram 4G               while programs run: what is too much goes to RAM
+  emuv vgpu list                                what there is
+
+Slices are kept in EMUV_STATE_DIR, else in /run/emuv (root) or your own runtime directory.
+Quotas hold for programs that let emuV be loaded: that is cooperation, not a security boundary.
+'emuv doctor' says what else enforces them.
+Exit code: 0; 1 refused, nothing changed; 2 bad argument or file.";
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Make a slice, or those of the profile file
+    Create(create::Options),
+    /// Show all slices in a table
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one slice and who is in it
+    Show {
+        /// The slice
+        name: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change a slice's shares; programs in it follow at once
+    Resize(Resize),
+    /// Remove slices
+    Delete {
+        /// The slices
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// Also those in use: programs in them keep what they have and get no more
+        #[arg(long)]
+        force: bool,
+    },
+    /// Let programs into slices
+    Enable {
+        /// The slices
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Let no more programs in, and give those that are there no more memory
+    Disable {
+        /// The slices
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Check a file of profiles
+    Check {
+        /// The file
+        #[arg(default_value = PROFILES_PATH)]
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Resize {
+    /// The slice
+    name: String,
+    /// Share of VRAM from now on
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    vram: Option<String>,
+    /// Share of RAM from now on
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    ram: Option<String>,
+    /// Weight for the GPU's time, 1 to 10000
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(slices::MAX_WEIGHT)))]
+    weight: Option<u32>,
+    /// The most of the GPU's time, in percent
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=100))]
+    cap: Option<u32>,
+    /// Promise VRAM or RAM that other slices are promised too
+    #[arg(long)]
+    overcommit: bool,
+}
+
+/// Does it.
+///
+/// # Errors
+/// What is wrong, and nothing has changed; of several slices, those named before are done.
+pub fn run(options: &Options) -> Result<ExitCode, Failure> {
+    match &options.action {
+        Action::Create(options) => create::run(options)?,
+        Action::List { json } => show::list(*json)?,
+        Action::Show { name, json } => show::one(name, *json)?,
+        Action::Resize(resize) => resize.run()?,
+        Action::Delete { names, force } => {
+            let registry = own_registry()?;
+            for name in names {
+                registry.delete(name, *force).map_err(failed)?;
+                if let Some(groups) = own_groups() {
+                    groups.forget(name);
+                }
+            }
+        }
+        Action::Enable { names } => change(names, |slice| slice.enabled = true)?,
+        Action::Disable { names } => change(names, |slice| slice.enabled = false)?,
+        Action::Check { file } => check(file)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Resize {
+    fn run(&self) -> Result<(), Failure> {
+        let size = |flag: &str, value: &Option<String>| {
+            value.as_ref().map(|value| Setting::new(value, flag).bytes()).transpose().map_err(Failure::bad_argument)
+        };
+        let (vram, ram) = (size("--vram", &self.vram)?, size("--ram", &self.ram)?);
+        if vram == Some(Bytes::ZERO) {
+            return Err(Failure::wrong("--vram", "0 is no share; 'emuv vgpu disable' lets no program in"));
+        }
+        if vram.is_none() && ram.is_none() && self.weight.is_none() && self.cap.is_none() {
+            return Err(Failure::bad_argument("nothing to change; give --vram, --ram, --weight or --cap"));
+        }
+        let registry = own_registry()?;
+        if let Some(ram) = ram {
+            create::check_ram(&registry, &self.name, ram, self.overcommit)?;
+        }
+        let entry = registry
+            .change(&self.name, |slice| {
+                slice.vram = vram.unwrap_or(slice.vram);
+                slice.ram = ram.unwrap_or(slice.ram);
+                slice.weight = self.weight.unwrap_or(slice.weight);
+                slice.cap_percent = self.cap.or(slice.cap_percent);
+                slice.overcommit |= self.overcommit;
+            })
+            .map_err(failed)?;
+        have_limit_kept(&entry.slice);
+        show::say_if_beyond(&registry, &entry);
+        Ok(())
+    }
+}
+
+fn change(names: &[String], change: impl Fn(&mut Slice)) -> Result<(), Failure> {
+    let registry = own_registry()?;
+    names.iter().try_for_each(|name| registry.change(name, &change).map(|_| ())).map_err(failed)
+}
+
+/// Says whether a file of profiles is sound, and what it describes.
+fn check(path: &PathBuf) -> Result<(), Failure> {
+    let profiles = read_profiles(path)?;
+    let mut text = String::new();
+    for profile in &profiles {
+        let model = profile.gpu_model.as_deref().and_then(slices::models::find).map_or("any GPU", |model| model.name);
+        text.push_str(&format!("{}: {} VRAM, {} RAM, {model}\n", profile.name, profile.vram, profile.ram));
+    }
+    text.push_str(&format!("{}: {} profiles, no mistakes\n", path.display(), profiles.len()));
+    write(&text)
+}
+
+/// The profiles of a file; each mistake is said, the first one again as the failure.
+fn read_profiles(path: &PathBuf) -> Result<Vec<slices::Profile>, Failure> {
+    let text = fs::read_to_string(path).map_err(|error| Failure::wrong(path.display(), error))?;
+    slices::parse_profiles(path, &text).map_err(|mistakes| {
+        let (last, others) = mistakes.split_last().map_or((String::new(), &[][..]), |(l, o)| (l.clone(), o));
+        others.iter().for_each(|mistake| complain(mistake));
+        Failure::bad_argument(last)
+    })
+}
+
+/// The control groups, for whoever may make some.
+fn own_groups() -> Option<Groups> {
+    rustix::process::geteuid().is_root().then(Groups::of_system)?
+}
+
+/// Has the system keep the slice's limit as well, where it can.
+fn have_limit_kept(slice: &Slice) {
+    let Some(groups) = own_groups().filter(|_| slice.sim.is_none()) else { return };
+    let Ok(real) = RealLibraries::find(libs::shim_path().ok().as_deref()) else { return };
+    let kept = groups.keeper(&real, &slice.gpu.uuid).map(|keeper| groups.limit(&keeper, &real, slice));
+    if let Some(Err(why)) = kept {
+        complain(&format!("{}: its limit holds for programs that load emuV only: {why}", slice.name));
+    }
+}
+
+/// The registry that this user changes.
+fn own_registry() -> Result<Registry, Failure> {
+    Registry::for_changes(variable).map_err(failed)
+}
+
+/// As a failure of this command.
+#[allow(clippy::needless_pass_by_value)] // The form that map_err asks for.
+pub fn failed(error: SliceError) -> Failure {
+    match error {
+        SliceError::BadName(_) | SliceError::StateDir(_) => Failure::bad_argument(error.to_string()),
+        _ => Failure::new(REFUSED, error.to_string()),
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok()
+}
+
+fn write(text: &str) -> Result<(), Failure> {
+    cli::print(text).map_err(|error| Failure::new(REFUSED, format!("cannot write: {error}")))
+}

@@ -1,0 +1,174 @@
+//! `emuv vgpu list` and `emuv vgpu show`.
+
+use std::fmt::Write;
+
+use emuv_policy::Bytes;
+use emuv_state::slices::{Entry, Listing, Registry, SliceError};
+use serde_json::{Value, json};
+
+use super::{failed, variable, write};
+use crate::cli::{Failure, complain};
+
+const SCHEMA: u32 = 1;
+
+/// All slices that count for this user.
+fn listings() -> Vec<Listing> {
+    let mut all: Vec<Listing> = Vec::new();
+    for registry in Registry::for_use(variable) {
+        let (listings, problems) = registry.listings();
+        problems.iter().for_each(|problem| complain(&problem.to_string()));
+        // Of two of the same name, the first is meant.
+        let new = |listing: &Listing| all.iter().all(|other| other.entry.slice.name != listing.entry.slice.name);
+        let listings: Vec<_> = listings.into_iter().filter(new).collect();
+        all.extend(listings);
+    }
+    all
+}
+
+/// Shows all of them.
+///
+/// # Errors
+/// Standard output is closed.
+pub fn list(as_json: bool) -> Result<(), Failure> {
+    let all = listings();
+    if as_json {
+        let slices: Vec<_> = all.iter().map(json).collect();
+        return write(&format!("{:#}\n", json!({ "schema": SCHEMA, "slices": slices })));
+    }
+    let head = ["NAME", "ID", "GPU", "VRAM", "RAM", "VRAM USED", "RAM USED", "PROCESSES", "STATE"];
+    let mut rows = vec![head.map(str::to_owned)];
+    for listing in &all {
+        let slice = &listing.entry.slice;
+        let hidden = || "-".to_owned();
+        let used = listing.used.as_ref();
+        rows.push([
+            slice.name.clone(),
+            slice.instance.to_string(),
+            slice.gpu.uuid.chars().take(12).collect(),
+            slice.vram.to_string(),
+            slice.ram.to_string(),
+            used.map_or_else(hidden, |(used, _)| Bytes(used.vram).to_string()),
+            used.map_or_else(hidden, |(used, _)| Bytes(used.ram).to_string()),
+            used.map_or_else(hidden, |(_, processes)| processes.len().to_string()),
+            state(&listing.entry).to_owned(),
+        ]);
+    }
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let widths: Vec<_> = (0..head.len()).map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    write(&text)
+}
+
+/// Shows one.
+///
+/// # Errors
+/// There is none of that name.
+pub fn one(name: &str, as_json: bool) -> Result<(), Failure> {
+    let found = listings().into_iter().find(|listing| listing.entry.slice.name == name);
+    let Some(listing) = found else {
+        let looked_in = Registry::for_use(variable).iter().map(|registry| registry.dir().to_owned()).collect();
+        return Err(failed(SliceError::NoSuch { name: name.to_owned(), looked_in }));
+    };
+    if as_json {
+        return write(&format!("{:#}\n", json(&listing)));
+    }
+    let slice = &listing.entry.slice;
+    let mut text = String::new();
+    let mut line = |key: &str, value: String| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{key:<12} {value}");
+    };
+    line("name", slice.name.clone());
+    line("instance", slice.instance.to_string());
+    line("state", state(&listing.entry).to_owned());
+    let simulated = if slice.sim.is_some() { ", simulated" } else { "" };
+    line("GPU", format!("{} ({}{simulated}), {}", slice.gpu.name, slice.gpu.uuid, slice.gpu.vram));
+    if let Some(model) = &slice.gpu_model {
+        line("labelled", model.clone());
+    }
+    line("VRAM", share(slice.vram, listing.used.as_ref().map(|(used, _)| used.vram)));
+    line("RAM", share(slice.ram, listing.used.as_ref().map(|(used, _)| used.ram)));
+    line("weight", slice.weight.to_string());
+    if let Some(cap) = slice.cap_percent {
+        line("cap", format!("{cap} %"));
+    }
+    if let Some(schedule) = &slice.schedule {
+        line("schedule", schedule.to_string());
+    }
+    let group = slice.user.gid.map_or_else(String::new, |gid| format!(", group {gid}"));
+    line("for", format!("user {}{group}", slice.user.uid));
+    line("kept in", listing.entry.dir.display().to_string());
+    for process in listing.used.iter().flat_map(|(_, processes)| processes) {
+        let pid = if process.same_namespace { process.pid.to_string() } else { format!("{} (container)", process.pid) };
+        let (vram, ram) = (Bytes(process.vram_bytes), Bytes(process.ram_bytes));
+        line("process", format!("{pid}: {vram} VRAM, {ram} RAM: {}", process.command));
+    }
+    write(&text)
+}
+
+fn share(share: Bytes, used: Option<u64>) -> String {
+    match used {
+        Some(used) if used > share.0 => {
+            format!("{share}, {} in use: {} too much", Bytes(used), Bytes(used).saturating_sub(share))
+        }
+        Some(used) => format!("{share}, {} in use", Bytes(used)),
+        None => share.to_string(),
+    }
+}
+
+fn state(entry: &Entry) -> &'static str {
+    if entry.slice.enabled { "enabled" } else { "disabled" }
+}
+
+/// After a change: says when more is in use than there is to be.
+pub fn say_if_beyond(registry: &Registry, entry: &Entry) {
+    let listing = registry.listing(&entry.slice.name).ok();
+    let Some((used, _)) = listing.and_then(|listing| listing.used) else { return };
+    for (what, used, share) in [("VRAM", used.vram, entry.slice.vram), ("RAM", used.ram, entry.slice.ram)] {
+        if used > share.0 {
+            let (name, used) = (&entry.slice.name, Bytes(used));
+            complain(&format!("{name}: {used} of {what} are in use; nobody gets more until it is {share} or less"));
+        }
+    }
+}
+
+fn json(listing: &Listing) -> Value {
+    let slice = &listing.entry.slice;
+    let processes = listing.used.as_ref().map(|(_, processes)| {
+        let process = |process: &emuv_state::slices::SliceProcess| {
+            json!({
+                "pid": process.pid,
+                "same_pid_namespace": process.same_namespace,
+                "vram_bytes": process.vram_bytes,
+                "ram_bytes": process.ram_bytes,
+                "command": process.command,
+            })
+        };
+        processes.iter().map(process).collect::<Vec<_>>()
+    });
+    json!({
+        "name": slice.name,
+        "instance": slice.instance,
+        "enabled": slice.enabled,
+        "gpu": { "uuid": slice.gpu.uuid, "name": slice.gpu.name, "vram_bytes": slice.gpu.vram.0 },
+        "simulated": slice.sim,
+        "gpu_model": slice.gpu_model,
+        "vram_bytes": slice.vram.0,
+        "ram_bytes": slice.ram.0,
+        "vram_used_bytes": listing.used.as_ref().map(|(used, _)| used.vram),
+        "ram_used_bytes": listing.used.as_ref().map(|(used, _)| used.ram),
+        "weight": slice.weight,
+        "cap_percent": slice.cap_percent,
+        "schedule": slice.schedule.as_ref().map(ToString::to_string),
+        "uid": slice.user.uid,
+        "gid": slice.user.gid,
+        "overcommit": slice.overcommit,
+        "dir": listing.entry.dir,
+        "processes": processes,
+    })
+}

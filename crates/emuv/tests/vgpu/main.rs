@@ -1,0 +1,9 @@
+//! Slices of a simulated GPU from outside: the commands that make them, programs that share them, limits that change
+//! while programs run, processes that are killed, other users.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // In the functions that the tests share.
+
+mod commands;
+mod place;
+mod sharing;
+mod storm;
+mod users;
