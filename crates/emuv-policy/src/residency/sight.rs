@@ -138,13 +138,13 @@ impl InPlace {
     pub fn timed(&mut self, kind: u64, ram_bytes: u64, micros: f64) -> bool {
         let timing = Timing { ram_bytes: ram_bytes as f64, micros };
         let again = self.end(kind);
+        let is_new = !self.kinds.contains_key(&kind);
         let timings = self.kinds.entry(kind).or_insert(Timings { first: timing, less: None, wanted: None });
         if again {
             timings.less = Some(timing);
-        } else {
-            (timings.first, timings.less) = (timing, None);
         }
-        if ram_bytes > 0 {
+        // Others time it for purposes of their own, too.
+        if ram_bytes > 0 && (again || is_new) {
             // Nothing is better than half.
             self.wanted += usize::from(timings.wanted.is_none());
             timings.wanted = Some(if again { 0 } else { ram_bytes / 2 });
