@@ -264,8 +264,10 @@ proptest! {
         world.run(stopped + 2 * SECOND);
         let before = world.had.clone();
         let idle = world.idle;
-        world.run(4 * SECOND);
-        prop_assert!(world.idle - idle <= SECOND / 2, "{} us idle", world.idle - idle);
+        // The lightest has its turn of a second once in nine.
+        world.run(12 * SECOND);
+        // Two looks of up to three ticks at each change of turns.
+        prop_assert!(world.idle - idle <= SECOND, "{} us idle", world.idle - idle);
         prop_assert!(world.had.iter().zip(before).skip(1).all(|(now, before)| *now > before), "{:?}", world.had);
     }
 }
