@@ -162,7 +162,9 @@ pub fn need(tenants: &[Tenant], card: &Card, now: u64) -> Need {
 ///
 /// To be called again and again, at least every few milliseconds while the gate is not [`Gate::Free`].
 pub fn step(me: usize, tenants: &mut [Tenant], card: &Card, now: u64) -> Gate {
-    let need = need(tenants, card, now);
+    let mut need = need(tenants, card, now);
+    // Who has a cap asks before it gives the GPU anything.
+    need.time |= tenants[me].cap_percent.is_some();
     charge(me, tenants, need, now);
     let gate = if need.any() {
         let turn = decide(me, tenants, need, card, now);
