@@ -418,7 +418,8 @@ pub(super) fn look(entry: &Entry) -> io::Result<TimeUse> {
     })
 }
 
-#[cfg(all(test, feature = "cli"))]
+#[cfg(test)]
+#[cfg(feature = "cli")]
 mod tests {
     use emuv_policy::Bytes;
 
@@ -444,7 +445,8 @@ mod tests {
 
         fn pass(&mut self, micros: u64) {
             self.now += micros;
-            std::fs::write(self.clock(), self.now.to_ne_bytes()).unwrap();
+            let file = File::options().write(true).create(true).truncate(false).open(self.clock()).unwrap();
+            file.write_all_at(&self.now.to_ne_bytes(), 0).unwrap();
         }
 
         fn clock(&self) -> PathBuf {
