@@ -43,16 +43,16 @@ impl World {
         world
     }
 
-    /// A slice of a simulated GPU of 256 MiB, and a program in it that never waits.
+    /// A slice of a simulated GPU of 64 MiB, and a program in it that always has work.
     fn start(&mut self, name: &str, flags: &[&str], buffers: u64) {
-        self.place.vgpu(&[&["create", name, "--sim=vram=256M"], flags].concat());
+        self.place.vgpu(&[&["create", name, "--sim=vram=64M"], flags].concat());
         self.start_in(name, buffers);
     }
 
     fn start_in(&mut self, name: &str, buffers: u64) {
         let number = self.programs.len();
         let mut command = self.command(name, "busy");
-        command.arg(self.place.path("accounts")).args([number.to_string(), buffers.to_string()]).args(["1", "0"]);
+        command.arg(self.place.path("accounts")).args([number.to_string(), buffers.to_string()]).args(["1", "4"]);
         let program = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         self.programs.push(Some(program));
         self.slices.push(name.to_owned());
@@ -153,13 +153,22 @@ impl World {
     }
 }
 
-const SMALL: [&str; 4] = ["--vram", "32M", "--ram", "8M"];
+impl Drop for World {
+    /// A test that fails leaves nobody at work.
+    fn drop(&mut self) {
+        for number in (0..self.programs.len()).filter(|number| self.programs[*number].is_some()) {
+            let _ = kill_process(self.pid(number), Signal::KILL);
+        }
+    }
+}
+
+const SMALL: [&str; 4] = ["--vram", "16M", "--ram", "8M"];
 
 #[test]
 fn equal_slices_that_fit_together_take_no_turns() {
     let mut world = World::new();
-    world.start("a", &SMALL, 2);
-    world.start("b", &SMALL, 2);
+    world.start("a", &SMALL, 1);
+    world.start("b", &SMALL, 1);
     world.pass_slowly(500 * MILLI);
     // Without time, nobody would ever be given a turn.
     for _ in 0..3 {
@@ -173,8 +182,8 @@ fn equal_slices_that_fit_together_take_no_turns() {
 #[test]
 fn who_has_not_its_turn_gives_the_gpu_nothing_until_it_has() {
     let mut world = World::new();
-    world.start("a", &[&SMALL[..], &["--weight", "50"]].concat(), 2);
-    world.start("b", &SMALL, 2);
+    world.start("a", &[&SMALL[..], &["--weight", "50"]].concat(), 1);
+    world.start("b", &SMALL, 1);
     let holder = world.holder();
     let other = 1 - holder;
     let before = world.given(other);
@@ -191,8 +200,8 @@ fn who_has_not_its_turn_gives_the_gpu_nothing_until_it_has() {
 #[test]
 fn time_is_divided_by_weight_and_shown() {
     let mut world = World::new();
-    world.start("a", &[&SMALL[..], &["--weight", "100"]].concat(), 2);
-    world.start("b", &[&SMALL[..], &["--weight", "300"]].concat(), 2);
+    world.start("a", &[&SMALL[..], &["--weight", "100"]].concat(), 1);
+    world.start("b", &[&SMALL[..], &["--weight", "300"]].concat(), 1);
     world.holder();
     let before = [world.time(0).used_micros, world.time(1).used_micros];
     world.pass_slowly(4000 * MILLI);
@@ -209,7 +218,7 @@ fn time_is_divided_by_weight_and_shown() {
 #[test]
 fn a_cap_holds_for_a_slice_that_is_alone() {
     let mut world = World::new();
-    world.start("a", &[&SMALL[..], &["--cap", "20"]].concat(), 2);
+    world.start("a", &[&SMALL[..], &["--cap", "20"]].concat(), 1);
     let before = world.time(0).used_micros;
     world.pass_slowly(5000 * MILLI);
     let share = (world.time(0).used_micros - before) as f64 / 50_000.0;
@@ -220,8 +229,8 @@ fn a_cap_holds_for_a_slice_that_is_alone() {
 #[test]
 fn a_killed_holder_is_not_waited_for() {
     let mut world = World::new();
-    world.start("a", &[&SMALL[..], &["--weight", "50"]].concat(), 2);
-    world.start("b", &SMALL, 2);
+    world.start("a", &[&SMALL[..], &["--weight", "50"]].concat(), 1);
+    world.start("b", &SMALL, 1);
     let holder = world.holder();
     world.kill(holder);
     // No time has passed since.
@@ -233,8 +242,8 @@ fn a_killed_holder_is_not_waited_for() {
 #[test]
 fn a_stopped_holder_loses_its_turn_and_has_another_when_it_goes_on() {
     let mut world = World::new();
-    world.start("a", &[&SMALL[..], &["--weight", "50"]].concat(), 2);
-    world.start("b", &SMALL, 2);
+    world.start("a", &[&SMALL[..], &["--weight", "50"]].concat(), 1);
+    world.start("b", &SMALL, 1);
     let holder = world.holder();
     kill_process(world.pid(holder), Signal::STOP).unwrap();
     let other = 1 - holder;
@@ -251,8 +260,8 @@ fn a_stopped_holder_loses_its_turn_and_has_another_when_it_goes_on() {
 #[test]
 fn a_storm_of_allocations_in_one_slice_does_not_stop_another() {
     let mut world = World::new();
-    world.start("a", &SMALL, 2);
-    world.place.vgpu(&["create", "b", "--vram", "32M", "--ram", "8M", "--weight", "400", "--sim=vram=256M"]);
+    world.start("a", &SMALL, 1);
+    world.place.vgpu(&["create", "b", "--vram", "16M", "--ram", "8M", "--weight", "400", "--sim=vram=64M"]);
     let mut command = world.command("b", "churn");
     command.args(["", "0", "7", "40", "0", "0"]);
     let mut storm = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -281,10 +290,10 @@ impl World {
 #[test]
 fn sets_that_do_not_fit_together_take_turns_and_vram_goes_with_them() {
     let mut world = World::new();
-    let large = ["--vram", "256M", "--ram", "256M", "--overcommit"];
-    // 180 MiB each, of 248 that both can have.
-    world.start("a", &large, 180);
-    world.start("b", &large, 180);
+    let large = ["--vram", "64M", "--ram", "64M", "--overcommit"];
+    // 40 MiB each, of 62 that both can have.
+    world.start("a", &large, 40);
+    world.start("b", &large, 40);
     let both = |world: &World| world.place.used("a").0 + world.place.used("b").0;
     for _ in 0..6 {
         world.pass_slowly(600 * MILLI);
@@ -293,6 +302,6 @@ fn sets_that_do_not_fit_together_take_turns_and_vram_goes_with_them() {
         }
     }
     assert!(world.time(0).turns > 0 && world.time(1).turns > 0, "{:?} {:?}", world.time(0), world.time(1));
-    until("what is too much has left VRAM", || both(&world) <= 256);
+    until("what is too much has left VRAM", || both(&world) <= 64);
     world.end();
 }
