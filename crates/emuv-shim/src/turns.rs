@@ -9,8 +9,9 @@
 //!
 //! A thread of each process looks around: every [`LOOK_FREE`] while turns are not needed (launches leave a mark that it takes
 //! away again, so it knows whether the process wants the GPU), every [`LOOK`] while they are. While they are, each stream
-//! has an event behind its last work, by which it is known when what was given is done, and one behind some work before:
-//! as long as that one is not reached after [`AHEAD`], the stream gets no more, so that little is left to do when the turn ends.
+//! has an event behind its last work, by which it is known when what was given is done, and one, the mark, behind some work
+//! before. Until the mark is reached the stream gets so many works and no more, and then the next mark: as many as take about
+//! [`AHEAD`], which is learned from mark to mark. So little is left to do when the turn ends, and the GPU never waits for more.
 //!
 //! Nobody waits here inside a capture, which gives the GPU nothing. A thread that is held keeps no lock; it is let go when the
 //! gate opens, and in any case when the thread that looks around has died. What it would have given may be what the GPU
@@ -49,8 +50,12 @@ const LINGER_FREE: Duration = Duration::from_millis(100);
 const LINGER: Duration = Duration::from_millis(10);
 const LINGER_MEMORY: Duration = Duration::from_millis(100);
 
-/// Work that a stream has ahead of it, at most but for the last one.
+/// About as much work a stream has ahead of it.
 const AHEAD: Duration = Duration::from_millis(10);
+
+/// Works between two marks: at first, and at most.
+const FIRST_WORKS: u32 = 32;
+const MOST_WORKS: u32 = 4096;
 
 /// How long a launch waits for its stream to come further.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -111,6 +116,9 @@ struct Stream {
     /// Behind some work, given at that time; `None`: reached.
     mark: Option<usize>,
     marked: Option<Instant>,
+    /// Works since then, and how many there may be.
+    works: u32,
+    may_have: u32,
 }
 
 /// Makes a call that gives the GPU work when it is the slice's turn.
@@ -156,9 +164,9 @@ impl Turns {
         let mut state = lock(&self.state);
         let start = Instant::now();
         let may = |state: &State| {
-            let marked = state.streams.get(&name).and_then(|stream| stream.marked);
-            let late = marked.is_some_and(|marked| marked.elapsed() > AHEAD) && start.elapsed() < PATIENCE;
-            self.gate.load(Ordering::Relaxed) != TURNS || state.open && !late
+            let full = |stream: &Stream| stream.marked.is_some() && stream.works >= stream.may_have;
+            let full = state.streams.get(&name).is_some_and(full) && start.elapsed() < PATIENCE;
+            self.gate.load(Ordering::Relaxed) != TURNS || state.open && !full
         };
         if !may(&state) {
             state.held += u64::from(!state.open);
@@ -175,7 +183,16 @@ impl Turns {
 
     /// Records events behind a work that has just been given. In the calling thread's context.
     fn fence(&self, session: &Session, name: Name, context: Owner) {
-        let fresh = Stream { context, given: 0, last: None, done: true, mark: None, marked: None };
+        let fresh = Stream {
+            context,
+            given: 0,
+            last: None,
+            done: true,
+            mark: None,
+            marked: None,
+            works: 0,
+            may_have: FIRST_WORKS,
+        };
         let stream = lock(&self.state).streams.get(&name).copied().filter(|s| s.context == context).unwrap_or(fresh);
         let handle = match name {
             Name::Created(handle) => handle,
@@ -198,9 +215,10 @@ impl Turns {
             *known = fresh;
         }
         known.given += 1;
+        known.works = known.works.saturating_add(1);
         (known.last, known.done) = (last.or(known.last), last.is_none());
         if mark.is_some() && known.marked.is_none() {
-            (known.mark, known.marked) = (mark, Some(Instant::now()));
+            (known.mark, known.marked, known.works) = (mark, Some(Instant::now()), 0);
         }
     }
 
@@ -225,8 +243,13 @@ impl Turns {
             let done = stream.done || reached(stream.last);
             let mut state = lock(&self.state);
             if let Some(known) = state.streams.get_mut(&name) {
-                if marked {
-                    known.marked = None;
+                if marked && let Some(since) = known.marked.take() {
+                    let took = since.elapsed();
+                    known.may_have = match () {
+                        () if took > AHEAD => (known.may_have / 2).max(1),
+                        () if took < AHEAD / 2 && known.works >= known.may_have => (known.may_have * 2).min(MOST_WORKS),
+                        () => known.may_have,
+                    };
                 }
                 // What was given meanwhile is asked for the next time.
                 known.done |= done && known.given == stream.given;
