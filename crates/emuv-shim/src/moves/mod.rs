@@ -37,8 +37,10 @@ use crate::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     touch::Touch,
+    turns,
 };
 
+pub(crate) use copies::settle_thread;
 use lanes::{Lane, Lanes};
 pub(crate) use pins::pinned;
 use search::{Search, Searcher};
@@ -95,9 +97,19 @@ static ENTERING: [Cell; 16] = [const { Cell(AtomicU64::new(0)) }; 16];
 #[repr(align(64))]
 struct Cell(AtomicU64);
 
-/// Makes a call that gives the GPU work. `touch` is only asked for, and the work only tracked, once something may
-/// move.
+/// Makes a call that gives the GPU work, when it is this process's turn. `touch` is only asked for, and the work only
+/// tracked, once something may move.
 pub(crate) fn launch(
+    session: &Session,
+    stream: CUstream,
+    per_thread: bool,
+    touch: impl FnOnce() -> Touch,
+    call: impl FnOnce() -> CUresult,
+) -> CUresult {
+    turns::around(session, stream, per_thread, || launch_now(session, stream, per_thread, touch, call))
+}
+
+fn launch_now(
     session: &Session,
     stream: CUstream,
     per_thread: bool,

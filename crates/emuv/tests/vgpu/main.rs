@@ -6,4 +6,5 @@ mod commands;
 mod place;
 mod sharing;
 mod storm;
+mod turns;
 mod users;
