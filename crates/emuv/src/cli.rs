@@ -9,7 +9,7 @@ use std::{
 
 use clap::{Parser, Subcommand, error::ErrorKind};
 
-use crate::{bench, demo, doctor, info, run, simulate, vgpu};
+use crate::{bench, cdi, demo, doctor, info, run, simulate, vgpu};
 
 /// An argument, a variable or a key of the configuration file is wrong; nothing was started.
 pub const BAD_ARGUMENT: u8 = 2;
@@ -43,6 +43,8 @@ pub enum Command {
     Verify(run::verify::Options),
     /// Slices of a GPU (virtual GPUs), each with its share of VRAM and RAM: make, change and show them.
     Vgpu(vgpu::Options),
+    /// Slices as devices for Docker, Podman and containerd: --device emuv.dev/vgpu=NAME.
+    Cdi(cdi::Options),
     /// Show the GPUs, the host's memory and the defaults.
     Info(info::Options),
     /// Check whether emuV works on this machine, and say what to do if not.

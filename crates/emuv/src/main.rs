@@ -1,6 +1,7 @@
 //! `emuv`: runs GPU programs that need more memory than the card has.
 
 mod bench;
+mod cdi;
 mod cli;
 mod demo;
 mod doctor;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         Command::Run(options) => run::run(&options),
         Command::Verify(options) => run::run(&options.into_run()),
         Command::Vgpu(options) => vgpu::run(&options),
+        Command::Cdi(options) => cdi::run(&options),
         Command::Info(options) => info::run(&options),
         Command::Doctor(options) => doctor::run(&options).map_err(other),
         Command::Bench(options) => bench::run(&options),

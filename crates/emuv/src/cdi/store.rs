@@ -1,0 +1,107 @@
+//! The files of a specification: those that containers get, and the specification itself. Each is replaced whole.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use emuv_state::slices::{Entry, Registry, SLICE_FILE};
+
+use super::{
+    nvidia::Nvidia,
+    spec::{self, Device, Sources},
+};
+use crate::run::hints;
+
+/// The folder, beside the registry, of the files that containers get.
+const FOLDER: &str = "cdi";
+
+/// What specifications are made from, besides the slices.
+#[derive(Debug)]
+pub struct Store {
+    /// emuV's library.
+    pub shim: PathBuf,
+    /// The simulated GPU, if it is installed.
+    pub simgpu: Option<PathBuf>,
+    /// The real ones.
+    pub nvidia: Nvidia,
+    /// Frameworks are asked to allocate tensor by tensor.
+    pub hints: bool,
+}
+
+impl Store {
+    /// The specification's text. The files that it refers to are there when this returns.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn text(&self, registry: &Registry, entries: &[Entry]) -> Result<String, String> {
+        let folder = registry.dir().with_file_name(FOLDER);
+        let preload = folder.join("ld.so.preload");
+        let write = |path: &Path, text: String| {
+            replace(path, text.as_bytes()).map_err(|error| format!("{}: {error}", path.display()))
+        };
+        write(&preload, spec::preload_line())?;
+        let slice_files: Vec<_> = entries.iter().map(|entry| folder.join(&entry.slice.name).join(SLICE_FILE)).collect();
+        let mut devices = Vec::new();
+        for (entry, slice_file) in entries.iter().zip(&slice_files) {
+            write(slice_file, spec::slice_line(&entry.slice.name))?;
+            let slice = &entry.slice;
+            let nvidia = if slice.sim.is_some() { None } else { self.nvidia.edits(&slice.gpu.uuid)? };
+            devices.push(Device { slice, dir: &entry.dir, slice_file, nvidia });
+        }
+        let hints = if self.hints { hints::changes(|_| None) } else { Vec::new() };
+        let hints = hints.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value?.to_str()?)));
+        let hints: Vec<_> = hints.collect();
+        let sources = Sources { shim: &self.shim, simgpu: self.simgpu.as_deref(), preload: &preload, hints: &hints };
+        Ok(format!("{:#}\n", spec::spec(&sources, &devices)?))
+    }
+}
+
+/// Writes a file for everybody to read, with its folder, unless it says this already: whoever reads it meanwhile reads the
+/// old one or the new one.
+///
+/// # Errors
+/// The system's own.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    if fs::read(path).is_ok_and(|there| there == content) {
+        return Ok(());
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+    // Not a name that engines would read.
+    name.push(format!(".new-{}", std::process::id()));
+    let beside = folder.join(name);
+    let written = (|| {
+        let mut file = File::create(&beside)?;
+        file.set_permissions(fs::Permissions::from_mode(0o644))?;
+        file.write_all(content)?;
+        fs::rename(&beside, path)
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&beside);
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_whole_and_one_that_says_the_same_stays() {
+        use std::os::unix::fs::MetadataExt;
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a/b.json");
+        replace(&path, b"one").unwrap();
+        let first = fs::metadata(&path).unwrap();
+        assert_eq!(first.mode() & 0o777, 0o644);
+        replace(&path, b"one").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().ino(), first.ino());
+        replace(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
+    }
+}
