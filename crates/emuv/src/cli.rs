@@ -9,7 +9,7 @@ use std::{
 
 use clap::{Parser, Subcommand, error::ErrorKind};
 
-use crate::{bench, cdi, demo, doctor, info, run, simulate, vgpu};
+use crate::{bench, cdi, demo, doctor, info, kubelet, run, simulate, vgpu};
 
 /// An argument, a variable or a key of the configuration file is wrong; nothing was started.
 pub const BAD_ARGUMENT: u8 = 2;
@@ -45,6 +45,8 @@ pub enum Command {
     Vgpu(vgpu::Options),
     /// Slices as devices for Docker, Podman and containerd: --device emuv.dev/vgpu=NAME.
     Cdi(cdi::Options),
+    /// Slices for pods: the device plugin of a Kubernetes node.
+    Kubelet(kubelet::Options),
     /// Show the GPUs, the host's memory and the defaults.
     Info(info::Options),
     /// Check whether emuV works on this machine, and say what to do if not.

@@ -7,6 +7,7 @@ mod demo;
 mod doctor;
 mod gpus;
 mod info;
+mod kubelet;
 mod libs;
 mod run;
 mod simulate;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         Command::Verify(options) => run::run(&options.into_run()),
         Command::Vgpu(options) => vgpu::run(&options),
         Command::Cdi(options) => cdi::run(&options),
+        Command::Kubelet(options) => kubelet::run(&options),
         Command::Info(options) => info::run(&options),
         Command::Doctor(options) => doctor::run(&options).map_err(other),
         Command::Bench(options) => bench::run(&options),

@@ -25,7 +25,7 @@ use crate::{
     vgpu::failed,
 };
 use nvidia::{Nvidia, Way};
-pub use store::Store;
+pub use store::{Store, replace};
 
 /// Something kept the specification from being written; nothing was changed.
 const REFUSED: u8 = 1;
@@ -129,9 +129,7 @@ fn entries(registry: &Registry) -> Vec<Entry> {
     let (entries, problems) = registry.entries();
     problems.iter().for_each(|problem| complain(&problem.to_string()));
     let (fit, unfit): (Vec<_>, _) = entries.into_iter().partition(|entry| spec::valid_device(&entry.slice.name));
-    for entry in unfit {
-        complain(&format!("'{}' is left out: the name of a device ends with a letter or digit", entry.slice.name));
-    }
+    unfit.iter().for_each(|entry| complain(&spec::not_valid(&entry.slice.name)));
     fit
 }
 
@@ -143,14 +141,17 @@ impl Generate {
         if entries.is_empty() {
             return Err(Failure::new(REFUSED, "there are no slices here; 'emuv vgpu create' makes one"));
         }
-        let text = store.text(&registry, &entries).map_err(|why| Failure::new(REFUSED, why))?;
+        let made = store.make(&registry, &entries).map_err(|why| Failure::new(REFUSED, why))?;
+        if let [(name, why), ..] = &made.left_out[..] {
+            return Err(Failure::new(REFUSED, format!("{name}: {why}")));
+        }
         if self.output == Path::new("-") {
-            cli::print(&text).map_err(|error| Failure::new(REFUSED, format!("cannot write: {error}")))?;
+            cli::print(&made.text).map_err(|error| Failure::new(REFUSED, format!("cannot write: {error}")))?;
         } else {
             if self.output.extension().is_none_or(|extension| extension != "json") {
                 return Err(Failure::wrong("--output", "engines read files whose names end with .json only"));
             }
-            store::replace(&self.output, text.as_bytes())
+            replace(&self.output, made.text.as_bytes())
                 .map_err(|error| Failure::wrong("--output", format!("{}: {error}", self.output.display())))?;
         }
         let real: Vec<_> = entries.iter().map(|entry| &entry.slice).filter(|slice| slice.sim.is_none()).collect();

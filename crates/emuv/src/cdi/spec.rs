@@ -52,13 +52,16 @@ pub fn valid_device(slice: &str) -> bool {
     slice.ends_with(|last: char| last.is_ascii_alphanumeric())
 }
 
+/// What to say of a slice with another name.
+pub fn not_valid(slice: &str) -> String {
+    format!("'{slice}' is left out: the name of a device ends with a letter or digit")
+}
+
 /// Where things are on the host.
 #[derive(Debug, Clone, Copy)]
 pub struct Sources<'s> {
     /// emuV's library.
     pub shim: &'s Path,
-    /// The simulated GPU, for slices of one.
-    pub simgpu: Option<&'s Path>,
     /// The list of preloaded libraries: one line, [`preload_line`].
     pub preload: &'s Path,
     /// Variables that ask frameworks to allocate tensor by tensor.
@@ -74,6 +77,8 @@ pub struct Device<'d> {
     pub dir: &'d Path,
     /// The file that says, in a container, where the slice's folder is: [`slice_line`].
     pub slice_file: &'d Path,
+    /// The simulated GPU, for a slice of one.
+    pub simgpu: Option<&'d Path>,
     /// What NVIDIA's toolkit says for its GPU, and since which version that can be said.
     pub nvidia: Option<(Edits, String)>,
 }
@@ -89,18 +94,15 @@ pub fn slice_line(name: &str) -> String {
 }
 
 /// The whole specification.
-///
-/// # Errors
-/// One line: a slice of a simulated GPU, and that one is not installed.
-pub fn spec(sources: &Sources<'_>, devices: &[Device<'_>]) -> Result<Value, String> {
+pub fn spec(sources: &Sources<'_>, devices: &[Device<'_>]) -> Value {
     let mut version = VERSION.to_owned();
     let mut list = Vec::new();
     for device in devices {
-        let (edits, needed) = edits(sources, device)?;
+        let (edits, needed) = edits(device);
         version = newer(version, needed);
         list.push(json!({ "name": device.slice.name, "containerEdits": edits }));
     }
-    Ok(json!({ "cdiVersion": version, "kind": KIND, "devices": list, "containerEdits": common(sources) }))
+    json!({ "cdiVersion": version, "kind": KIND, "devices": list, "containerEdits": common(sources) })
 }
 
 /// What all containers get.
@@ -116,7 +118,7 @@ fn common(sources: &Sources<'_>) -> Edits {
 }
 
 /// What containers with this device get besides, and the version that this takes.
-fn edits(sources: &Sources<'_>, device: &Device<'_>) -> Result<(Edits, String), String> {
+fn edits(device: &Device<'_>) -> (Edits, String) {
     let slice = device.slice;
     let mut version = VERSION.to_owned();
     let mut edits = Edits::new();
@@ -134,10 +136,7 @@ fn edits(sources: &Sources<'_>, device: &Device<'_>) -> Result<(Edits, String), 
         mount(&device.dir.join("use"), &format!("{inside}/use"), "rw"),
         mount(device.slice_file, &format!("{HOME}/{SLICE_FILE}"), "ro"),
     ];
-    if let Some(settings) = &slice.sim {
-        let simgpu = sources.simgpu.ok_or_else(|| {
-            format!("'{}' is a slice of a simulated GPU, and libemuv_simgpu.so is not installed", slice.name)
-        })?;
+    if let Some((settings, simgpu)) = slice.sim.as_ref().zip(device.simgpu) {
         let inside = format!("{HOME}/sim/libemuv_simgpu.so");
         mounts.push(mount(simgpu, &inside, "ro"));
         env.insert(variables::REAL_CUDA, inside.clone());
@@ -152,7 +151,7 @@ fn edits(sources: &Sources<'_>, device: &Device<'_>) -> Result<(Edits, String), 
         version = newer(version, VERSION_WITH_GROUPS.to_owned());
     }
     append(&mut edits, &own);
-    Ok((edits, version))
+    (edits, version)
 }
 
 fn mount(from: &Path, to: &str, access: &str) -> Value {
@@ -190,4 +189,4 @@ fn newer(a: String, b: String) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

@@ -7,11 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use emuv_state::slices::{Entry, Registry, SLICE_FILE};
+use emuv_state::slices::{Entry, Registry, SLICE_FILE, Slice};
 
 use super::{
     nvidia::Nvidia,
-    spec::{self, Device, Sources},
+    spec::{self, Device, Edits, Sources},
 };
 use crate::run::hints;
 
@@ -31,12 +31,21 @@ pub struct Store {
     pub hints: bool,
 }
 
+/// A specification that has been made.
+#[derive(Debug)]
+pub struct Made {
+    /// The file.
+    pub text: String,
+    /// The slices that are not in it, and why.
+    pub left_out: Vec<(String, String)>,
+}
+
 impl Store {
-    /// The specification's text. The files that it refers to are there when this returns.
+    /// The specification of these slices. The files that it refers to are there when this returns.
     ///
     /// # Errors
-    /// One line.
-    pub fn text(&self, registry: &Registry, entries: &[Entry]) -> Result<String, String> {
+    /// One line: such a file cannot be written.
+    pub fn make(&self, registry: &Registry, entries: &[Entry]) -> Result<Made, String> {
         let folder = registry.dir().with_file_name(FOLDER);
         let preload = folder.join("ld.so.preload");
         let write = |path: &Path, text: String| {
@@ -44,18 +53,29 @@ impl Store {
         };
         write(&preload, spec::preload_line())?;
         let slice_files: Vec<_> = entries.iter().map(|entry| folder.join(&entry.slice.name).join(SLICE_FILE)).collect();
-        let mut devices = Vec::new();
-        for (entry, slice_file) in entries.iter().zip(&slice_files) {
-            write(slice_file, spec::slice_line(&entry.slice.name))?;
-            let slice = &entry.slice;
-            let nvidia = if slice.sim.is_some() { None } else { self.nvidia.edits(&slice.gpu.uuid)? };
-            devices.push(Device { slice, dir: &entry.dir, slice_file, nvidia });
+        let (mut devices, mut left_out) = (Vec::new(), Vec::new());
+        for (Entry { slice, dir }, slice_file) in entries.iter().zip(&slice_files) {
+            write(slice_file, spec::slice_line(&slice.name))?;
+            match self.gpu(slice) {
+                Ok((simgpu, nvidia)) => devices.push(Device { slice, dir, slice_file, simgpu, nvidia }),
+                Err(why) => left_out.push((slice.name.clone(), why)),
+            }
         }
         let hints = if self.hints { hints::changes(|_| None) } else { Vec::new() };
         let hints = hints.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value?.to_str()?)));
         let hints: Vec<_> = hints.collect();
-        let sources = Sources { shim: &self.shim, simgpu: self.simgpu.as_deref(), preload: &preload, hints: &hints };
-        Ok(format!("{:#}\n", spec::spec(&sources, &devices)?))
+        let spec = spec::spec(&Sources { shim: &self.shim, preload: &preload, hints: &hints }, &devices);
+        Ok(Made { text: format!("{spec:#}\n"), left_out })
+    }
+
+    /// Where a slice's GPU comes from: the simulator, or what the toolkit says, if that is to be taken in.
+    #[allow(clippy::type_complexity)]
+    fn gpu(&self, slice: &Slice) -> Result<(Option<&Path>, Option<(Edits, String)>), String> {
+        if slice.sim.is_none() {
+            return Ok((None, self.nvidia.edits(&slice.gpu.uuid)?));
+        }
+        let simgpu = self.simgpu.as_deref().ok_or("its GPU is simulated, and libemuv_simgpu.so is not installed")?;
+        Ok((Some(simgpu), None))
     }
 }
 

@@ -3,7 +3,7 @@ use emuv_state::slices::{SliceGpu, SliceUser};
 
 use super::*;
 
-fn slice(name: &str) -> Slice {
+pub fn slice(name: &str) -> Slice {
     Slice {
         name: name.to_owned(),
         instance: 1,
@@ -25,13 +25,13 @@ fn slice(name: &str) -> Slice {
 fn spec_of(slice: &Slice, nvidia: Option<(Edits, String)>) -> Value {
     let sources = Sources {
         shim: Path::new("/usr/lib/emuv/libemuv_shim.so"),
-        simgpu: Some(Path::new("/usr/lib/emuv/libemuv_simgpu.so")),
         preload: Path::new("/run/emuv/cdi/ld.so.preload"),
         hints: &[],
     };
     let dir = Path::new("/run/emuv/vgpu").join(&slice.name);
     let slice_file = Path::new("/run/emuv/cdi").join(&slice.name).join(SLICE_FILE);
-    spec(&sources, &[Device { slice, dir: &dir, slice_file: &slice_file, nvidia }]).unwrap()
+    let simgpu = Some(Path::new("/usr/lib/emuv/libemuv_simgpu.so"));
+    spec(&sources, &[Device { slice, dir: &dir, slice_file: &slice_file, simgpu, nvidia }])
 }
 
 /// What an engine makes of a device: the common part, then the device's own.
