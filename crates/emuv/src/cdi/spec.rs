@@ -12,7 +12,8 @@
 //! *Why `/etc/ld.so.preload`:* a specification cannot add to a variable, only replace it, and images have an
 //! `LD_LIBRARY_PATH` (and some an `LD_PRELOAD`) that they need. The file also reaches programs that are started with an empty
 //! environment, and `docker exec`. The folder need not be on any path: a `dlopen` by SONAME finds what is preloaded, and
-//! whatever else leads to the driver is answered by our `dlsym` (ARCHITECTURE.md, The ways in).
+//! whatever else leads to the driver is answered by our `dlsym` (ARCHITECTURE.md, The ways in). Only where the GPU is
+//! simulated is there no driver to be found, and the folder has to be searched.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -142,6 +143,8 @@ fn edits(device: &Device<'_>) -> (Edits, String) {
         env.insert(variables::REAL_CUDA, inside.clone());
         env.insert(variables::REAL_NVML, inside);
         env.insert(variables::SIM, settings.clone());
+        // There is no driver in the container that a program could find by name, before ours answers in its place.
+        env.insert("LD_LIBRARY_PATH", format!("{HOME}/lib"));
     }
     let mut own = Edits::new();
     own.insert("env".into(), env.iter().map(|(name, value)| format!("{name}={value}")).collect());
