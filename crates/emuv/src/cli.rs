@@ -20,6 +20,7 @@ Examples:
   emuv run --vram 8G --ram 0 -- ./prog     hold the program to 8 GiB of VRAM
   emuv run --sim=vram=256M -- ./prog       the same on a simulated GPU
   emuv vgpu create ml-1 --vram 6G --ram 2G a slice of the GPU, for 'emuv run --vgpu ml-1'
+  emuv cdi generate                        containers in slices: docker run --device emuv.dev/vgpu=ml-1
   emuv info                                what this machine has
   emuv doctor                              whether emuV works here, and what to do if not
   emuv simulate run.trc --vram 12G         how a recorded program would run on a 12 GiB card

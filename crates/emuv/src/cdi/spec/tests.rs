@@ -138,3 +138,29 @@ fn a_group_comes_with_the_version_that_knows_groups_and_no_version_is_newer_than
 fn names_of_devices_end_with_a_letter_or_digit() {
     assert!(valid_device("ml-1") && valid_device("9") && !valid_device("ml-") && !valid_device("a."));
 }
+
+/// What the specification of CDI knows in these places, as of version 0.7.0. Engines refuse a file with anything else in it;
+/// `tests/cdi/run` asks the CDI project's own crate.
+#[test]
+fn nothing_is_in_it_that_engines_do_not_know() {
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    let all_known = |value: &Value, known: &[&str]| {
+        assert!(keys(value).iter().all(|key| known.contains(&key.as_str())), "{value:#}");
+    };
+    let mut shared = slice("ml-1");
+    (shared.user.gid, shared.sim) = (Some(7), Some(String::new()));
+    let spec = spec_of(&shared, None);
+    all_known(&spec, &["cdiVersion", "kind", "devices", "containerEdits"]);
+    assert_eq!(spec["kind"], "emuv.dev/vgpu");
+    all_known(&spec["devices"][0], &["name", "containerEdits"]);
+    for edits in [&spec["containerEdits"], &spec["devices"][0]["containerEdits"]] {
+        all_known(edits, &["env", "mounts", "additionalGids"]);
+        for mount in edits["mounts"].as_array().unwrap() {
+            all_known(mount, &["hostPath", "containerPath", "options"]);
+            assert!(mount["containerPath"].as_str().unwrap().starts_with('/'));
+        }
+        for entry in edits["env"].as_array().into_iter().flatten() {
+            assert!(entry.as_str().unwrap().find('=').is_some_and(|at| at > 0));
+        }
+    }
+}
