@@ -18,7 +18,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::spec::{self, Edits};
+use super::spec::{self, Edits, Versioned};
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,7 +97,7 @@ impl Nvidia {
     ///
     /// # Errors
     /// One line: the specification does not have it.
-    pub fn edits(&self, uuid: &str) -> Result<Option<(Edits, String)>, String> {
+    pub fn edits(&self, uuid: &str) -> Result<Option<Versioned>, String> {
         let Self::Spec(spec) = self else { return Ok(None) };
         let devices = spec["devices"].as_array().map(Vec::as_slice).unwrap_or_default();
         let device = devices.iter().find(|device| device["name"].as_str() == Some(uuid)).ok_or_else(|| {

@@ -42,6 +42,8 @@ const VERSION_WITH_GROUPS: &str = "0.7.0";
 
 /// Edits of a container, as in the specification: lists by their names.
 pub type Edits = Map<String, Value>;
+/// Edits, and the version of the specification that knows them.
+pub type Versioned = (Edits, String);
 
 /// A slice's full name as a device.
 pub fn qualified(slice: &str) -> String {
@@ -80,8 +82,8 @@ pub struct Device<'d> {
     pub slice_file: &'d Path,
     /// The simulated GPU, for a slice of one.
     pub simgpu: Option<&'d Path>,
-    /// What NVIDIA's toolkit says for its GPU, and since which version that can be said.
-    pub nvidia: Option<(Edits, String)>,
+    /// What NVIDIA's toolkit says for its GPU, where that is taken in.
+    pub nvidia: Option<Versioned>,
 }
 
 /// What the list of preloaded libraries says.
@@ -119,7 +121,7 @@ fn common(sources: &Sources<'_>) -> Edits {
 }
 
 /// What containers with this device get besides, and the version that this takes.
-fn edits(device: &Device<'_>) -> (Edits, String) {
+fn edits(device: &Device<'_>) -> Versioned {
     let slice = device.slice;
     let mut version = VERSION.to_owned();
     let mut edits = Edits::new();

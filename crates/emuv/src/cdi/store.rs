@@ -11,7 +11,7 @@ use emuv_state::slices::{Entry, Registry, SLICE_FILE, Slice};
 
 use super::{
     nvidia::Nvidia,
-    spec::{self, Device, Edits, Sources},
+    spec::{self, Device, Sources, Versioned},
 };
 use crate::run::hints;
 
@@ -61,6 +61,12 @@ impl Store {
                 Err(why) => left_out.push((slice.name.clone(), why)),
             }
         }
+        // What containers have mounted stays theirs when it goes here.
+        for old in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if old.path().is_dir() && entries.iter().all(|entry| *entry.slice.name != *old.file_name()) {
+                let _ = fs::remove_dir_all(old.path());
+            }
+        }
         let hints = if self.hints { hints::changes(|_| None) } else { Vec::new() };
         let hints = hints.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value?.to_str()?)));
         let hints: Vec<_> = hints.collect();
@@ -69,8 +75,7 @@ impl Store {
     }
 
     /// Where a slice's GPU comes from: the simulator, or what the toolkit says, if that is to be taken in.
-    #[allow(clippy::type_complexity)]
-    fn gpu(&self, slice: &Slice) -> Result<(Option<&Path>, Option<(Edits, String)>), String> {
+    fn gpu(&self, slice: &Slice) -> Result<(Option<&Path>, Option<Versioned>), String> {
         if slice.sim.is_none() {
             return Ok((None, self.nvidia.edits(&slice.gpu.uuid)?));
         }
