@@ -1,8 +1,11 @@
 //! `cargo xtask codegen [--check]` writes (or compares) everything under `crates/emuv-cuda/src/gen/`.
+//! `cargo run -p xtask --features protos -- protos [--check]` does the same with `crates/emuv-kubelet/src/gen/`.
 //! `cargo xtask tidy` checks the house rules that no lint knows.
 
 mod codegen;
 mod headers;
+#[cfg(feature = "protos")]
+mod protos;
 mod tidy;
 
 use anyhow::{Result, bail};
@@ -13,6 +16,10 @@ fn main() -> Result<()> {
     match words.as_slice() {
         ["codegen"] => codegen::run(codegen::Mode::Write),
         ["codegen", "--check"] => codegen::run(codegen::Mode::Check),
+        #[cfg(feature = "protos")]
+        ["protos"] => protos::run(codegen::Mode::Write),
+        #[cfg(feature = "protos")]
+        ["protos", "--check"] => protos::run(codegen::Mode::Check),
         ["tidy"] => tidy::run(),
         _ => bail!("usage: cargo xtask codegen [--check] | cargo xtask tidy"),
     }

@@ -9,7 +9,7 @@ use std::{
 
 use clap::{Parser, Subcommand, error::ErrorKind};
 
-use crate::{bench, demo, doctor, info, run, simulate, vgpu};
+use crate::{bench, cdi, demo, doctor, info, kubelet, run, simulate, vgpu};
 
 /// An argument, a variable or a key of the configuration file is wrong; nothing was started.
 pub const BAD_ARGUMENT: u8 = 2;
@@ -20,6 +20,7 @@ Examples:
   emuv run --vram 8G --ram 0 -- ./prog     hold the program to 8 GiB of VRAM
   emuv run --sim=vram=256M -- ./prog       the same on a simulated GPU
   emuv vgpu create ml-1 --vram 6G --ram 2G a slice of the GPU, for 'emuv run --vgpu ml-1'
+  emuv cdi generate                        containers in slices: docker run --device emuv.dev/vgpu=ml-1
   emuv info                                what this machine has
   emuv doctor                              whether emuV works here, and what to do if not
   emuv simulate run.trc --vram 12G         how a recorded program would run on a 12 GiB card
@@ -43,6 +44,10 @@ pub enum Command {
     Verify(run::verify::Options),
     /// Slices of a GPU (virtual GPUs), each with its share of VRAM and RAM: make, change and show them.
     Vgpu(vgpu::Options),
+    /// Slices as devices for Docker, Podman and containerd: --device emuv.dev/vgpu=NAME.
+    Cdi(cdi::Options),
+    /// Slices for pods: the device plugin of a Kubernetes node.
+    Kubelet(kubelet::Options),
     /// Show the GPUs, the host's memory and the defaults.
     Info(info::Options),
     /// Check whether emuV works on this machine, and say what to do if not.

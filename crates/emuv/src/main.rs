@@ -1,11 +1,13 @@
 //! `emuv`: runs GPU programs that need more memory than the card has.
 
 mod bench;
+mod cdi;
 mod cli;
 mod demo;
 mod doctor;
 mod gpus;
 mod info;
+mod kubelet;
 mod libs;
 mod run;
 mod simulate;
@@ -27,6 +29,8 @@ fn main() -> ExitCode {
         Command::Run(options) => run::run(&options),
         Command::Verify(options) => run::run(&options.into_run()),
         Command::Vgpu(options) => vgpu::run(&options),
+        Command::Cdi(options) => cdi::run(&options),
+        Command::Kubelet(options) => kubelet::run(&options),
         Command::Info(options) => info::run(&options),
         Command::Doctor(options) => doctor::run(&options).map_err(other),
         Command::Bench(options) => bench::run(&options),

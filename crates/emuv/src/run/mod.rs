@@ -3,7 +3,7 @@
 mod child;
 mod environment;
 pub mod gpu;
-mod hints;
+pub mod hints;
 pub mod sim;
 pub mod verify;
 mod vgpu;
@@ -35,7 +35,8 @@ use crate::{
     libs::{self, RealLibraries},
 };
 use child::{Ending, Signals};
-use environment::{LIB, LIBRARY_NAMES, Plan};
+pub use environment::LIBRARY_NAMES;
+use environment::{LIB, Plan};
 
 /// emuV itself failed.
 const EMUV_FAILED: u8 = 125;

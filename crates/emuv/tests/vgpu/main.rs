@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // In the functions that the tests share.
 
 mod commands;
+mod containers;
 mod place;
 mod sharing;
 mod storm;

@@ -40,6 +40,11 @@ fn open_to_all(path: &Path) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
+/// One of the compiled programs.
+pub fn program(name: &str) -> PathBuf {
+    PROGRAMS.path().join(name)
+}
+
 pub struct Place(TempDir);
 
 impl Place {
@@ -108,7 +113,7 @@ impl Place {
     /// `emuv run` with that program.
     pub fn run_command(&self, slice: &str, flags: &[&str], program: &str) -> Command {
         let mut command = self.command(&["run", "-q", "--vgpu", slice]);
-        command.args(flags).arg("--").arg(PROGRAMS.path().join(program));
+        command.args(flags).arg("--").arg(self::program(program));
         command
     }
 
