@@ -44,11 +44,18 @@ impl<'a> Text<'a> {
 
 impl Write for Text<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        for letter in text.chars() {
-            let end = self.used + letter.len_utf8();
-            let place = self.buffer.get_mut(self.used..end).ok_or(fmt::Error)?;
-            letter.encode_utf8(place);
-            self.used = end;
+        let room = self.buffer.len().saturating_sub(self.used);
+        let mut fits = text.len().min(room);
+        // Whole characters only; 0 is a boundary.
+        while !text.is_char_boundary(fits) {
+            fits -= 1;
+        }
+        for (place, byte) in self.buffer.iter_mut().skip(self.used).zip(text.bytes().take(fits)) {
+            *place = byte;
+        }
+        self.used += fits;
+        if fits < text.len() {
+            return Err(fmt::Error);
         }
         Ok(())
     }
