@@ -304,6 +304,17 @@ u64 emuv_c_ram_bytes(void)
 	return (u64)totalram_pages() << PAGE_SHIFT;
 }
 
+u64 emuv_c_free_ram_bytes(void)
+{
+	return (u64)max(si_mem_available(), 0L) << PAGE_SHIFT;
+}
+
+struct page *emuv_c_new_page(bool one_of_many)
+{
+	return alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO |
+			  (one_of_many ? __GFP_RETRY_MAYFAIL | __GFP_NOWARN : 0));
+}
+
 void emuv_c_get_page(struct page *page)
 {
 	get_page(page);

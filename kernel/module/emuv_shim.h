@@ -57,6 +57,9 @@ void emuv_c_device_del(unsigned int minor);
 /* Tells user space (uevent) that the limits of the device changed. */
 void emuv_c_changed(unsigned int minor);
 u64 emuv_c_ram_bytes(void);
+u64 emuv_c_free_ram_bytes(void);
+/* Zeroed, charged to the memory cgroup; or NULL. If one of many, no process is killed to make room. */
+struct page *emuv_c_new_page(bool one_of_many);
 void emuv_c_get_page(struct page *page);
 /* Whether anybody but its owner has a reference to the page. */
 bool emuv_c_page_shared(struct page *page);

@@ -21,13 +21,12 @@ use core::{
 };
 
 use kernel::{
-    alloc::flags::{GFP_KERNEL_ACCOUNT, __GFP_ZERO},
     bindings,
     configfs::ItemType,
     error::{from_result, to_result},
     ffi::{c_char, c_int, c_long, c_uint, c_ulong, c_void},
     fs::File,
-    page::{Page, PAGE_SIZE},
+    page::PAGE_SIZE,
     prelude::*,
     sync::{
         poll::{PollCondVar, PollTable},
@@ -58,6 +57,8 @@ extern "C" {
     fn emuv_c_device_del(minor: c_uint);
     fn emuv_c_changed(minor: c_uint);
     fn emuv_c_ram_bytes() -> u64;
+    fn emuv_c_free_ram_bytes() -> u64;
+    fn emuv_c_new_page(one_of_many: bool) -> *mut bindings::page;
     fn emuv_c_get_page(page: *mut bindings::page);
     fn emuv_c_page_shared(page: *mut bindings::page) -> bool;
     fn emuv_c_clear_page(page: *mut bindings::page);
@@ -122,6 +123,12 @@ pub(crate) fn changed(minor: u32) {
 pub(crate) fn ram_bytes() -> u64 {
     // SAFETY: Reads a counter.
     unsafe { emuv_c_ram_bytes() }
+}
+
+/// RAM that can be had without hurting anybody, about, bytes.
+pub(crate) fn free_ram_bytes() -> u64 {
+    // SAFETY: Reads counters.
+    unsafe { emuv_c_free_ram_bytes() }
 }
 
 /// A dma-buf of pages that are all there. It takes `holder` along, in case of an error as well.
@@ -191,10 +198,12 @@ unsafe impl Send for RamPage {}
 unsafe impl Sync for RamPage {}
 
 impl RamPage {
-    /// A new page, zeroed, charged to the memory cgroup of the task.
-    pub(crate) fn zeroed() -> Result<Self> {
-        let page = ManuallyDrop::new(Page::alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO)?);
-        NonNull::new(page.as_ptr()).map(Self).ok_or(ENOMEM)
+    /// A new page, zeroed, charged to the memory cgroup of the task. For one page the kernel does all that it can; for
+    /// `one_of_many` no process is killed.
+    pub(crate) fn zeroed(one_of_many: bool) -> Result<Self> {
+        // SAFETY: May sleep; no caller holds a spinlock.
+        let page = unsafe { emuv_c_new_page(one_of_many) };
+        NonNull::new(page).map(Self).ok_or(ENOMEM)
     }
 
     /// Another reference to the same page.

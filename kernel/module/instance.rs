@@ -128,6 +128,7 @@ impl Instance {
             GFP_KERNEL,
         )?;
         if !config.lazy_allocation {
+            setup::check_free(config.limits.ram_bytes, ffi::free_ram_bytes()).map_err(|mistake| complain(&mistake))?;
             instance.state.lock().pages = Some(Pages::new()?);
             for index in 0..instance.end_index() {
                 drop(instance.page(index, true)?);
@@ -158,7 +159,7 @@ impl Instance {
             Found::Nothing => return Ok(None),
             Found::Charged => {}
         }
-        let fresh = RamPage::zeroed();
+        let fresh = RamPage::zeroed(!self.config.lazy_allocation);
         let mut state = self.state.lock();
         let State { ledger, pages } = &mut *state;
         let made = match (fresh, pages) {

@@ -91,6 +91,10 @@ impl All {
         let count = ffi::with_parameters(|asked: &Asked<'_>| {
             setup::instances(asked, ffi::ram_bytes(), &mut configs).map_err(|mistake| complain(&mistake))
         })?;
+        if configs.iter().flatten().any(|config| !config.lazy_allocation) {
+            let asked_bytes = configs.iter().flatten().map(|config| config.limits.ram_bytes).fold(0, u64::saturating_add);
+            setup::check_free(asked_bytes, ffi::free_ram_bytes()).map_err(|mistake| complain(&mistake))?;
+        }
         for config in configs.iter().flatten() {
             add(*config, Some(config.instance_id), [0; crate::abi::NAME_BYTES])?;
         }

@@ -75,6 +75,11 @@ pub enum Mistake<'a> {
         /// RAM of the machine, bytes.
         ram_bytes: u64,
     },
+    /// Not so much RAM is free as the pages need that are to be made at once.
+    NotFree {
+        /// Asked for, bytes.
+        asked_bytes: u64,
+    },
     /// An instance id from [`MAX_INSTANCES`] on.
     IdTooHigh(u32),
     /// An instance id that is taken.
@@ -86,7 +91,7 @@ impl Mistake<'_> {
     #[must_use]
     pub const fn errno(&self) -> i32 {
         const ENOMEM: i32 = 12;
-        const EEXIST: i32 = 17;
+        const EBUSY: i32 = 16;
         const ENODEV: i32 = 19;
         const EINVAL: i32 = 22;
         const ERANGE: i32 = 34;
@@ -94,8 +99,9 @@ impl Mistake<'_> {
             Mistake::Missing(_) | Mistake::Count { .. } | Mistake::NoVram => EINVAL,
             Mistake::UnknownModel(_) => ENODEV,
             Mistake::MoreThanCard { .. } | Mistake::IdTooHigh(_) => ERANGE,
-            Mistake::MoreThanRam { .. } => ENOMEM,
-            Mistake::IdTaken(_) => EEXIST,
+            Mistake::MoreThanRam { .. } | Mistake::NotFree { .. } => ENOMEM,
+            // Not EEXIST, which from a module means that it is loaded already.
+            Mistake::IdTaken(_) => EBUSY,
         }
     }
 }
@@ -124,6 +130,9 @@ impl fmt::Display for Mistake<'_> {
                 Size(asked_bytes),
                 Size(ram_bytes & !((1 << 20) - 1))
             ),
+            Mistake::NotFree { asked_bytes } => {
+                write!(f, "lazy_allocation=0: {} of RAM are not free now", Size(asked_bytes))
+            }
             Mistake::IdTooHigh(id) => write!(f, "instance_id={id} is too high: at most {}", MAX_INSTANCES - 1),
             Mistake::IdTaken(id) => write!(f, "instance_id={id} is taken"),
         }
@@ -145,6 +154,14 @@ pub fn check_limits(gpu: &'static Gpu, limits: Amount, ram_bytes: u64) -> Result
         return Err(Mistake::MoreThanRam { asked_bytes: limits.ram_bytes, ram_bytes });
     }
     Ok(())
+}
+
+/// Whether the pages of eager instances, `asked_bytes` together, can be made now.
+///
+/// # Errors
+/// [`Mistake::NotFree`].
+pub fn check_free(asked_bytes: u64, free_bytes: u64) -> Result<(), Mistake<'static>> {
+    if asked_bytes > free_bytes { Err(Mistake::NotFree { asked_bytes }) } else { Ok(()) }
 }
 
 /// The model that `asked` names.

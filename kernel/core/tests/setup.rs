@@ -3,7 +3,7 @@
 
 use emuv_kernel_core::{
     ledger::{Amount, Ledger},
-    setup::{Asked, Config, GIB, Mistake, check_limits, instances, model},
+    setup::{Asked, Config, GIB, Mistake, check_free, check_limits, instances, model},
     text::{Size, Text, vram_info},
 };
 
@@ -87,7 +87,7 @@ fn mistakes_say_which_parameter_and_why() {
         ),
         (Asked { virtual_vram_gb: &[u32::MAX], ..good }, "virtual_vram_gb: 4294967295 GB is more RAM", 12),
         (Asked { instance_id: &[64], ..good }, "instance_id=64 is too high: at most 63", 34),
-        (Asked { instance_id: &[3, 3], ..good }, "instance_id=3 is taken", 17),
+        (Asked { instance_id: &[3, 3], ..good }, "instance_id=3 is taken", 16),
         (
             Asked { physical_vram_gb: &[6, 6], instance_id: &[1, 2, 3], ..good },
             "physical_vram_gb has 2 values for 3 instances",
@@ -130,7 +130,7 @@ fn models_are_found_as_people_write_them() {
 #[test]
 fn no_two_models_share_a_name_and_each_has_vram() {
     for gpu in emuv_uapi::gpus::GPUS {
-        assert_eq!(model(gpu.name), Ok(gpu));
+        assert_eq!((model(gpu.label), model(gpu.name)), (Ok(gpu), Ok(gpu)));
         assert!(gpu.vram_gib.is_sorted() && gpu.most_vram_gib() > 0, "{}", gpu.name);
         assert!(gpu.name.len() < emuv_uapi::abi::NAME_BYTES);
     }
@@ -142,6 +142,12 @@ fn limits_are_checked_alike_when_they_change() {
     assert_eq!(check_limits(gpu, Amount::new(32 * GIB, RAM_BYTES), RAM_BYTES), Ok(()));
     assert!(check_limits(gpu, Amount::new(32 * GIB + 1, 0), RAM_BYTES).is_err());
     assert!(check_limits(gpu, Amount::new(1, u64::MAX), RAM_BYTES).is_err());
+    assert_eq!(check_free(GIB, GIB), Ok(()));
+    let mistake = check_free(6 * GIB, GIB).expect_err("that is more");
+    assert_eq!(
+        (mistake.to_string().as_str(), mistake.errno()),
+        ("lazy_allocation=0: 6 GB of RAM are not free now", 12)
+    );
 }
 
 #[test]
