@@ -35,45 +35,7 @@ MODULE_PARM_DESC(debug_mode, "Log opens, closes and changes of limits");
 
 static dev_t emuv_devt;
 
-/* ---- the RAM part: pages into user space ---- */
-
-vm_fault_t emuv_put_page_at(struct vm_fault *vmf, const void *opener, pgoff_t index)
-{
-	struct page *page = emuv_rs_page(opener, index, true);
-
-	if (IS_ERR(page))
-		return PTR_ERR(page) == -ENOMEM ? VM_FAULT_OOM : VM_FAULT_SIGBUS;
-	vmf->page = page;
-	return 0;
-}
-
-/* Shared mappings only, so that every page a program sees is a page of the share; no code runs from it. */
-int emuv_prepare_vma(struct vm_area_struct *vma, u64 pages, const struct vm_operations_struct *ops, void *data)
-{
-	if (!(vma->vm_flags & VM_SHARED))
-		return -EINVAL;
-	if (vma->vm_flags & VM_EXEC)
-		return -EPERM;
-	if (vma->vm_pgoff > pages || vma_pages(vma) > pages - vma->vm_pgoff)
-		return -EFBIG;
-	vm_flags_mod(vma, VM_DONTEXPAND, VM_MAYEXEC);
-	vma->vm_ops = ops;
-	vma->vm_private_data = data;
-	return 0;
-}
-
-static vm_fault_t emuv_fault(struct vm_fault *vmf)
-{
-	return emuv_put_page_at(vmf, vmf->vma->vm_private_data, vmf->pgoff);
-}
-
-static const struct vm_operations_struct emuv_vm_ops = { .fault = emuv_fault };
-
-static int emuv_mmap(struct file *file, struct vm_area_struct *vma)
-{
-	/* The mapping holds the file, and the file its opener. */
-	return emuv_prepare_vma(vma, emuv_rs_end(file->private_data) >> PAGE_SHIFT, &emuv_vm_ops, file->private_data);
-}
+/* ---- the RAM part: files (mappings are in emuv_pages.c) ---- */
 
 static ssize_t emuv_transfer(struct kiocb *iocb, struct iov_iter *iter, bool write)
 {

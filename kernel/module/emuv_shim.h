@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * The line between the module's Rust (emuv_rs_*, module/ffi.rs) and its C (emuv_c_*, emuv_shim.c).
+ * The line between the module's Rust (emuv_rs_*, module/ffi.rs) and its C (emuv_c_*, emuv_shim.c and emuv_pages.c).
  *
  * An opener is what an open file, or an exported buffer, holds of an instance; emuv_rs_open() makes it and emuv_rs_close() ends it.
  * Functions that return pointers return ERR_PTR() on error.
@@ -8,16 +8,12 @@
 #ifndef EMUV_SHIM_H
 #define EMUV_SHIM_H
 
-#include <linux/mm_types.h>
 #include <linux/types.h>
 
 struct file;
 struct page;
 struct poll_table_struct;
-
 struct vm_area_struct;
-struct vm_fault;
-struct vm_operations_struct;
 
 #define EMUV_INSTANCES 64
 /* The minor of /dev/emuv, after those of the instances. */
@@ -68,8 +64,7 @@ void emuv_c_clear_page(struct page *page);
 int emuv_c_export(void *opener, pgoff_t first, unsigned long pages);
 
 /* C, called from C. */
-vm_fault_t emuv_put_page_at(struct vm_fault *vmf, const void *opener, pgoff_t index);
-int emuv_prepare_vma(struct vm_area_struct *vma, u64 pages, const struct vm_operations_struct *ops, void *data);
+int emuv_mmap(struct file *file, struct vm_area_struct *vma);
 
 /* Module parameters, set before the module starts. */
 extern char *emuv_gpu_model[EMUV_INSTANCES];

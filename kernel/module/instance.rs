@@ -5,7 +5,7 @@
 use core::fmt::Write;
 
 use kernel::{
-    alloc::flags::GFP_KERNEL,
+    alloc::flags::{GFP_KERNEL, GFP_KERNEL_ACCOUNT},
     new_mutex, new_poll_condvar,
     page::{PAGE_SHIFT, PAGE_SIZE},
     prelude::*,
@@ -319,7 +319,7 @@ impl Opener {
     pub(crate) fn new(instance: Arc<Instance>) -> Result<Pin<KBox<Self>>> {
         let opener = KBox::pin_init(
             try_pin_init!(Self { instance, account <- new_mutex!(None, "emuv_account") }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         let mut account = opener.account.lock();
         let mut state = opener.instance.state.lock();

@@ -4,7 +4,10 @@
 
 use core::fmt::Write;
 
-use kernel::{prelude::*, sync::Arc, sync::global_lock};
+use kernel::{
+    prelude::*,
+    sync::{global_lock, Arc},
+};
 
 use crate::{
     abi::MAX_INSTANCES,
@@ -16,65 +19,88 @@ use crate::{
 
 /// Which instances there are.
 pub(crate) struct Table {
-    by_id: [Option<Arc<Instance>>; MAX_INSTANCES],
+    by_id: [Slot; MAX_INSTANCES],
     /// The one that is also `/dev/emuv`: made by the module parameters, as their only one.
     only: Option<u32>,
+}
+
+/// What an id stands for.
+enum Slot {
+    Free,
+    /// An instance is being made, which can take long: all its pages, if it is eager.
+    Reserved,
+    There(Arc<Instance>),
+}
+
+impl Table {
+    fn get(&self, id: u32) -> Option<Arc<Instance>> {
+        match self.by_id.get(id as usize)? {
+            Slot::There(instance) => Some(instance.clone()),
+            Slot::Free | Slot::Reserved => None,
+        }
+    }
+
+    /// Reserves `wanted`, or the lowest id that is free.
+    fn reserve(&mut self, wanted: Option<u32>) -> Result<u32> {
+        let free = |slot: &Slot| matches!(slot, Slot::Free);
+        let id = match wanted {
+            Some(id) if !self.by_id.get(id as usize).is_some_and(free) => return Err(complain(&Mistake::IdTaken(id))),
+            Some(id) => id as usize,
+            None => self.by_id.iter().position(free).ok_or(ENOSPC)?,
+        };
+        self.by_id[id] = Slot::Reserved;
+        Ok(id as u32)
+    }
 }
 
 global_lock! {
     /// Initialised by [`ffi::Devices::register`], before anything else can be called.
     pub(crate) unsafe(uninit) static REGISTRY: Mutex<Table> =
-        Table { by_id: [const { None }; MAX_INSTANCES], only: None };
+        Table { by_id: [const { Slot::Free }; MAX_INSTANCES], only: None };
 }
 
-/// Makes an instance and its node. Without an id, the lowest that is free.
+/// Makes an instance and its node. Without an id, with the lowest that is free.
 pub(crate) fn add(mut config: Config, wanted_id: Option<u32>, label: Name) -> Result<Arc<Instance>> {
-    if wanted_id.is_some_and(|id| id as usize >= MAX_INSTANCES) {
-        return Err(complain(&Mistake::IdTooHigh(config.instance_id)));
-    }
+    let id = REGISTRY.lock().reserve(wanted_id)?;
+    config.instance_id = id;
+    let made = Instance::new(config, label);
     let mut table = REGISTRY.lock();
-    let id = match wanted_id {
-        Some(id) => id as usize,
-        None => table.by_id.iter().position(Option::is_none).ok_or(ENOSPC)?,
+    let added = made.and_then(|instance| {
+        // Who opens the node at once finds the instance there when this lock is free.
+        ffi::add_device(id, &device_name(Some(id)), &instance)?;
+        Ok(instance)
+    });
+    table.by_id[id as usize] = match &added {
+        Ok(instance) => Slot::There(instance.clone()),
+        Err(_) => Slot::Free,
     };
-    if table.by_id[id].is_some() {
-        drop(table);
-        return Err(complain(&Mistake::IdTaken(id as u32)));
-    }
-    config.instance_id = id as u32;
-    let instance = Instance::new(config, label)?;
-    table.by_id[id] = Some(instance.clone());
-    if let Err(error) = ffi::add_device(id as u32, &device_name(Some(id)), &instance) {
-        table.by_id[id] = None;
-        return Err(error);
-    }
-    Ok(instance)
+    added
 }
 
 /// Takes an instance and its nodes away. Who has it open keeps what they hold until they close.
 pub(crate) fn remove(id: u32) {
     let mut table = REGISTRY.lock();
+    let Some(instance) = table.get(id) else { return };
     if table.only == Some(id) {
         ffi::remove_device(ffi::INFO_MINOR);
         table.only = None;
     }
-    if let Some(instance) = table.by_id.get_mut(id as usize).and_then(Option::take) {
-        // Nobody is in an attribute afterwards; openers have a reference of their own.
-        ffi::remove_device(id);
-        instance.remove();
-    }
+    // Nobody is in an attribute afterwards; openers have a reference of their own.
+    ffi::remove_device(id);
+    table.by_id[id as usize] = Slot::Free;
+    instance.remove();
 }
 
 /// The instance with this id.
 pub(crate) fn get(id: u32) -> Option<Arc<Instance>> {
-    REGISTRY.lock().by_id.get(id as usize)?.clone()
+    REGISTRY.lock().get(id)
 }
 
 /// What `/dev/emuv` prints.
 pub(crate) fn info(into: &mut Text<'_>) -> Result {
     let instance = {
         let table = REGISTRY.lock();
-        table.only.and_then(|id| table.by_id.get(id as usize)?.clone())
+        table.only.and_then(|id| table.get(id))
     };
     instance.ok_or(ENODEV)?.show(Attribute::VramInfo, into)
 }
@@ -100,8 +126,8 @@ impl All {
         }
         if let ([Some(only), ..], 1) = (&configs[..], count) {
             let mut table = REGISTRY.lock();
-            if let Some(instance) = &table.by_id[only.instance_id as usize] {
-                ffi::add_device(ffi::INFO_MINOR, &device_name(None), instance)?;
+            if let Some(instance) = table.get(only.instance_id) {
+                ffi::add_device(ffi::INFO_MINOR, &device_name(None), &instance)?;
                 table.only = Some(only.instance_id);
             }
         }
@@ -129,7 +155,7 @@ impl Drop for All {
 }
 
 /// `emuvN`, or `emuv`, zero-terminated.
-fn device_name(id: Option<usize>) -> [u8; 16] {
+fn device_name(id: Option<u32>) -> [u8; 16] {
     let mut name = [0; 16];
     let mut text = Text::new(&mut name[..15]);
     // Both fit.

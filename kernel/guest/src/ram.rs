@@ -76,12 +76,14 @@ fn mappings() {
     answered.hear();
     assert_eq!((ours.get(6), child.wait()), (43, End::Exit(0)));
     assert_eq!(errno(Mapping::new(node.ram(), 0, 4096, false)), libc::EINVAL, "a private copy would escape the share");
+    let to_read = fs::File::open("/dev/emuv0").expect("it opens");
+    assert_eq!(errno(Mapping::new(&to_read, 0, 4096, true)), libc::EACCES, "opened for reading only");
     assert_eq!(errno(map(GIB, 4096)), libc::EFBIG);
     assert_eq!(errno(map(GIB - PAGE_BYTES, 8192)), libc::EFBIG);
     assert_eq!(errno(map((1 << 62) - PAGE_BYTES, 4096)), libc::EFBIG);
     map(GIB - PAGE_BYTES, 4096).expect("the last page").set(4095, 1);
     // The mapping holds the file.
-    drop(node);
+    drop((node, to_read));
     assert_eq!((ours.get(6), number(0, "holders")), (43, 1));
     drop(ours);
     assert_unused(0);

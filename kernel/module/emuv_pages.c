@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* A range of an instance's RAM part as a dma-buf. The pages are there already, and stay: the buffer is a holder. */
+/* Pages of an instance's RAM part in address spaces, and a range of them as a dma-buf. */
 #include <linux/dma-buf.h>
 #include <linux/dma-mapping.h>
 #include <linux/fs.h>
@@ -11,6 +11,46 @@
 #include "emuv_shim.h"
 
 MODULE_IMPORT_NS("DMA_BUF");
+
+static vm_fault_t emuv_put_page_at(struct vm_fault *vmf, const void *opener, pgoff_t index)
+{
+	struct page *page = emuv_rs_page(opener, index, true);
+
+	if (IS_ERR(page))
+		return PTR_ERR(page) == -ENOMEM ? VM_FAULT_OOM : VM_FAULT_SIGBUS;
+	vmf->page = page;
+	return 0;
+}
+
+/* No private copies, so that every page a program sees is a page of the share; no code runs from it. */
+static int emuv_prepare_vma(struct vm_area_struct *vma, u64 pages, const struct vm_operations_struct *ops, void *data)
+{
+	if (vma_is_cow_mapping(vma))
+		return -EINVAL;
+	if (vma->vm_flags & VM_EXEC)
+		return -EPERM;
+	if (vma->vm_pgoff > pages || vma_pages(vma) > pages - vma->vm_pgoff)
+		return -EFBIG;
+	vm_flags_mod(vma, VM_DONTEXPAND, VM_MAYEXEC);
+	vma->vm_ops = ops;
+	vma->vm_private_data = data;
+	return 0;
+}
+
+static vm_fault_t emuv_fault(struct vm_fault *vmf)
+{
+	return emuv_put_page_at(vmf, vmf->vma->vm_private_data, vmf->pgoff);
+}
+
+static const struct vm_operations_struct emuv_vm_ops = { .fault = emuv_fault };
+
+int emuv_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	/* The mapping holds the file, and the file its opener. */
+	return emuv_prepare_vma(vma, emuv_rs_end(file->private_data) >> PAGE_SHIFT, &emuv_vm_ops, file->private_data);
+}
+
+/* ---- dma-buf: the pages are there already and stay, because the buffer is a holder ---- */
 
 struct emuv_export {
 	void *opener;
