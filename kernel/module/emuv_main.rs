@@ -17,7 +17,8 @@
 //! Invariants:
 //! 1. An opener (an open file, an exported buffer) holds its instance; an open file holds the module. So neither goes while used.
 //! 2. All figures of an instance change under its one lock; that is not held while a page is allocated.
-//! 3. Locks are taken in this order: a configfs group's, the registry's, an opener's account, an instance's state.
+//! 3. Locks are taken in this order: a configfs group's, the registry's, an opener's account, an instance's
+//!    dmem region, its state.
 //! 4. A resident page is charged before it is allocated and until it has been freed.
 //! 5. What an opener leaves behind is seen by no later one: pages go with the last opener, or are cleared where the instance
 //!    keeps them (eager).

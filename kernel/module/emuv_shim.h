@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * The line between the module's Rust (emuv_rs_*, module/ffi.rs) and its C (emuv_c_*, emuv_shim.c and emuv_pages.c).
+ * The line between the module's Rust (emuv_rs_*, module/ffi.rs) and its C (emuv_c_*, in the C files).
  *
  * An opener is what an open file, or an exported buffer, holds of an instance; emuv_rs_open() makes it and emuv_rs_close() ends it.
  * Functions that return pointers return ERR_PTR() on error.
@@ -62,6 +62,13 @@ bool emuv_c_page_shared(struct page *page);
 void emuv_c_clear_page(struct page *page);
 /* A descriptor of a dma-buf of these pages, or an error. Takes the opener in either case. */
 int emuv_c_export(void *opener, pgoff_t first, unsigned long pages);
+
+/* A region of the dmem cgroup controller; NULL if the kernel has none. */
+void *emuv_c_dmem_add(const char *name, u64 bytes);
+void emuv_c_dmem_del(void *region);
+/* To the cgroup of the task. Each charge is undone once, whole. */
+int emuv_c_dmem_charge(void *region, u64 bytes, void **pool);
+void emuv_c_dmem_uncharge(void *pool, u64 bytes);
 
 /* C, called from C. */
 int emuv_mmap(struct file *file, struct vm_area_struct *vma);

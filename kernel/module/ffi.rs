@@ -23,7 +23,7 @@ use core::{
 use kernel::{
     bindings,
     configfs::ItemType,
-    error::{from_result, to_result},
+    error::{from_err_ptr, from_result, to_result},
     ffi::{c_char, c_int, c_long, c_uint, c_ulong, c_void},
     fs::File,
     page::PAGE_SIZE,
@@ -63,6 +63,10 @@ extern "C" {
     fn emuv_c_page_shared(page: *mut bindings::page) -> bool;
     fn emuv_c_clear_page(page: *mut bindings::page);
     fn emuv_c_export(opener: *mut c_void, first: c_ulong, pages: c_ulong) -> c_int;
+    fn emuv_c_dmem_add(name: *const c_char, bytes: u64) -> *mut c_void;
+    fn emuv_c_dmem_del(region: *mut c_void);
+    fn emuv_c_dmem_charge(region: *mut c_void, bytes: u64, pool: *mut *mut c_void) -> c_int;
+    fn emuv_c_dmem_uncharge(pool: *mut c_void, bytes: u64);
 
     static emuv_gpu_model: [*const c_char; MAX_INSTANCES];
     static emuv_gpu_models: c_int;
@@ -271,6 +275,57 @@ impl core::ops::Deref for RamPageRef<'_> {
 
     fn deref(&self) -> &RamPage {
         &self.0
+    }
+}
+
+// ---- dmem cgroups ----
+
+/// An instance's VRAM as a region of the dmem controller.
+pub(crate) struct DmemRegion(NonNull<c_void>);
+
+// SAFETY: The controller locks for itself; a region belongs to no thread.
+unsafe impl Send for DmemRegion {}
+
+impl DmemRegion {
+    /// `None` where the kernel has no such controller.
+    pub(crate) fn new(name: &[u8; 16], bytes: u64) -> Result<Option<Self>> {
+        debug_assert!(name[15] == 0);
+        // SAFETY: Zero-terminated text, which is copied.
+        let region = from_err_ptr(unsafe { emuv_c_dmem_add(name.as_ptr().cast(), bytes) })?;
+        Ok(NonNull::new(region).map(Self))
+    }
+
+    /// Charges one unit to the task's cgroup.
+    pub(crate) fn charge(&self) -> Result<DmemUnit> {
+        let mut pool = core::ptr::null_mut();
+        // SAFETY: The region is registered as long as this value is there; `pool` is written to.
+        to_result(unsafe { emuv_c_dmem_charge(self.0.as_ptr(), DmemUnit::BYTES, &mut pool) })?;
+        Ok(DmemUnit(pool))
+    }
+}
+
+impl Drop for DmemRegion {
+    fn drop(&mut self) {
+        // SAFETY: Registered by `new`; units that are still charged have references of their own.
+        unsafe { emuv_c_dmem_del(self.0.as_ptr()) };
+    }
+}
+
+/// One unit of VRAM, charged to a cgroup until it is dropped.
+pub(crate) struct DmemUnit(*mut c_void);
+
+// SAFETY: As for `DmemRegion`.
+unsafe impl Send for DmemUnit {}
+
+impl DmemUnit {
+    /// The controller takes each charge back whole only, so charges are cut into units: of the smallest chunk's size.
+    pub(crate) const BYTES: u64 = 2 << 20;
+}
+
+impl Drop for DmemUnit {
+    fn drop(&mut self) {
+        // SAFETY: From a charge of as many bytes, undone once.
+        unsafe { emuv_c_dmem_uncharge(self.0, Self::BYTES) };
     }
 }
 

@@ -15,8 +15,9 @@ use kernel::{
 
 use crate::{
     abi::{self, NAME_BYTES},
-    ffi::{self, RamPage},
+    ffi::{self, DmemRegion, DmemUnit, RamPage},
     ledger::{Account, Amount, Ledger, News, Refusal},
+    registry,
     setup::{self, Config, Mistake},
     text::{self, Text},
 };
@@ -39,6 +40,9 @@ pub(crate) struct Instance {
     label: Name,
     #[pin]
     state: Mutex<State>,
+    /// Taken away when the instance is removed, so that another may have its name.
+    #[pin]
+    dmem: Mutex<Option<DmemRegion>>,
     /// Notified with every change that [`Ledger::news`] may tell somebody about.
     #[pin]
     pub(crate) changed: PollCondVar,
@@ -118,11 +122,13 @@ impl Instance {
     /// A new instance that nobody can reach yet. With all its pages, if it is eager.
     pub(crate) fn new(config: Config, label: Name) -> Result<Arc<Self>> {
         let state = State { ledger: Ledger::new(config.limits), pages: None };
+        let dmem = DmemRegion::new(&registry::device_name(Some(config.instance_id)), config.limits.vram_bytes)?;
         let instance = Arc::pin_init(
             try_pin_init!(Self {
                 config,
                 label,
                 state <- new_mutex!(state, "emuv_instance"),
+                dmem <- new_mutex!(dmem, "emuv_dmem"),
                 changed <- new_poll_condvar!("emuv_changed"),
             }),
             GFP_KERNEL,
@@ -231,6 +237,7 @@ impl Instance {
     /// Nothing new can be had from now on.
     pub(crate) fn remove(&self) {
         self.state.lock().ledger.remove();
+        drop(self.dmem.lock().take());
         self.changed.notify_all();
     }
 
@@ -312,7 +319,37 @@ impl Attribute {
 pub(crate) struct Opener {
     pub(crate) instance: Arc<Instance>,
     #[pin]
-    account: Mutex<Option<Account>>,
+    account: Mutex<Option<Holding>>,
+}
+
+/// What an opener holds: in the instance's books, and the same VRAM in its cgroup's, rounded up to units.
+struct Holding {
+    account: Account,
+    dmem: KVVec<DmemUnit>,
+}
+
+impl Holding {
+    /// Charges or takes back units until they cover `held`. If the cgroup refuses, there are as many as before; fewer are
+    /// never refused.
+    fn settle(&mut self, held: Amount, region: &Mutex<Option<DmemRegion>>) -> Result {
+        let wanted = held.vram_bytes.div_ceil(DmemUnit::BYTES) as usize;
+        let before = self.dmem.len();
+        if wanted <= before {
+            self.dmem.truncate(wanted);
+            return Ok(());
+        }
+        let region = region.lock();
+        let Some(region) = &*region else { return Ok(()) };
+        while self.dmem.len() < wanted {
+            let charged = region.charge().and_then(|unit| Ok(self.dmem.push(unit, GFP_KERNEL_ACCOUNT)?));
+            if let Err(error) = charged {
+                self.dmem.truncate(before);
+                // The controller says EAGAIN.
+                return Err(if error == ENOMEM { ENOMEM } else { ENOSPC });
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Opener {
@@ -326,7 +363,10 @@ impl Opener {
         if state.pages.is_none() {
             state.pages = Some(Pages::new()?);
         }
-        *account = Some(state.ledger.open().map_err(|refusal| errno(&refusal))?);
+        *account = Some(Holding {
+            account: state.ledger.open().map_err(|refusal| errno(&refusal))?,
+            dmem: KVVec::new(),
+        });
         drop(state);
         drop(account);
         if ffi::debug_mode() {
@@ -335,27 +375,44 @@ impl Opener {
         Ok(opener)
     }
 
-    /// Runs `f` on the books, and tells waiters afterwards.
+    /// Runs `f` on the books.
     fn with<T>(&self, f: impl FnOnce(&mut Ledger, &mut Account) -> T) -> Result<T> {
-        let mut account = self.account.lock();
-        let account: &mut Option<Account> = &mut account;
-        let account = account.as_mut().ok_or(ENODEV)?;
-        Ok(f(&mut self.instance.state.lock().ledger, account))
+        self.with_holding(|ledger, holding| f(&mut ledger.lock().ledger, &mut holding.account))
+    }
+
+    fn with_holding<T>(&self, f: impl FnOnce(&Mutex<State>, &mut Holding) -> T) -> Result<T> {
+        let mut holding = self.account.lock();
+        let holding: &mut Option<Holding> = &mut holding;
+        Ok(f(&self.instance.state, holding.as_mut().ok_or(ENODEV)?))
     }
 
     /// Takes `amount` and says what is left, in either case.
     pub(crate) fn charge(&self, amount: Amount) -> Result<(Result, Amount)> {
-        self.with(|ledger, account| {
-            let charged = ledger.charge(account, amount).map_err(|refusal| errno(&refusal));
-            (charged, ledger.left())
+        self.with_holding(|state, holding| {
+            let (held, left) = (holding.account.held(), state.lock().ledger.left());
+            // The cgroup first: what it refuses never shows in the books. Not asked for what the books refuse.
+            if let Some(after) = held.checked_add(amount).filter(|_| amount.fits(left)) {
+                if let Err(error) = holding.settle(after, &self.instance.dmem) {
+                    return (Err(error), left);
+                }
+            }
+            let mut state = state.lock();
+            let charged = state.ledger.charge(&mut holding.account, amount).map_err(|refusal| errno(&refusal));
+            let left = state.ledger.left();
+            drop(state);
+            if charged.is_err() {
+                let _ = holding.settle(held, &self.instance.dmem);
+            }
+            (charged, left)
         })
     }
 
     /// Gives `amount` back and says what is left.
     pub(crate) fn release(&self, amount: Amount) -> Result<(Result, Amount)> {
-        let (released, left) = self.with(|ledger, account| {
-            let released = ledger.release(account, amount).map_err(|refusal| errno(&refusal));
-            (released, ledger.left())
+        let (released, left) = self.with_holding(|state, holding| {
+            let released = state.lock().ledger.release(&mut holding.account, amount).map_err(|refusal| errno(&refusal));
+            let _ = holding.settle(holding.account.held(), &self.instance.dmem);
+            (released, state.lock().ledger.left())
         })?;
         if released.is_ok() {
             self.instance.changed.notify_all();
@@ -400,7 +457,7 @@ impl Opener {
 impl PinnedDrop for Opener {
     fn drop(self: Pin<&mut Self>) {
         let instance = &self.instance;
-        let mut account = self.account.lock().take();
+        let mut account = self.account.lock().take().map(|holding| holding.account);
         let mut state = instance.state.lock();
         state.ledger.close(&mut account);
         let mut left_behind = None;

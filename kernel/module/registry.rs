@@ -155,7 +155,7 @@ impl Drop for All {
 }
 
 /// `emuvN`, or `emuv`, zero-terminated.
-fn device_name(id: Option<u32>) -> [u8; 16] {
+pub(crate) fn device_name(id: Option<u32>) -> [u8; 16] {
     let mut name = [0; 16];
     let mut text = Text::new(&mut name[..15]);
     // Both fit.

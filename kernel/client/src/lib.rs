@@ -39,6 +39,8 @@ pub struct Amount {
 pub enum Refused {
     /// The slice has only this left.
     NoRoom(Amount),
+    /// The slice has room, but the dmem cgroup of this process has none. Waiting for the slice is of no use.
+    Cgroup,
     /// The slice has been removed; what is held stays until it is released.
     Removed,
     /// The system's own words.
@@ -88,6 +90,7 @@ impl Node {
         match self.call::<{ abi::CHARGE as Opcode }, _>(&mut charge) {
             Ok(()) => Ok(left(&charge)),
             Err(Errno::DQUOT) => Err(Refused::NoRoom(left(&charge))),
+            Err(Errno::NOSPC) => Err(Refused::Cgroup),
             Err(Errno::NODEV) => Err(Refused::Removed),
             Err(errno) => Err(Refused::Failed(errno.into())),
         }

@@ -59,7 +59,8 @@ impl Amount {
     }
 
     /// Whether each tier that is asked for has room. Nothing always fits, also where a limit was lowered below the use.
-    fn fits(self, left: Self) -> bool {
+    #[must_use]
+    pub fn fits(self, left: Self) -> bool {
         (self.vram_bytes == 0 || self.vram_bytes <= left.vram_bytes)
             && (self.ram_bytes == 0 || self.ram_bytes <= left.ram_bytes)
     }

@@ -1,6 +1,10 @@
 //! Charges, their limits, what waiters are told, what is left of a process that is gone.
 
-use std::{fs::File, io, time::Duration};
+use std::{
+    fs::{self, File},
+    io,
+    time::Duration,
+};
 
 use emuv_kernel_client::{Amount, News, Node, Refused};
 use emuv_uapi::abi;
@@ -17,6 +21,7 @@ pub const TESTS: &[Test] = &[
     ("forked descriptors are one account; the last close counts", forked),
     ("limits change live: poll, uevent, nobody loses anything", limits),
     ("who was refused is woken when it would fit", woken),
+    ("an administrator's dmem.max holds", dmem_cgroup),
     ("another version, flags, sizes, numbers, addresses are refused", wrong_calls),
 ];
 
@@ -112,7 +117,7 @@ fn limits() {
     ] {
         assert_eq!(errno(set(0, name, value)), expected, "{name} {value}");
     }
-    assert_eq!(errno(std::fs::write("/sys/class/emuv/emuv0/virtual_bytes", "much")), libc::EINVAL);
+    assert_eq!(errno(fs::write("/sys/class/emuv/emuv0/virtual_bytes", "much")), libc::EINVAL);
     assert_eq!(node.query().expect("it answers").generation, 1, "what is refused changes nothing");
     set(0, "virtual_bytes", 0).expect("none is a share too");
     assert_eq!(node.query().expect("it answers").ram_limit_bytes, 0);
@@ -134,6 +139,43 @@ fn woken() {
     holder.release(both(GIB, 0)).expect("it is held");
     holder.release(both(GIB, 0)).expect("it is held");
     assert_eq!(child.wait(), End::Exit(0));
+}
+
+fn dmem_cgroup() {
+    let root = "/sys/fs/cgroup";
+    let controllers = fs::read_to_string(format!("{root}/cgroup.controllers")).expect("it is mounted");
+    if !controllers.split_whitespace().any(|name| name == "dmem") {
+        println!("  (left out: this kernel has no dmem controller)");
+        return;
+    }
+    let _module = Module::with(6, 1);
+    fs::write(format!("{root}/cgroup.subtree_control"), "+dmem").expect("the controller is there");
+    let capacity = fs::read_to_string(format!("{root}/dmem.capacity")).expect("it is there");
+    assert!(capacity.contains(&format!("emuv/emuv0 {}", 6 * GIB)), "{capacity}");
+    let group = format!("{root}/tenant");
+    fs::create_dir(&group).expect("a group");
+    fs::write(format!("{group}/dmem.max"), format!("emuv/emuv0 {GIB}")).expect("root may");
+    let current = || fs::read_to_string(format!("{group}/dmem.current")).expect("it is there");
+    let ready = Line::new();
+    let child = Child::run(|| {
+        fs::write(format!("{group}/cgroup.procs"), std::process::id().to_string()).expect("root may");
+        let node = open(0);
+        assert!(matches!(node.charge(both(GIB + 1, 0)), Err(Refused::Cgroup)));
+        node.charge(both(GIB, 0)).expect("exactly its maximum");
+        assert!(matches!(node.charge(both(1, 0)), Err(Refused::Cgroup)));
+        node.release(both(GIB / 2, 0)).expect("it is held");
+        ready.say();
+        sys::forever();
+    });
+    ready.hear();
+    assert!(current().contains(&format!("emuv/emuv0 {}", GIB / 2)), "{}", current());
+    assert_eq!((number(0, "physical_used_bytes"), number(0, "physical_peak_bytes")), (GIB / 2, GIB));
+    open(0).charge(both(5 * GIB, 0)).expect("who is in another group has the slice's room");
+    child.kill();
+    child.wait();
+    assert!(current().contains("emuv/emuv0 0"), "{}", current());
+    assert_unused(0);
+    fs::remove_dir(group).expect("nobody is in it");
 }
 
 fn wrong_calls() {

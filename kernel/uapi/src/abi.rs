@@ -8,10 +8,13 @@
 //!
 //! | ioctl | does | errors of its own |
 //! |---|---|---|
-//! | [`CHARGE`] | takes VRAM and RAM bytes for this open file, both or neither | `EDQUOT`: no room (what is left is in the structure), `EOVERFLOW`, `ENODEV`: the instance is gone |
+//! | [`CHARGE`] | takes VRAM and RAM bytes for this open file, both or neither | `EDQUOT`: no room, see below |
 //! | [`RELEASE`] | gives some back | `EINVAL`: more than this file holds; nothing changes |
 //! | [`QUERY`] | limits, use, peak, holders; limits are then seen (see below) | |
 //! | [`EXPORT`] | a dma-buf of a range of the RAM part | `EFBIG`: beyond its end, `EDQUOT`, `ENOMEM` |
+//!
+//! `CHARGE` is refused with `EDQUOT` if the instance has no room (what is left is in the structure), `ENOSPC` if the task's dmem
+//! cgroup has none, `ENODEV` if the instance is gone, `EOVERFLOW` for more than any memory.
 //!
 //! What an open file holds is given back when it is closed, however its process ended.
 //!
