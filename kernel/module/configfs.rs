@@ -98,10 +98,17 @@ pub(crate) struct Draft {
 
 struct Wish {
     gpu: Option<&'static Gpu>,
+    /// While it is enabled, the instance knows them.
     limits: Amount,
     instance_id: Option<u32>,
     lazy_allocation: bool,
     enabled: Option<Arc<Instance>>,
+}
+
+impl Wish {
+    fn limits(&self) -> Amount {
+        self.enabled.as_ref().map_or(self.limits, |instance| instance.limits())
+    }
 }
 
 impl Draft {
@@ -127,13 +134,13 @@ impl Draft {
         f(&mut wish)
     }
 
-    /// Changes a limit, now and for when it is enabled.
-    fn limit(&self, f: impl Fn(Amount) -> Amount) -> Result {
+    /// Changes a limit: the instance's, or that of the instance to be.
+    fn limit(&self, f: impl FnOnce(Amount) -> Amount) -> Result {
         let mut wish = self.wish.lock();
-        if let Some(instance) = &wish.enabled {
-            instance.resize(&f)?;
+        match &wish.enabled {
+            Some(instance) => instance.resize(f)?,
+            None => wish.limits = f(wish.limits),
         }
-        wish.limits = f(wish.limits);
         Ok(())
     }
 
@@ -156,7 +163,10 @@ impl Draft {
     }
 
     fn disable(&self) {
-        if let Some(instance) = self.wish.lock().enabled.take() {
+        let mut wish = self.wish.lock();
+        if let Some(instance) = wish.enabled.take() {
+            // They may have been changed in sysfs as well.
+            wish.limits = instance.limits();
             registry::remove(instance.config().instance_id);
         }
     }
@@ -204,7 +214,7 @@ attribute!(
 );
 attribute!(
     1,
-    |wish, text| writeln!(text, "{}", wish.limits.vram_bytes),
+    |wish, text| writeln!(text, "{}", wish.limits().vram_bytes),
     |draft, text| {
         let vram_bytes = number(text)?;
         draft.limit(|limits| Amount { vram_bytes, ..limits })
@@ -212,7 +222,7 @@ attribute!(
 );
 attribute!(
     2,
-    |wish, text| writeln!(text, "{}", wish.limits.ram_bytes),
+    |wish, text| writeln!(text, "{}", wish.limits().ram_bytes),
     |draft, text| {
         let ram_bytes = number(text)?;
         draft.limit(|limits| Amount { ram_bytes, ..limits })

@@ -138,6 +138,9 @@ impl Instance {
             instance.state.lock().pages = Some(Pages::new()?);
             for index in 0..instance.end_index() {
                 drop(instance.page(index, true)?);
+                if current!().signal_pending() {
+                    return Err(EINTR);
+                }
             }
         }
         Ok(instance)
@@ -147,9 +150,13 @@ impl Instance {
         &self.config
     }
 
+    pub(crate) fn limits(&self) -> Amount {
+        self.state.lock().ledger.limits()
+    }
+
     /// Pages that the RAM part may have.
     fn end_index(&self) -> usize {
-        (self.state.lock().ledger.limits().ram_bytes >> PAGE_SHIFT) as usize
+        (self.limits().ram_bytes >> PAGE_SHIFT) as usize
     }
 
     /// Bytes of the RAM part, whole pages.

@@ -6,7 +6,7 @@ use emuv_kernel_client::{Amount, News, Refused};
 
 use crate::{
     Test,
-    machine::{GIB, Module, PAGE_BYTES, attribute, errno, log, number, open},
+    machine::{GIB, Module, PAGE_BYTES, attribute, errno, log, number, open, set},
     sys,
 };
 
@@ -106,6 +106,11 @@ fn live() {
     assert_eq!(node.query().expect("it answers").ram_limit_bytes, PAGE_BYTES);
     assert_eq!(errno(write("ml-1", "physical_vram_bytes", "99999999999999")), libc::ERANGE);
     assert_eq!((read("ml-1", "physical_vram_bytes"), number(0, "physical_bytes")), ("6442450944".into(), 6 * GIB));
+    set(0, "physical_bytes", GIB).expect("root may");
+    assert_eq!(read("ml-1", "physical_vram_bytes"), GIB.to_string(), "there is one truth");
+    write("ml-1", "enable", "0").expect("it is enabled");
+    write("ml-1", "enable", "1").expect("again");
+    assert_eq!(number(0, "physical_bytes"), GIB);
 }
 
 fn removed() {
