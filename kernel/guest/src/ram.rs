@@ -12,7 +12,7 @@ use emuv_kernel_client::{Amount, Refused};
 use crate::{
     Test,
     configfs::Slice,
-    machine::{GIB, MIB, Module, PAGE_BYTES, assert_unused, errno, load_others, number, open, set},
+    machine::{GIB, MIB, Module, PAGE_BYTES, assert_unused, errno, load_others, meminfo_kb, number, open, set},
     sys::{self, Child, End, Line, Mapping},
 };
 
@@ -152,7 +152,8 @@ fn eager() {
         slice.write(attribute, value).expect("root may");
     }
     // The machine has so much, but 1 GB of it is taken.
-    slice.write("virtual_vram_bytes", &(9 * GIB / 2).to_string()).expect("it is a number");
+    let all_bytes = (meminfo_kb("MemTotal") << 10) & !(MIB - 1);
+    slice.write("virtual_vram_bytes", &all_bytes.to_string()).expect("it is a number");
     assert_eq!(errno(slice.write("enable", "1")), libc::ENOMEM);
     drop((slice, module));
 }
