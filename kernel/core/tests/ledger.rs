@@ -110,7 +110,7 @@ fn step(ledger: &mut Ledger, accounts: &mut Vec<Option<Account>>, event: &Event)
 proptest! {
     // Miri is some thousand times slower.
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 8 } else { 2000 },
+        cases: if cfg!(miri) { 2 } else { 2000 },
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
