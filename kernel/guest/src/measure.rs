@@ -45,7 +45,7 @@ fn calls() {
 
 fn kill_to_release() {
     let _module = Module::with(6, 1);
-    let mut took: Vec<Duration> = (0..200)
+    let took: Vec<Duration> = (0..200)
         .map(|_| {
             let ready = Line::new();
             let child = Child::run(|| {
@@ -66,8 +66,9 @@ fn kill_to_release() {
             took
         })
         .collect();
-    took.sort();
-    println!("  SIGKILL to a waiter that is told of room: median {:?}, slowest {:?}", took[100], took[199]);
+    // The clock of such a machine ticks every 4 ms, so only the mean says something.
+    let mean = took.iter().sum::<Duration>() / 200;
+    println!("  SIGKILL to a waiter that is told of room: mean {mean:?}, slowest {:?}", took.iter().max());
     assert_unused(0);
     assert_eq!(number(0, "physical_peak_bytes"), 6 * GIB);
 }
