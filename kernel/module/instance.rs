@@ -384,7 +384,7 @@ impl Opener {
 
     /// Runs `f` on the books.
     fn with<T>(&self, f: impl FnOnce(&mut Ledger, &mut Account) -> T) -> Result<T> {
-        self.with_holding(|ledger, holding| f(&mut ledger.lock().ledger, &mut holding.account))
+        self.with_holding(|state, holding| f(&mut state.lock().ledger, &mut holding.account))
     }
 
     fn with_holding<T>(&self, f: impl FnOnce(&Mutex<State>, &mut Holding) -> T) -> Result<T> {
