@@ -29,11 +29,11 @@ pub trait Gpu: Send + Sync {
     /// The unit of sizes and addresses.
     fn granularity_bytes(&self) -> u64;
 
-    /// Reserves an address range without memory behind it.
+    /// Reserves an address range without memory behind it; at `wish`, if that is not 0 and the driver likes it.
     ///
     /// # Errors
     /// The driver's own, e.g. when the address space is used up.
-    fn reserve(&self, bytes: u64) -> CuResult<u64>;
+    fn reserve(&self, bytes: u64, wish: u64) -> CuResult<u64>;
 
     /// Gives an address range back; nothing may be mapped in it.
     ///
@@ -223,10 +223,10 @@ impl Gpu for DriverGpu<'_> {
         self.granularity_bytes
     }
 
-    fn reserve(&self, bytes: u64) -> CuResult<u64> {
+    fn reserve(&self, bytes: u64, wish: u64) -> CuResult<u64> {
         let mut address = 0;
         // SAFETY: the out-pointer is a live local; zero alignment and hint mean "any".
-        unsafe { self.driver.cuMemAddressReserve(&raw mut address, to_usize(bytes), 0, 0, 0) }.ok()?;
+        unsafe { self.driver.cuMemAddressReserve(&raw mut address, to_usize(bytes), 0, wish, 0) }.ok()?;
         Ok(address)
     }
 

@@ -49,7 +49,7 @@ impl Aliases {
             return Ok(*address);
         }
         if lock(&self.0).window.is_none() {
-            let start = gpu.reserve(WINDOW_BYTES)?;
+            let start = gpu.reserve(WINDOW_BYTES, 0)?;
             lock(&self.0).window.get_or_insert((start, WINDOW_BYTES));
         }
         let address = lock(&self.0).take(bytes).ok_or(CuError::INVALID_VALUE)?;

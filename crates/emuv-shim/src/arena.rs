@@ -80,6 +80,23 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Where arenas are wished to be: there the upper half of an address, read as data, is two half-precision numbers 0 and NaN,
+/// or a single-precision one below 1e-40, or a whole number that is hardly ever used. The driver's own choice begins at some
+/// 12 GiB, where many a program's 64-bit numbers (hashes, sums) lie, which searches for pointers take for addresses then.
+const QUIET: [u64; 3] = [0x7d00 << 32, 0x7e00 << 32, 0x7c80 << 32];
+
+/// Reserves address space that looks least like data.
+fn reserve_quietly(gpu: &dyn Gpu, bytes: u64) -> CuResult<u64> {
+    for wish in QUIET {
+        match gpu.reserve(bytes, wish) {
+            Ok(base) if base == wish => return Ok(base),
+            Ok(elsewhere) => gpu.unreserve(elsewhere, bytes)?,
+            Err(_) => {}
+        }
+    }
+    gpu.reserve(bytes, 0)
+}
+
 impl Arena {
     /// Reserves up to `most_bytes` of address space (less where the driver has not that much, at least a
     /// sixteenth).
@@ -89,7 +106,7 @@ impl Arena {
     pub fn reserve(gpu: Box<dyn Gpu>, most_bytes: u64, budgets: Budgets, policy: Policy) -> CuResult<Self> {
         let mut bytes = most_bytes;
         let base = loop {
-            match gpu.reserve(bytes) {
+            match reserve_quietly(&*gpu, bytes) {
                 Ok(base) => break base,
                 Err(error) if bytes <= most_bytes / 16 => return Err(error),
                 Err(_) => bytes /= 2,
@@ -468,7 +485,7 @@ mod tests {
         fn granularity_bytes(&self) -> u64 {
             GRANULE
         }
-        fn reserve(&self, bytes: u64) -> CuResult<u64> {
+        fn reserve(&self, bytes: u64, _: u64) -> CuResult<u64> {
             if bytes > 1 << 38 { CUresult::OUT_OF_MEMORY.ok().map(|()| 0) } else { Ok(BASE) }
         }
         fn unreserve(&self, _: u64, _: u64) -> CuResult {

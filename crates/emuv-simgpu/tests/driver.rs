@@ -24,7 +24,7 @@ fn chunks_of_both_tiers_are_mapped_copied_and_given_back() {
     assert!(gpu.has_ram_tier());
     assert_eq!(gpu.granularity_bytes(), 2 << 20);
     let bytes = 4 << 20;
-    let base = gpu.reserve(2 * bytes).unwrap();
+    let base = gpu.reserve(2 * bytes, 0).unwrap();
     let (vram, ram) = (gpu.create(Tier::Vram, bytes).unwrap(), gpu.create(Tier::Ram, bytes).unwrap());
     gpu.map(base, bytes, vram).unwrap();
     gpu.map(base + bytes, bytes, ram).unwrap();

@@ -158,7 +158,7 @@ def sha256(tensors):
 
 def make_deterministic(seed):
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     # Filling every new tensor with NaN would add traffic that programs do not have.
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.deterministic = True

@@ -41,6 +41,9 @@ const READ_ONCE: f64 = 0.6;
 /// The same where nothing is foreseen: what is brought may be gone before it is used again, and pushes something else out.
 const READ_ONCE_UNFORESEEN: f64 = 0.3;
 
+/// A work that seems so much faster than the link has not read all of its data in RAM.
+const FASTER_THAN_LINK: f64 = 1.1;
+
 /// What a work takes at least, and what it does in VRAM: for estimates of when things happen in a round.
 const WORK_US: f64 = 5.0;
 const WORK_BYTES_PER_US: f64 = 2.0e6;
@@ -75,6 +78,14 @@ struct Life {
     gone: bool,
 }
 
+/// Works of a kind that began with data in RAM; of those that were timed, bytes there and microseconds.
+#[derive(Debug, Default, Clone, Copy)]
+struct Timing {
+    runs: u32,
+    bytes: f64,
+    micros: f64,
+}
+
 /// See the module's head.
 #[derive(Debug, Default)]
 pub struct Foresight {
@@ -96,8 +107,8 @@ pub struct Foresight {
     touched: f64,
     gaps: f64,
     squared_gaps: f64,
-    /// By kind of work: bytes per microsecond that it read from RAM.
-    rates: FastMap<u64, f64>,
+    /// By kind of work.
+    timings: FastMap<u64, Timing>,
     link: Option<f64>,
 }
 
@@ -286,14 +297,28 @@ impl Foresight {
     pub fn manner(&self, kind: u64) -> Option<Manner> {
         let part = if self.place().is_some() { READ_ONCE } else { READ_ONCE_UNFORESEEN };
         let read_once = part * self.link();
-        self.rates.get(&kind).map(|rate| if *rate >= read_once { Manner::InPlace } else { Manner::Move })
+        let timing = self.timings.get(&kind).filter(|timing| timing.micros > 0.0)?;
+        Some(if timing.bytes / timing.micros >= read_once { Manner::InPlace } else { Manner::Move })
     }
 
-    /// A work of that kind took `micros` with `ram_bytes` of what it touches in RAM.
+    /// A work of that kind begins with data in RAM. Whether it is to be timed: ever more rarely, but what lies in RAM today
+    /// need not be what lay there when the kind was timed first.
+    pub fn is_to_be_timed(&mut self, kind: u64) -> bool {
+        let timing = self.timings.entry(kind).or_default();
+        timing.runs = timing.runs.saturating_add(1);
+        timing.runs.is_power_of_two()
+    }
+
+    /// A work of that kind took `micros` with `ram_bytes` of what it touches in RAM. One that was faster than the link has not
+    /// read all that lay there (a workspace, say), which tells nothing.
     pub fn measured(&mut self, kind: u64, ram_bytes: u64, micros: f64) {
         #[allow(clippy::cast_precision_loss)] // A rate: the first digits count.
-        let rate = ram_bytes as f64 / micros.max(1.0);
-        self.rates.insert(kind, rate);
+        let (bytes, micros) = (ram_bytes as f64, micros.max(1.0));
+        if self.link.is_none_or(|link| bytes <= micros * link * FASTER_THAN_LINK) {
+            let timing = self.timings.entry(kind).or_default();
+            timing.bytes += bytes;
+            timing.micros += micros;
+        }
     }
 }
 
@@ -406,11 +431,25 @@ mod tests {
         assert_eq!(foresight.manner(1), Some(Manner::InPlace));
         assert_eq!(foresight.manner(2), Some(Manner::Move));
         assert_eq!(foresight.manner(3), None);
+        // Its like reads more often what lies in RAM the next time.
+        foresight.measured(3, 86 << 20, 1700.0);
+        foresight.measured(3, 86 << 20, 60_000.0);
+        assert_eq!(foresight.manner(3), Some(Manner::Move));
         // At half the link's speed a work reads each byte more than once: in a loop it is better off with its data brought.
         foresight.set_link(100_000.0);
         assert_eq!(foresight.manner(1), Some(Manner::InPlace));
         let weights = weights(&mut foresight, 10);
         rounds(&mut foresight, &weights, 2);
         assert_eq!(foresight.manner(1), Some(Manner::Move));
+        // Nothing reads faster than the link.
+        foresight.measured(4, 86 << 20, 700.0);
+        assert_eq!(foresight.manner(4), None);
+    }
+
+    #[test]
+    fn a_kind_is_timed_ever_more_rarely() {
+        let mut foresight = Foresight::default();
+        let timed: Vec<bool> = (0..9).map(|_| foresight.is_to_be_timed(1)).collect();
+        assert_eq!(timed, [true, true, false, true, false, false, false, true, false]);
     }
 }

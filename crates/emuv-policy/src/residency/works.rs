@@ -68,8 +68,8 @@ impl Residency {
             note_use(&mut self.everything, lane, number);
         }
         let search = self.may_store(work, touched, (lane, number));
-        let measure =
-            ram_bytes >= GRANULE && work.kind != 0 && manner.is_none() && !work.everything && self.policy.promotes();
+        let can_be_timed = work.kind != 0 && !work.everything && self.policy.promotes();
+        let measure = can_be_timed && ram_bytes >= GRANULE && self.foresight.is_to_be_timed(work.kind);
         if measure {
             self.measuring.push(work.kind);
         }

@@ -120,17 +120,13 @@ macro_rules! node_changes {
                 /// What the node touches now is added; what it touched may be what another one touches.
                 fn $name($exec: CUgraphExec, $($arg: $ty),*) |session, driver| {
                     // Before the call: the graph may be launched right after it.
-                    let mut copied = Vec::new();
-                    if session.moves() {
-                        let $session = session;
-                        // SAFETY: null or valid by the driver's contract.
-                        #[allow(unused_unsafe)]
-                        let reach = unsafe { $reach };
-                        session.graphs.widen($exec, reach);
-                        copied = session.graphs.copied($exec);
-                    }
+                    let $session = session;
+                    // SAFETY: null or valid by the driver's contract.
+                    #[allow(unused_unsafe)]
+                    let reach = unsafe { $reach };
+                    session.graphs.widen($exec, reach);
                     // SAFETY: the program's own arguments.
-                    Some(moves::at_hand(session, &copied, || unsafe { driver.$name($exec, $($arg),*) }))
+                    Some(change(session, &session.graphs.copied($exec), || unsafe { driver.$name($exec, $($arg),*) }))
                 }
             )*
         }
@@ -234,9 +230,6 @@ unsafe fn instantiate(
     flags: c_ulonglong,
     call: impl FnOnce() -> CUresult,
 ) -> CUresult {
-    if !session.moves() {
-        return call();
-    }
     let reach = read(session, graph);
     let result = moves::at_hand(session, &reach.copied(), call);
     if result == CUresult::SUCCESS {
@@ -249,21 +242,32 @@ unsafe fn instantiate(
 
 /// After a success the executable graph touches what the graph does and nothing else; a failure may have changed a
 /// part of it.
-fn updated(session: &Session, exec: CUgraphExec, graph: CUgraph, call: impl FnOnce() -> CUresult) -> CUresult {
-    if !session.moves() {
-        return call();
-    }
+fn updated(session: &Session, exec: CUgraphExec, graph: CUgraph, call: impl Fn() -> CUresult) -> CUresult {
     let reach = read(session, graph);
-    // Also what its copies have used so far: the driver compares what lies there with what lies at the new places.
     let mut copied = reach.copied();
     copied.extend(session.graphs.copied(exec));
-    let result = moves::at_hand(session, &copied, call);
+    let result = change(session, &copied, call);
     if result == CUresult::SUCCESS {
         session.graphs.replace(exec, reach);
     } else {
         session.graphs.widen(exec, reach);
     }
     result
+}
+
+/// Changes an executable graph, whose copies and memsets use `copied` now or after. The driver compares what lies at the
+/// old and the new addresses and refuses where one is VRAM and the other RAM: then all of it is brought to VRAM, to stay.
+fn change(session: &Session, copied: &[u64], call: impl Fn() -> CUresult) -> CUresult {
+    let result = moves::at_hand(session, copied, &call);
+    let is_placed = |address: &&u64| session.device_at(**address).is_some();
+    let placed: Vec<u64> = copied.iter().filter(is_placed).copied().collect();
+    if result == CUresult::SUCCESS || placed.is_empty() {
+        return result;
+    }
+    match placed.iter().try_for_each(|address| moves::pinned(session, *address)) {
+        Ok(()) => call(),
+        Err(_) => result,
+    }
 }
 
 /// Charges what the device's graphs hold, now and whenever the accounts are read again.

@@ -128,7 +128,7 @@ mod tests {
         fn granularity_bytes(&self) -> u64 {
             emuv_policy::GRANULE
         }
-        fn reserve(&self, _: u64) -> CuResult<u64> {
+        fn reserve(&self, _: u64, _: u64) -> CuResult<u64> {
             Ok(1 << 40)
         }
         fn unreserve(&self, _: u64, _: u64) -> CuResult {

@@ -109,7 +109,7 @@ impl Mapping {
     }
 
     fn map(&mut self, gpu: &dyn Gpu) -> CuResult {
-        self.base = gpu.reserve(self.bytes)?;
+        self.base = gpu.reserve(self.bytes, 0)?;
         let mut at = self.base;
         for (handle, bytes) in &self.pieces {
             gpu.map(at, *bytes, *handle)?;
@@ -280,7 +280,7 @@ mod tests {
         fn granularity_bytes(&self) -> u64 {
             GRANULE
         }
-        fn reserve(&self, bytes: u64) -> CuResult<u64> {
+        fn reserve(&self, bytes: u64, _: u64) -> CuResult<u64> {
             lock(&self.state).0 += bytes;
             Ok(BASE)
         }

@@ -149,7 +149,8 @@ functions! {
     }
 
     fn cuMemAddressReserve(ptr: *mut CUdeviceptr_v2, size: usize, alignment: usize, addr: CUdeviceptr_v2, flags: c_ulonglong) {
-        match call(|gpu| gpu.reserve(size as u64)) {
+        // No wish is granted.
+        match (addr == 0).then(|| call(|gpu| gpu.reserve(size as u64))).flatten() {
             Some(address) => give!(ptr, address),
             None => CUresult::OUT_OF_MEMORY,
         }

@@ -98,6 +98,11 @@ fn find(call: &Call, address: u64) -> Option<Found> {
     })
 }
 
+/// Whether it is the host's memory that lies at an address.
+pub(super) fn is_host(call: &Call, address: u64) -> bool {
+    find(call, address).is_none_or(|found| found.is_host)
+}
+
 /// An attribute's value as the bytes that the caller gets. Truth values take one byte.
 fn value(found: Option<&Found>, address: u64, which: CUpointer_attribute) -> CuResult<Vec<u8>> {
     let word = |value: u64| Ok(value.to_le_bytes().to_vec());

@@ -9,7 +9,7 @@ use super::{
     step::{Step, run_all},
 };
 use crate::{
-    memory::physical::error,
+    memory::{physical::error, rows::Box3},
     stream::queue::{Op, Ticket},
     sync::lock,
 };
@@ -122,11 +122,12 @@ impl Executable {
         self.change(node, |ready| Ok(ready.is_enabled))
     }
 
-    /// Takes over what the nodes of another graph of the same form do.
+    /// Takes over what the nodes of another graph of the same form do. A copy keeps to the kinds of memory that it copies
+    /// between, by what lies at its old and new addresses at the moment (seen of driver 580 on an H200).
     ///
     /// # Errors
     /// `Err` for a graph with a ring, `Ok(Err(_))` for one of another form: then nothing changes.
-    pub fn update(&self, graph: &Graph) -> CuResult<Result<(), Mismatch>> {
+    pub fn update(&self, graph: &Graph, is_host: impl Fn(u64) -> bool) -> CuResult<Result<(), Mismatch>> {
         let wanted = ready(graph)?;
         let mut nodes = lock(&self.nodes);
         if wanted.len() != nodes.len() {
@@ -138,6 +139,12 @@ impl Executable {
             }
             if now.step.kind() != next.step.kind() {
                 return Ok(Err((types::CU_GRAPH_EXEC_UPDATE_ERROR_NODE_TYPE_CHANGED, next.node)));
+            }
+            if let (Step::Copy(now), Step::Copy(other)) = (&*now.step, &*next.step) {
+                let kinds = |copy: &Box3| [copy.from.address, copy.to.address].map(&is_host);
+                if kinds(now) != kinds(other) {
+                    return Ok(Err((types::CU_GRAPH_EXEC_UPDATE_ERROR_PARAMETERS_CHANGED, next.node)));
+                }
             }
         }
         for (now, next) in nodes.iter_mut().zip(wanted) {

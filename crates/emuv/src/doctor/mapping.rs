@@ -20,7 +20,7 @@ impl<'g> Mapping<'g> {
     /// # Errors
     /// The driver's own.
     pub fn reserve(gpu: &'g dyn Gpu, bytes: u64) -> CuResult<Self> {
-        let address = gpu.reserve(bytes)?;
+        let address = gpu.reserve(bytes, 0)?;
         Ok(Self { gpu, reserved: Span { address, bytes }, chunks: Vec::new() })
     }
 
