@@ -12,7 +12,7 @@
 use core::fmt::Write;
 
 use kernel::{
-    configfs::{configfs_attrs, AttributeOperations, Group, GroupOperations, ItemType, Subsystem},
+    configfs::{AttributeOperations, Group, GroupOperations, ItemType, Subsystem, configfs_attrs},
     new_mutex,
     page::PAGE_SIZE,
     prelude::*,
@@ -22,7 +22,7 @@ use kernel::{
 use crate::{
     abi, ffi,
     gpus::Gpu,
-    instance::{complain, name, number, word, Instance, Name},
+    instance::{Instance, Name, complain, name, number, word},
     ledger::Amount,
     registry,
     setup::{self, Config, Mistake},
@@ -201,33 +201,21 @@ macro_rules! attribute {
     };
 }
 
-attribute!(
-    0,
-    |wish, text| writeln!(text, "{}", wish.gpu.map_or("", |gpu| gpu.name)),
-    |draft, text| {
-        let gpu = setup::model(word(text)?).map_err(|mistake| complain(&mistake))?;
-        draft.change(|wish| {
-            wish.gpu = Some(gpu);
-            Ok(())
-        })
-    }
-);
-attribute!(
-    1,
-    |wish, text| writeln!(text, "{}", wish.limits().vram_bytes),
-    |draft, text| {
-        let vram_bytes = number(text)?;
-        draft.limit(|limits| Amount { vram_bytes, ..limits })
-    }
-);
-attribute!(
-    2,
-    |wish, text| writeln!(text, "{}", wish.limits().ram_bytes),
-    |draft, text| {
-        let ram_bytes = number(text)?;
-        draft.limit(|limits| Amount { ram_bytes, ..limits })
-    }
-);
+attribute!(0, |wish, text| writeln!(text, "{}", wish.gpu.map_or("", |gpu| gpu.name)), |draft, text| {
+    let gpu = setup::model(word(text)?).map_err(|mistake| complain(&mistake))?;
+    draft.change(|wish| {
+        wish.gpu = Some(gpu);
+        Ok(())
+    })
+});
+attribute!(1, |wish, text| writeln!(text, "{}", wish.limits().vram_bytes), |draft, text| {
+    let vram_bytes = number(text)?;
+    draft.limit(|limits| Amount { vram_bytes, ..limits })
+});
+attribute!(2, |wish, text| writeln!(text, "{}", wish.limits().ram_bytes), |draft, text| {
+    let ram_bytes = number(text)?;
+    draft.limit(|limits| Amount { ram_bytes, ..limits })
+});
 attribute!(
     3,
     |wish, text| match wish.enabled.as_ref().map(|instance| instance.config().instance_id).or(wish.instance_id) {
@@ -245,29 +233,21 @@ attribute!(
         })
     }
 );
-attribute!(
-    4,
-    |wish, text| writeln!(text, "{}", u8::from(wish.lazy_allocation)),
-    |draft, text| {
-        let lazy_allocation = yes(text)?;
-        draft.change(|wish| {
-            wish.lazy_allocation = lazy_allocation;
-            Ok(())
-        })
+attribute!(4, |wish, text| writeln!(text, "{}", u8::from(wish.lazy_allocation)), |draft, text| {
+    let lazy_allocation = yes(text)?;
+    draft.change(|wish| {
+        wish.lazy_allocation = lazy_allocation;
+        Ok(())
+    })
+});
+attribute!(5, |wish, text| writeln!(text, "{}", u8::from(wish.enabled.is_some())), |draft, text| {
+    if yes(text)? {
+        draft.enable()
+    } else {
+        draft.disable();
+        Ok(())
     }
-);
-attribute!(
-    5,
-    |wish, text| writeln!(text, "{}", u8::from(wish.enabled.is_some())),
-    |draft, text| {
-        if yes(text)? {
-            draft.enable()
-        } else {
-            draft.disable();
-            Ok(())
-        }
-    }
-);
+});
 
 fn yes(text: &[u8]) -> Result<bool> {
     match word(text)? {

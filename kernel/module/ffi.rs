@@ -17,7 +17,7 @@
 use core::{
     marker::PhantomData,
     mem::ManuallyDrop,
-    ptr::{addr_of, NonNull},
+    ptr::{NonNull, addr_of},
 };
 
 use kernel::{
@@ -29,8 +29,8 @@ use kernel::{
     page::PAGE_SIZE,
     prelude::*,
     sync::{
-        poll::{PollCondVar, PollTable},
         Arc,
+        poll::{PollCondVar, PollTable},
     },
     transmute::{AsBytes, FromBytes},
     types::ForeignOwnable,
@@ -38,7 +38,7 @@ use kernel::{
 };
 
 use crate::{
-    abi::{Charge, Export, Query, MAX_INSTANCES},
+    abi::{Charge, Export, MAX_INSTANCES, Query},
     instance::{Attribute, Instance, Opener},
     ioctl, registry,
     setup::Asked,

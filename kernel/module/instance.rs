@@ -9,7 +9,7 @@ use kernel::{
     new_mutex, new_poll_condvar,
     page::{PAGE_SHIFT, PAGE_SIZE},
     prelude::*,
-    sync::{poll::PollCondVar, Arc, Mutex},
+    sync::{Arc, Mutex, poll::PollCondVar},
     xarray::{AllocKind, XArray},
 };
 
@@ -370,10 +370,8 @@ impl Opener {
         if state.pages.is_none() {
             state.pages = Some(Pages::new()?);
         }
-        *account = Some(Holding {
-            account: state.ledger.open().map_err(|refusal| errno(&refusal))?,
-            dmem: KVVec::new(),
-        });
+        *account =
+            Some(Holding { account: state.ledger.open().map_err(|refusal| errno(&refusal))?, dmem: KVVec::new() });
         drop(state);
         drop(account);
         if ffi::debug_mode() {

@@ -6,13 +6,13 @@ use core::fmt::Write;
 
 use kernel::{
     prelude::*,
-    sync::{global_lock, Arc},
+    sync::{Arc, global_lock},
 };
 
 use crate::{
     abi::MAX_INSTANCES,
     ffi,
-    instance::{complain, Attribute, Instance, Name},
+    instance::{Attribute, Instance, Name, complain},
     setup::{self, Asked, Config, Mistake},
     text::Text,
 };
@@ -118,7 +118,8 @@ impl All {
             setup::instances(asked, ffi::ram_bytes(), &mut configs).map_err(|mistake| complain(&mistake))
         })?;
         if configs.iter().flatten().any(|config| !config.lazy_allocation) {
-            let asked_bytes = configs.iter().flatten().map(|config| config.limits.ram_bytes).fold(0, u64::saturating_add);
+            let asked_bytes =
+                configs.iter().flatten().map(|config| config.limits.ram_bytes).fold(0, u64::saturating_add);
             setup::check_free(asked_bytes, ffi::free_ram_bytes()).map_err(|mistake| complain(&mistake))?;
         }
         for config in configs.iter().flatten() {
