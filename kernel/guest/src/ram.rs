@@ -4,7 +4,6 @@ use std::{
     fs,
     io::{Read, Seek, SeekFrom, Write},
     os::{fd::AsRawFd, unix::fs::FileExt},
-    path::Path,
 };
 
 use emuv_kernel_client::{Amount, Refused};
@@ -12,7 +11,7 @@ use emuv_kernel_client::{Amount, Refused};
 use crate::{
     Test,
     configfs::Slice,
-    machine::{GIB, MIB, Module, PAGE_BYTES, assert_unused, errno, load_others, meminfo_kb, number, open, set},
+    machine::{GIB, MIB, Module, PAGE_BYTES, assert_unused, errno, meminfo_kb, number, open, set},
     sys::{self, Child, End, Line, Mapping},
 };
 
@@ -251,25 +250,17 @@ fn dma_buf() {
     assert_unused(0);
 }
 
-/// vgem, a driver that is there for such tests, takes the buffer's pages as a device would.
+/// A test driver maps the buffer for a device and changes its pages.
 fn imported() {
-    load_others("vgem");
     let _module = Module::with(6, 1);
     let node = open(0);
-    let buffer = node.export(0, MIB).expect("it can be exported");
-    drop(node);
-    if !Path::new("/dev/dri/card0").exists() {
-        println!("  (left out: this kernel has no vgem)");
-        return;
-    }
-    let card = fs::File::options().read(true).write(true).open("/dev/dri/card0").expect("vgem's node");
-    // DRM_IOCTL_PRIME_FD_TO_HANDLE { handle, flags, fd }
-    let mut prime = [0; 32];
-    prime[1] = u64::from(buffer.as_raw_fd().unsigned_abs());
-    sys::raw_ioctl(&card, 0xc00c_642e, Some(&mut prime)).expect("it is imported");
-    drop(buffer);
-    let held = ["resident_bytes", "holders"].map(|name| number(0, name));
-    assert_eq!(held, [MIB, 1], "the importer holds the pages");
-    drop(card);
+    node.ram().write_all_at(&[41], MIB + PAGE_BYTES).expect("there is room");
+    let buffer = node.export(MIB, MIB).expect("it can be exported");
+    let fd = buffer.as_raw_fd();
+    assert_eq!(errno(sys::load_module("/importer.ko", &format!("fd={fd}"))), libc::ECANCELED, "it went well");
+    let mut bytes = [0; 2];
+    node.ram().read_exact_at(&mut bytes, MIB + PAGE_BYTES).expect("it is there");
+    assert_eq!((bytes, number(0, "holders")), ([42, 1], 2));
+    drop((node, buffer));
     assert_unused(0);
 }
