@@ -116,6 +116,8 @@ fn random_calls() {
 
 fn races() {
     let _module = Module::with(6, 1);
+    // So that the module cannot be unloaded, however they race.
+    let keeper = Node::open(&Node::path(0)).expect("it opens");
     let mut random = Random::new("races");
     let shared: Mutex<Option<Node>> = Mutex::new(None);
     let calls = AtomicU64::new(0);
@@ -154,7 +156,7 @@ fn races() {
                         4 => {
                             let _ = fs::read_to_string("/sys/class/emuv/emuv1/vram_info");
                             let _ = fs::read_to_string("/dev/emuv");
-                            let _ = sys::unload_module("emuv").expect_err("instance 0 is open");
+                            let _ = sys::unload_module("emuv").expect_err("it is open");
                         }
                         _ => {
                             let path = Node::path(u32::try_from(random.below(2)).expect("0 or 1"));
@@ -179,7 +181,7 @@ fn races() {
         }
     });
     assert_eq!(calls.into_inner(), 8_000);
-    drop(shared);
+    drop((shared, keeper));
     assert_unused(0);
 }
 
