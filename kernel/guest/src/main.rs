@@ -81,7 +81,7 @@ impl Log {
             "soft lockup",
             "Bad page",
             "bad page",
-            "memory leak",
+            "new suspected memory leaks",
         ];
         let log = machine::log();
         let new = log.lines().skip(self.seen_lines);
