@@ -2,6 +2,9 @@
 //!
 //! The mutexes here guard plain data and are never held across a call of [`Gpu`].
 
+#[path = "arena/quiet.rs"]
+mod quiet;
+
 use std::collections::{HashMap, HashSet};
 
 use emuv_cuda::{CuError, CuResult, Gpu, Handle, types::CUmemAllocationProp};
@@ -80,23 +83,6 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Where arenas are wished to be: there the upper half of an address, read as data, is two half-precision numbers 0 and NaN,
-/// or a single-precision one below 1e-40, or a whole number that is hardly ever used. The driver's own choice begins at some
-/// 12 GiB, where many a program's 64-bit numbers (hashes, sums) lie, which searches for pointers take for addresses then.
-const QUIET: [u64; 3] = [0x7d00 << 32, 0x7e00 << 32, 0x7c80 << 32];
-
-/// Reserves address space that looks least like data.
-fn reserve_quietly(gpu: &dyn Gpu, bytes: u64) -> CuResult<u64> {
-    for wish in QUIET {
-        match gpu.reserve(bytes, wish) {
-            Ok(base) if base == wish => return Ok(base),
-            Ok(elsewhere) => gpu.unreserve(elsewhere, bytes)?,
-            Err(_) => {}
-        }
-    }
-    gpu.reserve(bytes, 0)
-}
-
 impl Arena {
     /// Reserves up to `most_bytes` of address space (less where the driver has not that much, at least a
     /// sixteenth).
@@ -106,7 +92,7 @@ impl Arena {
     pub fn reserve(gpu: Box<dyn Gpu>, most_bytes: u64, budgets: Budgets, policy: Policy) -> CuResult<Self> {
         let mut bytes = most_bytes;
         let base = loop {
-            match reserve_quietly(&*gpu, bytes) {
+            match quiet::reserve(&*gpu, bytes) {
                 Ok(base) => break base,
                 Err(error) if bytes <= most_bytes / 16 => return Err(error),
                 Err(_) => bytes /= 2,

@@ -1,5 +1,8 @@
 //! One GPU as the session sees it: its arena, its contexts, what is accounted on it.
 
+#[path = "device/room.rs"]
+mod room;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::atomic::Ordering::Relaxed,
@@ -280,79 +283,6 @@ impl Device {
                 if error.is_out_of_memory() { Refusal::NoRoom } else { Refusal::Driver(error) }
             })
         })
-    }
-
-    /// Tries, then makes room and tries again, until nothing more can be given back.
-    fn with_room<T>(
-        &self,
-        session: &Session,
-        bytes: u64,
-        attempt: impl Fn(Room) -> Result<T, Refusal>,
-    ) -> Result<T, Refusal> {
-        let attempt = |wants: Wants| {
-            let lease = self.lease(session, wants);
-            let result = attempt(self.room(session, bytes));
-            self.end_lease(lease);
-            result
-        };
-        let make_room: [&dyn Fn() -> bool; 3] =
-            [&|| self.refresh_accounts(session), &|| self.pools.make_room(session, &self.arena, bytes, false), &|| {
-                self.pools.make_room(session, &self.arena, bytes, true)
-            }];
-        let mut result = attempt(Wants::first(bytes));
-        if self.slice(session).is_some() {
-            let again = [Wants::Placement(bytes), Wants::Either(bytes)];
-            for wants in again.into_iter().filter(|wants| *wants != Wants::first(bytes)) {
-                if matches!(result, Err(Refusal::NoRoom)) {
-                    result = attempt(wants);
-                }
-            }
-        }
-        for make in make_room {
-            if matches!(result, Err(Refusal::NoRoom)) && make() {
-                result = attempt(Wants::Either(bytes));
-            }
-        }
-        if matches!(result, Err(Refusal::NoRoom))
-            && let Some(again) = self.moves.without_spares(session, &self.arena, || attempt(Wants::Either(bytes)))
-        {
-            result = again;
-        }
-        // The budget of RAM is shared by the devices.
-        for other in session.devices().filter(|other| other.ordinal != self.ordinal) {
-            if matches!(result, Err(Refusal::NoRoom)) && other.moves.spare_ram_bytes() > 0 {
-                let again = other.moves.without_spares(session, &other.arena, || attempt(Wants::Either(bytes)));
-                result = again.unwrap_or(result);
-            }
-        }
-        self.settle_slice(session);
-        result
-    }
-
-    /// What there is outside the budgets for a request of `bytes`.
-    fn room(&self, session: &Session, bytes: u64) -> Room {
-        // Without a context of this device (handles can be made without one) the driver cannot be asked; it will
-        // refuse what it has no room for.
-        let here = calls::current_device(session.real).is_ok_and(|ordinal| ordinal == self.ordinal);
-        let told = if here { calls::memory_info(session.real).ok() } else { None };
-        let driver_free = told.map_or(self.physical_bytes, |(free, _)| free);
-        let budgets = self.arena.with_memory(|memory| *memory.budgets());
-        let reserve =
-            if budgets.ram.limit_bytes() > 0 { DRIVER_RESERVE_BYTES.min(self.physical_bytes / 32) } else { 0 };
-        let room = Room { vram_bytes: driver_free, vram_reserve_bytes: reserve, ram_bytes: u64::MAX };
-        // The host is only asked when RAM will be needed.
-        if bytes <= self.arena.with_memory(|memory| memory.vram_for(bytes, room)) {
-            return room;
-        }
-        Room { ram_bytes: self.host_room(session), ..room }
-    }
-
-    /// RAM that the run may still take: the budget shared by its devices, above the host's floor.
-    fn host_room(&self, session: &Session) -> u64 {
-        let left = session.ram_left_bytes();
-        let above_floor =
-            HostMemory::read().map_or(u64::MAX, |host| host.available.0.saturating_sub(session.limits.ram_floor.0));
-        left.min(above_floor)
     }
 
     /// Lets the driver create something that emuV does not place, if the VRAM budget has room for it: charged

@@ -7,6 +7,7 @@
 //!
 //! Nothing of this happens before the first chunk lies in RAM: until then a call costs one look at a flag.
 
+mod at_hand;
 mod copies;
 mod figure;
 mod lanes;
@@ -40,6 +41,7 @@ use crate::{
     turns,
 };
 
+pub(crate) use at_hand::{at_hand, in_vram, is_in_vram};
 pub(crate) use copies::settle_thread;
 use lanes::{Lane, Lanes};
 pub(crate) use pins::pinned;
@@ -320,52 +322,6 @@ fn searching(arena: &Arena, ranges: SearchRanges, maker: u64) -> Search {
     }
 }
 
-/// The driver is about to look at memory by its address, to keep what it finds (a copy becomes part of a graph: it wants
-/// to know which memory is the device's). What lies there is mapped and lies still while `call` runs.
-pub(crate) fn at_hand<T>(session: &Session, addresses: &[u64], call: impl FnOnce() -> T) -> T {
-    held_still(session, addresses, false, call)
-}
-
-/// The same, in VRAM if there is room. What the GPU is doing is waited for if need be.
-pub(crate) fn in_vram<T>(session: &Session, addresses: &[u64], call: impl FnOnce() -> T) -> T {
-    held_still(session, addresses, true, call)
-}
-
-/// Whether all of the allocation that `address` lies in is in VRAM, or is none of emuV's.
-pub(crate) fn is_in_vram(session: &Session, address: u64) -> bool {
-    session
-        .device_at(address)
-        .is_none_or(|device| device.arena.residency().ram_bytes(&[address - device.arena.base()]) == 0)
-}
-
-fn held_still<T>(session: &Session, addresses: &[u64], promote: bool, call: impl FnOnce() -> T) -> T {
-    let mut held = Vec::new();
-    for device in session.devices().filter(|device| device.moves.is_active()) {
-        let arena = &device.arena;
-        let offsets = offsets(arena, addresses.iter().copied());
-        if offsets.is_empty() {
-            continue;
-        }
-        let mut id = device.moves.keep_at_hand(arena, &offsets, promote);
-        if promote && arena.residency().ram_bytes(&offsets) > 0 && !session.captures.any() {
-            // What is in use does not move. Afterwards nothing is.
-            arena.residency().release(id);
-            for context in device.contexts() {
-                // What is wrong with a context is told to whoever uses it.
-                let _ = device.moves.synchronize(session, arena, context);
-            }
-            id = device.moves.keep_at_hand(arena, &offsets, promote);
-        }
-        held.push((device, id));
-    }
-    let result = call();
-    for (device, id) in held {
-        device.arena.residency().release(id);
-        device.moves.wake_mover();
-    }
-    result
-}
-
 /// A context of the device.
 fn context_of(session: &Session, ordinal: CUdevice) -> Option<Owner> {
     session.devices().find(|device| device.ordinal == ordinal)?.a_context()
@@ -486,24 +442,6 @@ impl Moves {
             counters.held_micros.fetch_add(micros, Ordering::Relaxed);
         }
         begun
-    }
-
-    /// Waits until these chunks are mapped and lie still, in VRAM if possible and wished, and keeps them so.
-    fn keep_at_hand(&self, arena: &Arena, offsets: &[u64], promote: bool) -> HoldId {
-        let start = Instant::now();
-        let mut held = None;
-        loop {
-            let mut residency = arena.residency();
-            let patient = promote && start.elapsed() < PATIENCE;
-            let (id, ready) = residency.keep_at_hand(offsets, held, patient);
-            if ready {
-                return id;
-            }
-            held = Some(id);
-            drop(residency);
-            self.wake_mover();
-            drop(arena.settled.wait_timeout(arena.residency(), ASK_AGAIN));
-        }
     }
 
     /// The mover has something to do.
