@@ -112,6 +112,9 @@ impl World {
 
     /// Whose turn it is of two, once both compete for it.
     fn holder(&mut self) -> usize {
+        // Which slices there are is looked at twice a second.
+        self.pass(500 * MILLI);
+        self.all_look(&[0, 1]);
         for _ in 0..1000 {
             self.pass(MILLI);
             self.all_look(&[0, 1]);
