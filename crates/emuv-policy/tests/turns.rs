@@ -347,6 +347,12 @@ fn what_a_stopped_tenant_has_in_vram_stays_there() {
 }
 
 #[test]
+fn a_turn_without_end_that_somebody_has_published_is_none() {
+    let turn = Some(Turn { began_micros: 0, until_micros: u64::MAX });
+    assert!(!Tenant { turn, busy: true, ..still(0, 1, 1) }.is_running(SECOND / 10));
+}
+
+#[test]
 fn a_processes_own_slices_of_the_drivers_time_count_for_the_weights() {
     let card = Card { vram_bytes: u64::MAX, link_bytes_per_micro: 1 };
     let twice = |weight, processes| Tenant { weight, processes, ..still(1, 1, 1) };

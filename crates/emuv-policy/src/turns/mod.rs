@@ -134,8 +134,11 @@ impl Tenant {
     pub fn is_running(&self, now: u64) -> bool {
         self.competes(now)
             && self.turn.is_some_and(|turn| {
-                let grace = (turn.until_micros - turn.began_micros).clamp(GRACE_MICROS.0, GRACE_MICROS.1);
-                now < turn.until_micros || self.busy && now < turn.until_micros + grace
+                let length = turn.until_micros.saturating_sub(turn.began_micros);
+                let grace = length.clamp(GRACE_MICROS.0, GRACE_MICROS.1);
+                let end = turn.until_micros.saturating_add(if self.busy { grace } else { 0 });
+                // No turn ends later than that, whatever somebody has published.
+                now < end && turn.until_micros <= now.saturating_add(MEMORY_QUANTUM_MICROS.1)
             })
     }
 

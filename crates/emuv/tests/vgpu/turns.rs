@@ -112,6 +112,9 @@ impl World {
 
     /// Whose turn it is of two, once both compete for it.
     fn holder(&mut self) -> usize {
+        // Which slices there are is looked at twice a second.
+        self.pass(500 * MILLI);
+        self.all_look(&[0, 1]);
         for _ in 0..1000 {
             self.pass(MILLI);
             self.all_look(&[0, 1]);
@@ -193,8 +196,7 @@ fn who_has_not_its_turn_gives_the_gpu_nothing_until_it_has() {
     // As long as no time passes the turn lasts.
     until("the holder goes on", || world.given(holder) > has + 5);
     assert_eq!(world.given(other), before);
-    world.pass_slowly(3 * QUANTUM);
-    until("the other one had its turn", || world.given(other) > before);
+    world.goes_on_in_time(other);
     assert!(world.time(other).held > 0);
     world.end();
 }
@@ -253,9 +255,8 @@ fn a_stopped_holder_loses_its_turn_and_has_another_when_it_goes_on() {
     world.all_look(&[other]);
     world.goes_on(other);
     kill_process(world.pid(holder), Signal::CONT).unwrap();
-    let before = world.given(holder);
-    world.pass_slowly(5 * QUANTUM);
-    until("it goes on", || world.given(holder) > before);
+    world.goes_on_in_time(holder);
+    world.goes_on_in_time(other);
     world.end();
 }
 
