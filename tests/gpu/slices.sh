@@ -5,6 +5,7 @@
 #   tests/gpu/slices.sh            needs: emuv built (EMUV=path/to/emuv, default target/release/emuv), python3 with torch,
 #                                  a GPU with 40 GiB, 16 GiB of RAM; gcc for the last part
 #   VRAM=6G RAM=2G PEAK=7G         shares of each slice, and about how much each program needs
+#   SET_PERCENT=60 LARGE_RAM=SIZE  sets of the last two, in percent of the VRAM, and RAM for each (default: as much as the set)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 EMUV=${EMUV:-target/release/emuv}
@@ -75,5 +76,44 @@ for round in 1 2 3; do
     "$EMUV" run -q --ram "$RAM" --vram "$VRAM" -- "$WORK/alloc_bench"
     "$EMUV" run -q --vgpu lora -- "$WORK/alloc_bench"
 done
+
+# Programs that only count: rounds over a buffer that is worked on all the time.
+cc -std=gnu11 -O2 -o "$WORK/busy" tests/programs/busy.c -L"$(dirname "$(ldconfig -p | awk '/libcuda.so.1/ {print $NF; exit}')")" -l:libcuda.so.1 -ldl -lpthread
+rounds() { sed -n 's/.*ok, \([0-9]*\) rounds.*/\1/p' "$1"; }
+
+# together NAME SECONDS MiB FLAGS...: a program in each of the slices t-1, t-2, ..., made with one word of flags each.
+together() {
+    local name=$1 seconds=$2 mib=$3 number=0 pids=() flags
+    shift 3
+    for flags in "$@"; do
+        number=$((number + 1))
+        # shellcheck disable=SC2086 # Several flags in a word.
+        "$EMUV" vgpu create "t-$number" $flags >/dev/null
+        "$EMUV" run -q --vgpu "t-$number" -- "$WORK/busy" "" 0 "$BUFFERS" "$mib" 8 "$seconds" >"$WORK/t-$number" &
+        pids+=($!)
+    done
+    sleep $((seconds - 2))
+    for number in $(seq $#); do "$EMUV" vgpu show "t-$number" | grep 'GPU time'; done
+    for pid in "${pids[@]}"; do wait "$pid" || wrong=1; done
+    echo "$name: rounds $(for number in $(seq $#); do rounds "$WORK/t-$number"; done | tr '\n' ' ')"
+    for number in $(seq $#); do "$EMUV" vgpu delete "t-$number"; done
+}
+
+echo "== the GPU's time by weight (shares of time to be within 5 points of 25/75, 17/33/50, at most 20)"
+BUFFERS=4
+SMALL="--vram 2G --ram 1G"
+together "alone" 12 256 "$SMALL"
+together "equal, no turns" 12 256 "$SMALL" "$SMALL"
+together "1:3" 22 256 "$SMALL --weight 100" "$SMALL --weight 300"
+together "1:2:3" 22 256 "$SMALL --weight 100" "$SMALL --weight 200" "$SMALL --weight 300"
+together "a cap of 20 %" 22 256 "$SMALL --cap 20"
+
+echo "== two sets that do not fit together: at once, and one after the other (rounds of both at once to be at least 91 %)"
+vram_mib=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -1)
+BUFFERS=$((vram_mib * ${SET_PERCENT:-60} / 100 / 256))
+LARGE="--vram $((vram_mib - 2048))M --ram ${LARGE_RAM:-$((vram_mib * 62 / 100))M} --overcommit"
+together "alone" 40 256 "$LARGE"
+together "both" 80 256 "$LARGE" "$LARGE"
+
 "$EMUV" doctor | grep -i slices || true
 exit $wrong

@@ -24,6 +24,7 @@ mod space;
 mod stream_clock;
 mod stream_pool;
 pub mod trace;
+pub mod turns;
 mod units;
 
 pub use budget::{Budget, Budgets};

@@ -118,3 +118,19 @@ fn code_that_stores_nothing_is_given_what_it_wants() {
     run(&mut residency, 2, OTHER, &[5], false);
     assert_eq!(movable(&mut residency), BTreeSet::from([0, 1, 2, 3, 4]));
 }
+
+#[test]
+fn what_only_pointers_lead_to_moves_with_its_contents() {
+    let mut residency = residency();
+    // No work names it, so nothing says when it is written.
+    residency.escape(3 * GRANULE);
+    let room = MoveRoom { vram_bytes: 0, ram_bytes: GRANULE, vram_coming_bytes: 0, vram_excess_bytes: 0 };
+    let mut copied = BTreeSet::new();
+    for _ in 0..500 {
+        if let Step::Move { offset, copy, .. } = residency.next_step(room) {
+            copied.insert((offset / GRANULE, copy));
+            residency.finish(offset, false);
+        }
+    }
+    assert_eq!(copied, (0..6).map(|extent| (extent, extent == 3)).collect());
+}

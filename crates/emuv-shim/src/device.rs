@@ -19,6 +19,7 @@ use crate::{
     pools::{On, POOL_OWNER, Pools},
     session::{self, Session},
     sync::Mutex,
+    turns,
 };
 
 /// Address space per device: more than any card plus host has.
@@ -118,6 +119,11 @@ impl Device {
         log::debug(format_args!("GPU {ordinal}: {} VRAM, {} RAM", Bytes(vram), Bytes(ram)));
         if is_the_slices && let Err(error) = leases::follow(ordinal) {
             log::error(format_args!("no thread to follow the slice's limits with ({error}); they stay as they are"));
+        }
+        if let Some(slice) = session.slice.filter(|_| is_the_slices)
+            && let Err(error) = turns::follow(session, ordinal, slice)
+        {
+            log::error(format_args!("no thread to take turns with ({error}); the driver divides the GPU's time"));
         }
         Ok(device)
     }
@@ -528,6 +534,9 @@ impl Device {
     fn doomed_with(&self, owners: Vec<Owner>) -> Doomed {
         let allocations = self.arena.with_memory(|memory| owners.iter().flat_map(|o| memory.owned_by(*o)).collect());
         self.moves.contexts_going(&owners);
+        if let Some(session) = session::current() {
+            session.turns.contexts_going(&owners);
+        }
         Doomed { owners, allocations }
     }
 

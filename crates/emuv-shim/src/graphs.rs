@@ -289,6 +289,40 @@ fn read_node(session: &Session, node: CUgraphNode) -> CuResult<Reach> {
     }
 }
 
+/// Has the driver look again at what lies at the addresses of a graph's copies, where that may be emuV's.
+pub(crate) fn describe_copies_again(session: &Session, graph: CUgraph) {
+    let driver = &session.real.driver;
+    let placed = |address: u64| session.device_at(address).is_some();
+    for node in nodes(session, graph).unwrap_or_default() {
+        let mut kind = CU_GRAPH_NODE_TYPE_EMPTY;
+        // SAFETY: see the module's head.
+        if unsafe { driver.cuGraphNodeGetType(node, &raw mut kind) }.ok().is_err() {
+            continue;
+        }
+        // A node that refuses is left as it is: the call that follows says what is wrong with it.
+        match kind {
+            CU_GRAPH_NODE_TYPE_MEMCPY => {
+                // SAFETY: a plain description, for which zeros are valid.
+                let mut copy: CUDA_MEMCPY3D = unsafe { std::mem::zeroed() };
+                // SAFETY: see the module's head.
+                let told = unsafe { driver.cuGraphMemcpyNodeGetParams(node, &raw mut copy) };
+                if told.ok().is_ok() && (placed(copy.srcDevice) || placed(copy.dstDevice)) {
+                    // SAFETY: see the module's head; the node's own description.
+                    let _ = unsafe { driver.cuGraphMemcpyNodeSetParams(node, &raw const copy) };
+                }
+            }
+            CU_GRAPH_NODE_TYPE_GRAPH => {
+                let mut inner = std::ptr::null_mut();
+                // SAFETY: see the module's head.
+                if unsafe { driver.cuGraphChildGraphNodeGetGraph(node, &raw mut inner) }.ok().is_ok() {
+                    describe_copies_again(session, inner);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
 fn read_kernel(session: &Session, node: CUgraphNode) -> CuResult<Reach> {
     let driver = &session.real.driver;
     // SAFETY: a plain description, for which zeros are valid.

@@ -51,13 +51,18 @@ pub(crate) struct Lease {
     demand: Demand,
 }
 
-/// What this process is to have of a slice that has too much: the most VRAM.
+/// How much less than its limit says a slice is to have, in bytes of VRAM; [`u64::MAX`]: no less.
 #[derive(Debug)]
-pub(crate) struct Share(AtomicU64);
+pub(crate) struct Share {
+    /// This process, of a slice that has too much.
+    own: AtomicU64,
+    /// The slice, while other slices of the GPU need the VRAM in their turns.
+    allotted: AtomicU64,
+}
 
 impl Default for Share {
     fn default() -> Self {
-        Self(AtomicU64::new(u64::MAX))
+        Self { own: AtomicU64::new(u64::MAX), allotted: AtomicU64::new(u64::MAX) }
     }
 }
 
@@ -126,7 +131,7 @@ impl Device {
     /// What nobody is granted now; the budgets are told.
     fn look(&self, slice: &Slice) -> Demand {
         let (limits, usage) = (slice.limits(), slice.usage());
-        let vram = limits.vram.min(self.physical_bytes).saturating_sub(usage.vram);
+        let vram = self.vram_limit(limits).min(self.physical_bytes).saturating_sub(usage.vram);
         let ram = self.ram_limit(limits).saturating_sub(usage.ram);
         self.arena.with_memory(|memory| {
             let budgets = memory.budgets_mut();
@@ -134,6 +139,11 @@ impl Device {
             budgets.ram.set_open(ram);
         });
         Demand { vram, ram }
+    }
+
+    /// What the slice may have now.
+    fn vram_limit(&self, limits: SliceLimits) -> u64 {
+        limits.vram.min(self.share.allotted.load(Ordering::Relaxed))
     }
 
     fn ram_limit(&self, limits: SliceLimits) -> u64 {
@@ -173,7 +183,7 @@ impl Device {
 
     /// VRAM that this process has and must give up.
     pub fn vram_excess_bytes(&self) -> u64 {
-        let share = self.share.0.load(Ordering::Relaxed);
+        let share = self.share.own.load(Ordering::Relaxed);
         if share == u64::MAX {
             return 0;
         }
@@ -195,17 +205,34 @@ impl Device {
         log::debug(format_args!("the slice has {} VRAM, {} RAM now", Bytes(vram), Bytes(ram)));
     }
 
+    /// The slice may have that much VRAM for now ([`u64::MAX`]: its share). Differences below `least_bytes` do not matter.
+    pub fn allot(&self, slice: &Slice, bytes: u64, least_bytes: u64) {
+        let before = self.share.allotted.load(Ordering::Relaxed);
+        if before.abs_diff(bytes) < least_bytes {
+            return;
+        }
+        self.share.allotted.store(bytes, Ordering::Relaxed);
+        self.keep_to_share(slice, slice.limits());
+        if bytes > before {
+            // What is away may come back.
+            self.look(slice);
+            self.arena.residency().replan();
+            self.moves.wake_mover();
+        }
+    }
+
     /// Sees to it that this process gives up its part of what is too much, if anything is.
     fn keep_to_share(&self, slice: &Slice, limits: SliceLimits) {
         let usage = slice.usage();
-        let share = if usage.vram <= limits.vram {
+        let limit = self.vram_limit(limits);
+        let share = if usage.vram <= limit {
             u64::MAX
         } else {
             // Of what all may have, as much as this process has of what all have.
-            let part = u128::from(usage.own_vram) * u128::from(limits.vram) / u128::from(usage.vram.max(1));
+            let part = u128::from(usage.own_vram) * u128::from(limit) / u128::from(usage.vram.max(1));
             u64::try_from(part).unwrap_or(u64::MAX)
         };
-        self.share.0.store(share, Ordering::Relaxed);
+        self.share.own.store(share, Ordering::Relaxed);
         if self.vram_excess_bytes() > 0 {
             self.moves.begin_in(self.ordinal, self.contexts().first().copied());
             self.moves.wake_mover();

@@ -43,6 +43,7 @@ mod streams;
 mod sync;
 mod thread;
 mod touch;
+mod turns;
 mod view;
 
 /// The version of this library, for programs (and `emuv doctor`) that want to know whether they run

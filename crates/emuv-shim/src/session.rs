@@ -29,6 +29,7 @@ use crate::{
         atomic::{AtomicBool, AtomicU64, Ordering},
         thread_local,
     },
+    turns::Turns,
 };
 
 /// Set in a forked child: its calls go to the driver, which refuses them.
@@ -67,6 +68,8 @@ pub(crate) struct Session {
     pub ipc: Ipc,
     /// Which devices may touch each other's memory.
     pub peers: Peers,
+    /// Whose turn it is on the GPU, for a process in a slice.
+    pub turns: Turns,
     ledger: Ledger,
     quiet: bool,
     sole_device: OnceLock<bool>,
@@ -184,6 +187,7 @@ impl Session {
             mappings: Mappings::default(),
             ipc: Ipc::default(),
             peers: Peers::default(),
+            turns: Turns::default(),
             functions: Functions::default(),
             globals: Globals::default(),
             graphs: Graphs::default(),

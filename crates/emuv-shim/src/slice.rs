@@ -8,7 +8,10 @@ use std::{fs, path::Path, sync::OnceLock, time::Duration};
 
 use emuv_state::{
     env,
-    slices::{self, Account, Demand, Refused, Registry, SLICE_FILE, SliceLimits, SliceProcess, SliceState, Usage},
+    slices::{
+        self, Account, Demand, Refused, Registry, SLICE_FILE, SliceLimits, SliceProcess, SliceState, Standing, Stepped,
+        TurnBook, Usage,
+    },
     uuid_text,
 };
 
@@ -19,6 +22,8 @@ use crate::{log, real};
 pub(crate) struct Slice {
     /// `None`: it could not be opened.
     account: Option<Box<dyn Account>>,
+    /// `None`: it takes no turns.
+    turns: Option<TurnBook>,
     gpu_uuid: String,
 }
 
@@ -39,11 +44,15 @@ fn join() -> Option<Slice> {
     })?;
     let joined = entry.and_then(|entry| {
         let account = slices::open(&entry)?;
-        Ok(Slice { account: Some(account), gpu_uuid: entry.slice.gpu.uuid })
+        let turns = TurnBook::open(&entry, |name| std::env::var(name).ok());
+        if let Err(error) = &turns {
+            log::debug(format_args!("{error}; the slice takes no turns: the driver divides the GPU's time"));
+        }
+        Ok(Slice { account: Some(account), turns: turns.ok(), gpu_uuid: entry.slice.gpu.uuid })
     });
     Some(joined.unwrap_or_else(|error| {
         log::error(format_args!("{error}; the program gets no GPU memory"));
-        Slice { account: None, gpu_uuid: String::new() }
+        Slice { account: None, turns: None, gpu_uuid: String::new() }
     }))
 }
 
@@ -115,10 +124,23 @@ impl Slice {
         Some(self.account.as_ref()?.wait_for_change(seen, timeout))
     }
 
+    /// Whether it shares the GPU's time by turns.
+    pub fn takes_turns(&self) -> bool {
+        self.turns.is_some()
+    }
+
+    /// Tells the other slices of the GPU how this process stands, and finds out what it may do.
+    pub fn take_step(&self, standing: &Standing) -> Option<Stepped> {
+        Some(self.turns.as_ref()?.step(standing))
+    }
+
     /// In a forked child: nothing is held there.
     pub fn forked(&self) {
         if let Some(account) = &self.account {
             account.forked();
+        }
+        if let Some(turns) = &self.turns {
+            turns.forked();
         }
     }
 }

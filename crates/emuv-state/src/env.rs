@@ -51,6 +51,8 @@ variables! {
     VGPU = "EMUV_VGPU", Some("--vgpu");
     /// The simulated GPU's settings, e.g. vram=8G,gpus=2.
     SIM = "EMUV_SIM", Some("--sim");
+    /// A file whose first word is the time, in microseconds, by which slices of a simulated GPU take turns (for tests).
+    TURN_CLOCK = "EMUV_TURN_CLOCK", None;
     /// The directory of this run (set by emuv run).
     RUN_DIR = "EMUV_RUN_DIR", None;
     /// Where the directories of runs are made.

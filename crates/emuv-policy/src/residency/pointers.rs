@@ -293,6 +293,8 @@ impl Residency {
         for index in touched {
             if let Some(chunk) = self.chunk_mut(index) {
                 let news = !std::mem::replace(&mut chunk.escaped, true);
+                // Who writes there by the pointer does not say so.
+                chunk.dead = false;
                 self.escaped += usize::from(news);
             }
         }

@@ -137,14 +137,15 @@ impl InPlace {
     #[allow(clippy::cast_precision_loss)]
     pub fn timed(&mut self, kind: u64, ram_bytes: u64, micros: f64) -> bool {
         let timing = Timing { ram_bytes: ram_bytes as f64, micros };
-        let again = self.end(kind);
+        // Others time it for purposes of their own, too.
+        let is_less = self.kinds.get(&kind).is_some_and(|timings| 2.0 * timing.ram_bytes <= timings.first.ram_bytes);
+        let again = is_less && self.end(kind);
+        let is_new = !self.kinds.contains_key(&kind);
         let timings = self.kinds.entry(kind).or_insert(Timings { first: timing, less: None, wanted: None });
         if again {
             timings.less = Some(timing);
-        } else {
-            (timings.first, timings.less) = (timing, None);
         }
-        if ram_bytes > 0 {
+        if ram_bytes > 0 && (again || is_new) {
             // Nothing is better than half.
             self.wanted += usize::from(timings.wanted.is_none());
             timings.wanted = Some(if again { 0 } else { ram_bytes / 2 });

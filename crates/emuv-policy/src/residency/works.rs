@@ -142,6 +142,13 @@ impl Residency {
         !chunk.mapped || hot()
     }
 
+    /// What lies in RAM of what these offsets name, in bytes.
+    pub fn ram_bytes(&mut self, offsets: &[u64]) -> u64 {
+        let mut touched = Vec::new();
+        self.resolve(offsets, false, &mut touched);
+        self.movable_ram_bytes(&touched)
+    }
+
     fn movable_ram_bytes(&self, touched: &[u32]) -> u64 {
         let chunks = touched.iter().filter_map(|index| self.chunk(*index));
         chunks.filter(|chunk| chunk.tier == Tier::Ram && !chunk.fixed).map(|chunk| chunk.bytes).sum()

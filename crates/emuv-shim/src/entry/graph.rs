@@ -14,7 +14,7 @@ use crate::{
     calls,
     device::Device,
     entry::entries,
-    graphs::{Reach, read},
+    graphs::{Reach, describe_copies_again, read},
     moves,
     session::Session,
 };
@@ -126,7 +126,7 @@ macro_rules! node_changes {
                     let reach = unsafe { $reach };
                     session.graphs.widen($exec, reach);
                     // SAFETY: the program's own arguments.
-                    Some(change(session, &session.graphs.copied($exec), || unsafe { driver.$name($exec, $($arg),*) }))
+                    Some(moves::in_vram(session, &session.graphs.copied($exec), || unsafe { driver.$name($exec, $($arg),*) }))
                 }
             )*
         }
@@ -231,7 +231,7 @@ unsafe fn instantiate(
     call: impl FnOnce() -> CUresult,
 ) -> CUresult {
     let reach = read(session, graph);
-    let result = moves::at_hand(session, &reach.copied(), call);
+    let result = with_copies_in_vram(session, graph, &reach, call);
     if result == CUresult::SUCCESS {
         let by_kernels = flags & c_ulonglong::from(CUDA_GRAPH_INSTANTIATE_FLAG_DEVICE_LAUNCH) != 0;
         // SAFETY: the caller's word.
@@ -242,11 +242,9 @@ unsafe fn instantiate(
 
 /// After a success the executable graph touches what the graph does and nothing else; a failure may have changed a
 /// part of it.
-fn updated(session: &Session, exec: CUgraphExec, graph: CUgraph, call: impl Fn() -> CUresult) -> CUresult {
+fn updated(session: &Session, exec: CUgraphExec, graph: CUgraph, call: impl FnOnce() -> CUresult) -> CUresult {
     let reach = read(session, graph);
-    let mut copied = reach.copied();
-    copied.extend(session.graphs.copied(exec));
-    let result = change(session, &copied, call);
+    let result = with_copies_in_vram(session, graph, &reach, call);
     if result == CUresult::SUCCESS {
         session.graphs.replace(exec, reach);
     } else {
@@ -255,19 +253,26 @@ fn updated(session: &Session, exec: CUgraphExec, graph: CUgraph, call: impl Fn()
     result
 }
 
-/// Changes an executable graph, whose copies and memsets use `copied` now or after. The driver compares what lies at the
-/// old and the new addresses and refuses where one is VRAM and the other RAM: then all of it is brought to VRAM, to stay.
-fn change(session: &Session, copied: &[u64], call: impl Fn() -> CUresult) -> CUresult {
-    let result = moves::at_hand(session, copied, &call);
-    let is_placed = |address: &&u64| session.device_at(**address).is_some();
-    let placed: Vec<u64> = copied.iter().filter(is_placed).copied().collect();
-    if result == CUresult::SUCCESS || placed.is_empty() {
-        return result;
+/// Makes a call that takes a graph over, or takes it for another one. The driver remembers of each copy whether it is VRAM or
+/// RAM that it copies, as it was when the copy was described, and takes none of the other kind in its place. So all
+/// copies are described as copies of VRAM.
+fn with_copies_in_vram(session: &Session, graph: CUgraph, reach: &Reach, call: impl FnOnce() -> CUresult) -> CUresult {
+    let copied = reach.copied();
+    if copied.iter().all(|address| session.device_at(*address).is_none()) {
+        return call();
     }
-    match placed.iter().try_for_each(|address| moves::pinned(session, *address)) {
-        Ok(()) => call(),
-        Err(_) => result,
+    moves::in_vram(session, &copied, || {});
+    for address in &copied {
+        // What does not come by itself (nothing else moves, or too much does) comes to stay. Without room for it the call may
+        // be refused.
+        if !moves::is_in_vram(session, *address) {
+            let _ = moves::pinned(session, *address);
+        }
     }
+    moves::in_vram(session, &copied, || {
+        describe_copies_again(session, graph);
+        call()
+    })
 }
 
 /// Charges what the device's graphs hold, now and whenever the accounts are read again.

@@ -162,6 +162,10 @@ macro_rules! lines_between_contexts {
                     $bytes: usize $(, $stream: CUstream)?
                 ) |session, driver| {
                     let call = || {
+                        if peers::needs_plain_copy(session, &within(&[$to, $from])) {
+                            // SAFETY: the program's own arguments.
+                            return unsafe { driver.$unnamed($to, $from, $bytes $(, $stream)?) };
+                        }
                         // SAFETY: the program's own arguments.
                         let result = unsafe { driver.$name($to, $to_context, $from, $from_context, $bytes $(, $stream)?) };
                         if !peers::opened_after(session, result, &within(&[$to, $from])) {
@@ -205,6 +209,7 @@ macro_rules! between_addresses {
                     let plain = || unsafe { driver.$name($to, $from, $bytes $(, $stream)?) };
                     let call = || match peers::between(session, $to, $from) {
                         None => plain(),
+                        Some(_) if peers::needs_plain_copy(session, &within(&[$to, $from])) => plain(),
                         // SAFETY: as above; contexts of the devices on which emuV placed them.
                         Some((to, from)) => match unsafe { driver.$named($to, to, $from, from, $bytes $(, $stream)?) } {
                             result if peers::opened_after(session, result, &within(&[$to, $from])) => plain(),

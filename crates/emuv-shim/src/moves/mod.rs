@@ -37,8 +37,10 @@ use crate::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     touch::Touch,
+    turns,
 };
 
+pub(crate) use copies::settle_thread;
 use lanes::{Lane, Lanes};
 pub(crate) use pins::pinned;
 use search::{Search, Searcher};
@@ -95,9 +97,19 @@ static ENTERING: [Cell; 16] = [const { Cell(AtomicU64::new(0)) }; 16];
 #[repr(align(64))]
 struct Cell(AtomicU64);
 
-/// Makes a call that gives the GPU work. `touch` is only asked for, and the work only tracked, once something may
-/// move.
+/// Makes a call that gives the GPU work, when it is this process's turn. `touch` is only asked for, and the work only
+/// tracked, once something may move.
 pub(crate) fn launch(
+    session: &Session,
+    stream: CUstream,
+    per_thread: bool,
+    touch: impl FnOnce() -> Touch,
+    call: impl FnOnce() -> CUresult,
+) -> CUresult {
+    turns::around(session, stream, per_thread, || launch_now(session, stream, per_thread, touch, call))
+}
+
+fn launch_now(
     session: &Session,
     stream: CUstream,
     per_thread: bool,
@@ -309,16 +321,42 @@ fn searching(arena: &Arena, ranges: SearchRanges, maker: u64) -> Search {
 }
 
 /// The driver is about to look at memory by its address, to keep what it finds (a copy becomes part of a graph: it wants
-/// to know which memory is the device's). What lies there is mapped and lies still while `call` runs, in VRAM if there is
-/// room.
+/// to know which memory is the device's). What lies there is mapped and lies still while `call` runs.
 pub(crate) fn at_hand<T>(session: &Session, addresses: &[u64], call: impl FnOnce() -> T) -> T {
+    held_still(session, addresses, false, call)
+}
+
+/// The same, in VRAM if there is room. What the GPU is doing is waited for if need be.
+pub(crate) fn in_vram<T>(session: &Session, addresses: &[u64], call: impl FnOnce() -> T) -> T {
+    held_still(session, addresses, true, call)
+}
+
+/// Whether all of the allocation that `address` lies in is in VRAM, or is none of emuV's.
+pub(crate) fn is_in_vram(session: &Session, address: u64) -> bool {
+    session
+        .device_at(address)
+        .is_none_or(|device| device.arena.residency().ram_bytes(&[address - device.arena.base()]) == 0)
+}
+
+fn held_still<T>(session: &Session, addresses: &[u64], promote: bool, call: impl FnOnce() -> T) -> T {
     let mut held = Vec::new();
     for device in session.devices().filter(|device| device.moves.is_active()) {
         let arena = &device.arena;
         let offsets = offsets(arena, addresses.iter().copied());
-        if !offsets.is_empty() {
-            held.push((device, device.moves.keep_at_hand(arena, &offsets)));
+        if offsets.is_empty() {
+            continue;
         }
+        let mut id = device.moves.keep_at_hand(arena, &offsets, promote);
+        if promote && arena.residency().ram_bytes(&offsets) > 0 && !session.captures.any() {
+            // What is in use does not move. Afterwards nothing is.
+            arena.residency().release(id);
+            for context in device.contexts() {
+                // What is wrong with a context is told to whoever uses it.
+                let _ = device.moves.synchronize(session, arena, context);
+            }
+            id = device.moves.keep_at_hand(arena, &offsets, promote);
+        }
+        held.push((device, id));
     }
     let result = call();
     for (device, id) in held {
@@ -450,13 +488,14 @@ impl Moves {
         begun
     }
 
-    /// Waits until these chunks are mapped and lie still, in VRAM if possible, and keeps them so.
-    fn keep_at_hand(&self, arena: &Arena, offsets: &[u64]) -> HoldId {
+    /// Waits until these chunks are mapped and lie still, in VRAM if possible and wished, and keeps them so.
+    fn keep_at_hand(&self, arena: &Arena, offsets: &[u64], promote: bool) -> HoldId {
         let start = Instant::now();
         let mut held = None;
         loop {
             let mut residency = arena.residency();
-            let (id, ready) = residency.keep_at_hand(offsets, held, start.elapsed() < PATIENCE);
+            let patient = promote && start.elapsed() < PATIENCE;
+            let (id, ready) = residency.keep_at_hand(offsets, held, patient);
             if ready {
                 return id;
             }

@@ -48,6 +48,7 @@ rooms! {
     "../../src/slice.rs" slice;
     "../../src/streams.rs" streams;
     "../../src/touch.rs" touch;
+    "../../src/turns.rs" turns;
     "../../src/view.rs" view;
 }
 

@@ -13,6 +13,7 @@ use emuv_cuda::{
 use super::{
     abi::entries,
     call::{Call, Target},
+    pointer::is_host,
 };
 use crate::{
     graph::step::Step,
@@ -124,15 +125,21 @@ pub(super) fn box3(copy: &CUDA_MEMCPY3D_v2) -> CuResult<Box3> {
     })
 }
 
+/// A copy as a step.
+pub(super) fn described(call: &Call, copy: Box3) -> Step {
+    let sides = [copy.from.address, copy.to.address].map(|address| is_host(call, address));
+    Step::Copy(copy, sides)
+}
+
 /// Copies planes. With a pageable host side, the call returns when the copy is through.
 fn planes(call: &Call, target: &Target, copy: Box3, wait: bool) -> CuResult {
     if wait {
         call.unsafe_in_capture()?;
     }
     if target.is_captured() || !(wait || copy.has_host_side()) {
-        return target.enqueue(Step::Copy(copy));
+        return target.enqueue(described(call, copy));
     }
-    target.carry_out(Step::Copy(copy).into_op())
+    target.carry_out(described(call, copy).into_op())
 }
 
 /// Whether the GPU could not reach host memory by itself.
@@ -171,7 +178,7 @@ fn sync(call: &Call, to: (Side, u64), from: (Side, u64), bytes: usize) -> CuResu
     if bytes == 0 {
         return Ok(());
     }
-    target.carry_out(Step::Copy(Box3::line(to, from, bytes)).into_op())
+    target.carry_out(described(call, Box3::line(to, from, bytes)).into_op())
 }
 
 /// Pageable memory is read when the call is made, and written before it returns, as the driver does.
@@ -180,7 +187,7 @@ fn asynchronous(call: &Call, to: (Side, u64), from: (Side, u64), bytes: usize, s
     if bytes == 0 {
         return Ok(());
     }
-    let step = Step::Copy(Box3::line(to, from, bytes));
+    let step = described(call, Box3::line(to, from, bytes));
     // A graph reads and writes pageable memory each time that it runs.
     if target.is_captured() {
         return target.enqueue(step);

@@ -16,7 +16,6 @@ use super::{
     abi::{In, Out, entries, pointer},
     call::Call,
     launch,
-    pointer::is_host,
 };
 use crate::{
     graph::{
@@ -59,7 +58,7 @@ fn instantiate(call: &Call, out: Out<CUgraphExec>, graph: u64, flags: u64) -> Cu
 
 fn update(call: &Call, executable: u64, graph: u64) -> CuResult<Result<(), Mismatch>> {
     let graphs = &call.simulator.graphs;
-    graphs.executable(executable)?.update(&*graphs.graph(graph)?, |address| is_host(call, address))
+    graphs.executable(executable)?.update(&*graphs.graph(graph)?)
 }
 
 fn connect(call: &Call, graph: u64, from: In<CUgraphNode>, to: In<CUgraphNode>, count: usize) -> CuResult {

@@ -14,7 +14,7 @@ use emuv_cuda::{
 use super::{
     abi::{HostCall, In, Out, entries, pointer, zeroed},
     call::Call,
-    copy::box3,
+    copy::{box3, described},
     graph::handles,
     launch, memset,
 };
@@ -117,8 +117,8 @@ fn kernel_of(call: &Call, node: u64) -> CuResult<CUDA_KERNEL_NODE_PARAMS_v2> {
     }
 }
 
-fn copy(params: &CUDA_MEMCPY3D_v2) -> CuResult<Step> {
-    Ok(Step::Copy(box3(params)?))
+fn copy(call: &Call, params: &CUDA_MEMCPY3D_v2) -> CuResult<Step> {
+    Ok(described(call, box3(params)?))
 }
 
 /// The same copy with its offsets added to its addresses.
@@ -195,7 +195,7 @@ entries! {
         params: *const CUDA_MEMCPY3D_v2, context: CUcontext,
     ) |call| {
         call.context(context.address())?;
-        add(call, out, graph.address(), (dependencies, count), copy(&params.read()?)?)
+        add(call, out, graph.address(), (dependencies, count), copy(call, &params.read()?)?)
     }
 
     fn cuGraphAddMemsetNode(
@@ -251,20 +251,20 @@ entries! {
 
     fn cuGraphMemcpyNodeGetParams(node: CUgraphNode, out: *mut CUDA_MEMCPY3D_v2) |call| {
         match &*call.simulator.graphs.node(node.address())?.step() {
-            Step::Copy(rows) => out.write(copy_params(rows)),
+            Step::Copy(rows, _) => out.write(copy_params(rows)),
             _ => Err(invalid()),
         }
     }
 
     fn cuGraphMemcpyNodeSetParams(node: CUgraphNode, params: *const CUDA_MEMCPY3D_v2) |call| {
-        set(call, node.address(), copy(&params.read()?)?)
+        set(call, node.address(), copy(call, &params.read()?)?)
     }
 
     fn cuGraphExecMemcpyNodeSetParams(
         executable: CUgraphExec, node: CUgraphNode, params: *const CUDA_MEMCPY3D_v2, context: CUcontext,
     ) |call| {
         call.context(context.address())?;
-        set_launched(call, executable.address(), node.address(), copy(&params.read()?)?)
+        set_launched(call, executable.address(), node.address(), copy(call, &params.read()?)?)
     }
 
     fn cuGraphMemsetNodeGetParams(node: CUgraphNode, out: *mut CUDA_MEMSET_NODE_PARAMS_v1) |call| {

@@ -9,7 +9,7 @@ use super::{
     step::{Step, run_all},
 };
 use crate::{
-    memory::{physical::error, rows::Box3},
+    memory::physical::error,
     stream::queue::{Op, Ticket},
     sync::lock,
 };
@@ -106,7 +106,7 @@ impl Executable {
     /// `CUDA_ERROR_INVALID_VALUE` for a node of another graph, or one that is no kernel, copy or fill.
     pub fn enable(&self, node: u64, is_enabled: bool) -> CuResult {
         self.change(node, |ready| {
-            if !matches!(*ready.step, Step::Kernel(_) | Step::Copy(_) | Step::Fill(..)) {
+            if !matches!(*ready.step, Step::Kernel(_) | Step::Copy(..) | Step::Fill(..)) {
                 return Err(error(CUresult::INVALID_VALUE));
             }
             ready.is_enabled = is_enabled;
@@ -123,11 +123,11 @@ impl Executable {
     }
 
     /// Takes over what the nodes of another graph of the same form do. A copy keeps to the kinds of memory that it copies
-    /// between, by what lies at its old and new addresses at the moment (seen of driver 580 on an H200).
+    /// between, as they were when each was described, whatever lies there now (seen of driver 580 on an H100).
     ///
     /// # Errors
     /// `Err` for a graph with a ring, `Ok(Err(_))` for one of another form: then nothing changes.
-    pub fn update(&self, graph: &Graph, is_host: impl Fn(u64) -> bool) -> CuResult<Result<(), Mismatch>> {
+    pub fn update(&self, graph: &Graph) -> CuResult<Result<(), Mismatch>> {
         let wanted = ready(graph)?;
         let mut nodes = lock(&self.nodes);
         if wanted.len() != nodes.len() {
@@ -140,11 +140,10 @@ impl Executable {
             if now.step.kind() != next.step.kind() {
                 return Ok(Err((types::CU_GRAPH_EXEC_UPDATE_ERROR_NODE_TYPE_CHANGED, next.node)));
             }
-            if let (Step::Copy(now), Step::Copy(other)) = (&*now.step, &*next.step) {
-                let kinds = |copy: &Box3| [copy.from.address, copy.to.address].map(&is_host);
-                if kinds(now) != kinds(other) {
-                    return Ok(Err((types::CU_GRAPH_EXEC_UPDATE_ERROR_PARAMETERS_CHANGED, next.node)));
-                }
+            if let (Step::Copy(_, now), Step::Copy(_, then)) = (&*now.step, &*next.step)
+                && now != then
+            {
+                return Ok(Err((types::CU_GRAPH_EXEC_UPDATE_ERROR_PARAMETERS_CHANGED, next.node)));
             }
         }
         for (now, next) in nodes.iter_mut().zip(wanted) {

@@ -62,6 +62,9 @@ impl Kernel {
     }
 }
 
+/// Whether it was the host's memory that lay at a copy's source and target when it was described.
+pub type Sides = [bool; 2];
+
 type Words = dyn Fn(&mut View<'_>) -> Result<(), Stop> + Send + Sync;
 type Host = dyn Fn() + Send + Sync;
 
@@ -70,7 +73,7 @@ pub enum Step {
     /// Runs a kernel.
     Kernel(Kernel),
     /// Copies rows of bytes.
-    Copy(Box3),
+    Copy(Box3, Sides),
     /// Fills rows with a pattern of 1, 2 or 4 bytes.
     Fill(Fill, Vec<u8>),
     /// Writes a word in memory or waits for one.
@@ -94,7 +97,7 @@ impl Step {
     pub fn kind(&self) -> types::CUgraphNodeType {
         match self {
             Self::Kernel(_) => types::CU_GRAPH_NODE_TYPE_KERNEL,
-            Self::Copy(_) => types::CU_GRAPH_NODE_TYPE_MEMCPY,
+            Self::Copy(..) => types::CU_GRAPH_NODE_TYPE_MEMCPY,
             Self::Fill(..) => types::CU_GRAPH_NODE_TYPE_MEMSET,
             Self::Words(_) => types::CU_GRAPH_NODE_TYPE_BATCH_MEM_OP,
             Self::Host(_) => types::CU_GRAPH_NODE_TYPE_HOST,
@@ -119,7 +122,7 @@ impl Step {
     pub fn run(&self, view: &mut View<'_>) -> Result<(), Stop> {
         match self {
             Self::Kernel(kernel) => (kernel.builtin.run)(view, &kernel.arguments),
-            Self::Copy(rows) => rows.run(view),
+            Self::Copy(rows, _) => rows.run(view),
             Self::Fill(fill, pattern) => fill.run(view, pattern),
             Self::Words(words) => words(view),
             Self::Host(host) => {

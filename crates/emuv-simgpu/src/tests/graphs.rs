@@ -114,12 +114,12 @@ fn an_executable_takes_over_a_graph_of_the_same_form_only() {
         graph
     };
     let executable = Executable::new(&pair("a", Some("b"), true), 0).unwrap();
-    let refused = |graph: &Graph| executable.update(graph, |_| false).unwrap().unwrap_err().0;
+    let refused = |graph: &Graph| executable.update(graph).unwrap().unwrap_err().0;
     assert_eq!(refused(&pair("c", Some("d"), false)), CU_GRAPH_EXEC_UPDATE_ERROR_TOPOLOGY_CHANGED);
     assert_eq!(refused(&pair("c", None, true)), CU_GRAPH_EXEC_UPDATE_ERROR_NODE_TYPE_CHANGED);
     let stream = rig.context.streams.create(1, 0);
     launch(&rig, &stream, &executable);
-    assert_eq!(executable.update(&pair("c", Some("d"), true), |_| false), Ok(Ok(())));
+    assert_eq!(executable.update(&pair("c", Some("d"), true)), Ok(Ok(())));
     launch(&rig, &stream, &executable);
     rig.context.synchronize().unwrap();
     assert_eq!(*lock(&log), ["a", "b", "c", "d"]);

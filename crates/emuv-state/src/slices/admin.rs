@@ -15,7 +15,8 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::{
     Entry, Registry, Slice, SliceError, SliceProcess, Usage, file_account,
-    registry::{DEFINITION, PROCESSES, RAM, SYSTEM, USE, VRAM},
+    registry::{DEFINITION, PROCESSES, RAM, SYSTEM, TURNS, USE, VRAM},
+    turn_book::{self, TimeUse},
     valid_name,
 };
 use crate::{env, state_dir};
@@ -34,11 +35,13 @@ pub struct Listing {
     pub entry: Entry,
     /// What is used and by whom, if this user may see it.
     pub used: Option<(Usage, Vec<SliceProcess>)>,
+    /// How it has had the GPU's time; `None` for a slice that an older emuV has made.
+    pub time: Option<TimeUse>,
 }
 
 impl Listing {
     fn of(entry: Entry) -> Self {
-        Self { used: file_account::look(&entry.dir).ok(), entry }
+        Self { used: file_account::look(&entry.dir).ok(), time: turn_book::look(&entry).ok(), entry }
     }
 }
 
@@ -203,7 +206,8 @@ fn build(dir: &Path, slice: &Slice) -> Result<(), SliceError> {
     make_folder(&folder, 0o711)?;
     let mode = if slice.user.gid.is_some() { 0o660 } else { 0o600 };
     let me = rustix::process::geteuid().as_raw();
-    for name in [VRAM, RAM, PROCESSES] {
+    // Other slices of the GPU see whose turn it is.
+    for (name, mode) in [(VRAM, mode), (RAM, mode), (PROCESSES, mode), (TURNS, mode | 0o044)] {
         let path = folder.join(name);
         write(&path, b"", mode)?;
         let uid = (slice.user.uid != me).then_some(slice.user.uid);

@@ -9,6 +9,7 @@
 //!     ml-1/slice                   the definition ([`Slice`])        its owner writes, everybody reads
 //!     ml-1/use/vram, ram           the ledgers                       the slice's user and group
 //!     ml-1/use/processes           who is in it, for people          the slice's user and group
+//!     ml-1/use/turns               how it stands ([`TurnBook`])      the slice's user and group write, everybody reads
 //! ```
 //!
 //! *What holds, and why:*
@@ -44,6 +45,7 @@ mod profile;
 mod records;
 mod registry;
 mod schedule;
+mod turn_book;
 
 pub use account::{Account, Demand, Refused, SliceLimits, SliceProcess, SliceState, Usage, open};
 #[cfg(feature = "cli")]
@@ -54,3 +56,4 @@ pub use file_account::FileAccount;
 pub use profile::{DEFAULT_PATH as PROFILES_PATH, Profile, parse as parse_profiles};
 pub use registry::{Entry, Registry, SLICE_FILE, SliceError};
 pub use schedule::Schedule;
+pub use turn_book::{Standing, Stepped, TimeUse, TurnBook};

@@ -22,6 +22,7 @@ pub(super) const USE: &str = "use";
 pub(super) const VRAM: &str = "vram";
 pub(super) const RAM: &str = "ram";
 pub(super) const PROCESSES: &str = "processes";
+pub(super) const TURNS: &str = "turns";
 
 /// In a folder with libraries in it, beside the libraries' own folder: says which slice programs that load them are in,
 /// by the path of its folder.
@@ -115,6 +116,11 @@ impl Registry {
     /// The registry of a state directory.
     pub fn of(state_dir: &Path) -> Self {
         Self { dir: state_dir.join(FOLDER) }
+    }
+
+    /// The registry that a slice is in.
+    pub(super) fn around(entry: &Entry) -> Self {
+        Self { dir: entry.dir.parent().map_or_else(|| entry.dir.clone(), Path::to_owned) }
     }
 
     /// Its folder.

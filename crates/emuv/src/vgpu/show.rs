@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use emuv_policy::Bytes;
-use emuv_state::slices::{Entry, Listing, Registry, SliceError};
+use emuv_state::slices::{Entry, Listing, Registry, SliceError, TimeUse};
 use serde_json::{Value, json};
 
 use super::{failed, variable, write};
@@ -97,6 +97,9 @@ pub fn one(name: &str, as_json: bool) -> Result<(), Failure> {
     if let Some(cap) = slice.cap_percent {
         line("cap", format!("{cap} %"));
     }
+    if let Some(time) = &listing.time {
+        line("GPU time", time_use(time));
+    }
     if let Some(schedule) = &slice.schedule {
         line("schedule", schedule.to_string());
     }
@@ -119,6 +122,17 @@ fn share(share: Bytes, used: Option<u64>) -> String {
         Some(used) => format!("{share}, {} in use", Bytes(used)),
         None => share.to_string(),
     }
+}
+
+fn time_use(time: &TimeUse) -> String {
+    let lately = time.share_percent.map_or_else(String::new, |share| format!("{share:.1} % lately, "));
+    let now = match (time.in_turn, time.wants) {
+        (true, _) => ", has its turn",
+        (false, true) => ", wants it",
+        (false, false) => "",
+    };
+    let (seconds, turns, held) = (time.used_micros as f64 / 1e6, time.turns, time.held);
+    format!("{lately}{seconds:.1} s in all, {turns} turns, {held} works held{now}")
 }
 
 fn state(entry: &Entry) -> &'static str {
@@ -164,6 +178,13 @@ fn json(listing: &Listing) -> Value {
         "ram_used_bytes": listing.used.as_ref().map(|(used, _)| used.ram),
         "weight": slice.weight,
         "cap_percent": slice.cap_percent,
+        "time": listing.time.map(|time| json!({
+            "used_micros": time.used_micros,
+            "share_percent": time.share_percent,
+            "turns": time.turns,
+            "works_held": time.held,
+            "in_turn": time.in_turn,
+        })),
         "schedule": slice.schedule.as_ref().map(ToString::to_string),
         "uid": slice.user.uid,
         "gid": slice.user.gid,

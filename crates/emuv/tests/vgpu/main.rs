@@ -7,4 +7,5 @@ mod containers;
 mod place;
 mod sharing;
 mod storm;
+mod turns;
 mod users;

@@ -23,7 +23,7 @@ static PROGRAMS: LazyLock<TempDir> = LazyLock::new(|| {
     let simulated = simulated.into_iter().find(|path| path.is_file()).expect("build the workspace first");
     std::os::unix::fs::symlink(simulated, driver.join("libcuda.so")).unwrap();
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/programs");
-    for name in ["on_command", "churn"] {
+    for name in ["on_command", "churn", "busy"] {
         let mut cc = Command::new("cc");
         cc.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-o"])
             .arg(root.path().join(name))
