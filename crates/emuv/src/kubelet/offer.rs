@@ -70,27 +70,26 @@ impl Slices {
 impl Offer for Slices {
     fn resources(&self) -> BTreeMap<String, Vec<Device>> {
         let (registry, entries, mut problems) = self.entries();
-        let written = self.write(registry.as_ref(), &entries);
-        let known = |name: &str| {
-            let left_out = written.as_ref().map_err(|_| None::<String>)?;
-            let why = left_out.iter().find(|(left_out, _)| left_out == name);
-            why.map_or(Ok(()), |(_, why)| Err(Some(why.clone())))
+        let (written, left_out) = match self.write(registry.as_ref(), &entries) {
+            Ok(left_out) => (true, left_out),
+            Err(why) => {
+                problems.push(why);
+                (false, Vec::new())
+            }
         };
-        // What nobody can be told of is said once, not for each slice.
-        problems.extend(written.as_ref().err().cloned());
         let gpus = Gpus::look(Path::new(DRIVER), Path::new(PCI));
         let mut resources = BTreeMap::new();
         if self.resources == Resources::One {
             resources.insert(spec::KIND.to_owned(), Vec::new());
         }
         for Entry { slice, .. } in &entries {
-            let (gpu, known) = (gpus.find(slice), known(&slice.name));
-            for why in gpu.as_ref().err().into_iter().chain(known.as_ref().err().into_iter().flatten()) {
-                problems.push(format!("{}: {why}; no container gets it", slice.name));
-            }
+            let gpu = gpus.find(slice);
+            let left_out = left_out.iter().find(|(name, _)| *name == slice.name).map(|(_, why)| why);
+            let wrong = gpu.as_ref().err().or(left_out);
+            problems.extend(wrong.map(|why| format!("{}: {why}; no container gets it", slice.name)));
             let device = Device {
                 id: slice.name.clone(),
-                healthy: known.is_ok() && gpu.is_ok() && closed(slice).is_none(),
+                healthy: written && wrong.is_none() && closed(slice).is_none(),
                 shared: slice.gpu.uuid.clone(),
                 numa_node: gpu.ok().flatten(),
             };
@@ -113,10 +112,15 @@ impl Offer for Slices {
         if let Some((_, why)) = self.write(registry.as_ref(), &entries)?.iter().find(|(name, _)| name == id) {
             return Err(format!("'{id}': {why}"));
         }
-        let gpu = format!("nvidia.com/gpu={}", slice.gpu.uuid);
-        let gpu = Some(gpu).filter(|_| slice.sim.is_none() && self.store.nvidia == Nvidia::ByName);
-        Ok(gpu.into_iter().chain([spec::qualified(id)]).collect())
+        Ok(names(slice, &self.store.nvidia))
     }
+}
+
+/// The CDI names of what a container in a slice gets: the GPU as well, where the slice's own device does not bring it.
+fn names(slice: &Slice, nvidia: &Nvidia) -> Vec<String> {
+    let gpu = format!("nvidia.com/gpu={}", slice.gpu.uuid);
+    let gpu = Some(gpu).filter(|_| slice.sim.is_none() && *nvidia == Nvidia::ByName);
+    gpu.into_iter().chain([spec::qualified(&slice.name)]).collect()
 }
 
 /// Why no program may be started in a slice now.
@@ -181,6 +185,15 @@ mod tests {
         assert_eq!(resource(Resources::ByShare, &one), "emuv.dev/vgpu-6g-2g");
         (one.vram, one.ram) = (Bytes::mib(1536), Bytes::ZERO);
         assert_eq!(resource(Resources::ByShare, &one), "emuv.dev/vgpu-1536m-0g");
+    }
+
+    #[test]
+    fn the_gpu_is_named_where_it_does_not_come_with_the_slice() {
+        let mut one = slice("ml-1");
+        assert_eq!(names(&one, &Nvidia::ByName), ["nvidia.com/gpu=GPU-aa11", "emuv.dev/vgpu=ml-1"]);
+        assert_eq!(names(&one, &Nvidia::Spec(serde_json::Value::Null)), ["emuv.dev/vgpu=ml-1"]);
+        one.sim = Some(String::new());
+        assert_eq!(names(&one, &Nvidia::ByName), ["emuv.dev/vgpu=ml-1"]);
     }
 
     #[test]

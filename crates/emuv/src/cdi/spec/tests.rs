@@ -22,7 +22,7 @@ pub fn slice(name: &str) -> Slice {
     }
 }
 
-fn spec_of(slice: &Slice, nvidia: Option<(Edits, String)>) -> Value {
+fn spec_of(slice: &Slice, nvidia: Option<Versioned>) -> Value {
     let sources = Sources {
         shim: Path::new("/usr/lib/emuv/libemuv_shim.so"),
         preload: Path::new("/run/emuv/cdi/ld.so.preload"),
