@@ -280,7 +280,7 @@ pub(crate) fn within_reach(session: &Session, touch: &Touch) {
 /// Whether a copy has to be made by the plain form: the one that names contexts does not live through memory in RAM that is
 /// mapped (driver 580 crashes, seen on two H100s). Both ends are opened to the current device.
 pub(crate) fn needs_plain_copy(session: &Session, touch: &Touch) -> bool {
-    if touch.addresses().all(|address| moves::is_in_vram(session, address)) {
+    if touch.addresses().all(|address| crate::moves::is_in_vram(session, address)) {
         return false;
     }
     within_reach(session, touch);

@@ -5,8 +5,8 @@
 //! /etc/ld.so.preload                          a file of ours: names the library
 //! /opt/emuv/lib/libcuda.so.1 and three more   libemuv_shim.so, one file under the four names that programs load it by
 //! /opt/emuv/emuv-slice                        a file of ours: names the slice's folder
-//! /run/emuv/vgpu/NAME           read-only     the slice's definition
-//! /run/emuv/vgpu/NAME/use       writable      its accounts
+//! /run/emuv/vgpu                read-only     all slices: their definitions, and how they stand in taking turns
+//! /run/emuv/vgpu/NAME/use       writable      the slice's accounts
 //! ```
 //!
 //! *Why `/etc/ld.so.preload`:* a specification cannot add to a variable, only replace it, and images have an
@@ -133,10 +133,9 @@ fn edits(device: &Device<'_>) -> Versioned {
         version = newer(version, needed.clone());
         env.extend(driver_paths(nvidia));
     }
-    let inside = format!("{REGISTRY}/{}", slice.name);
     let mut mounts = vec![
-        mount(device.dir, &inside, "ro"),
-        mount(&device.dir.join("use"), &format!("{inside}/use"), "rw"),
+        mount(device.dir.parent().unwrap_or(device.dir), REGISTRY, "ro"),
+        mount(&device.dir.join("use"), &format!("{REGISTRY}/{}/use", slice.name), "rw"),
         mount(device.slice_file, &format!("{HOME}/{SLICE_FILE}"), "ro"),
     ];
     if let Some((settings, simgpu)) = slice.sim.as_ref().zip(device.simgpu) {
