@@ -129,6 +129,11 @@ impl Slice {
         self.turns.is_some()
     }
 
+    /// Now, in microseconds of the clock that turns go by.
+    pub fn turn_micros(&self) -> u64 {
+        self.turns.as_ref().map_or(0, TurnBook::now_micros)
+    }
+
     /// Tells the other slices of the GPU how this process stands, and finds out what it may do.
     pub fn take_step(&self, standing: &Standing) -> Option<Stepped> {
         Some(self.turns.as_ref()?.step(standing))

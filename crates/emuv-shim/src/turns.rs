@@ -97,8 +97,10 @@ struct State {
     held: u64,
     /// Threads between the gate and the event behind their work.
     giving: u32,
-    /// When the last work was given.
-    last: Option<Instant>,
+    /// Work was given since the last look around.
+    worked: bool,
+    /// When that was so last, by the clock that turns go by.
+    last_micros: Option<u64>,
     streams: FastMap<Name, Stream>,
     /// The thread is asking events.
     asking: bool,
@@ -178,7 +180,7 @@ impl Turns {
             state.waiting -= 1;
         }
         state.giving += 1;
-        state.last = Some(Instant::now());
+        state.worked = true;
     }
 
     /// Records events behind a work that has just been given. In the calling thread's context.
@@ -302,10 +304,12 @@ impl Turns {
             if state.stop {
                 return None;
             }
-            if seen {
-                state.last = Some(Instant::now());
+            let now = slice.turn_micros();
+            if std::mem::take(&mut state.worked) || seen {
+                state.last_micros = Some(now);
             }
-            let lately = state.last.is_some_and(|last| last.elapsed() < *linger);
+            let linger_micros = u64::try_from(linger.as_micros()).unwrap_or(u64::MAX);
+            let lately = state.last_micros.is_some_and(|last| now.saturating_sub(last) < linger_micros);
             (state.waiting > 0 || state.giving > 0 || busy || lately, state.held)
         };
         let stepped = slice.take_step(&Standing { wants, busy, vram_bytes, ram_bytes, held })?;
