@@ -283,8 +283,10 @@ pub(crate) fn needs_plain_copy(session: &Session, touch: &Touch) -> bool {
     if touch.addresses().all(|address| crate::moves::is_in_vram(session, address)) {
         return false;
     }
+    let Some((_, here)) = session.whereabouts() else { return false };
     within_reach(session, touch);
-    true
+    let may = |address| session.device_at(address).is_none_or(|device| session.peers.may_touch(here, device.ordinal));
+    touch.addresses().all(may)
 }
 
 /// Whether the driver has refused a copy of placed memory between devices, and the current device may touch both ends now.

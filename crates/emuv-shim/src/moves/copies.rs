@@ -87,15 +87,12 @@ impl Copies {
 
     #[allow(clippy::cast_precision_loss)] // Rates.
     fn measure(&self, real: &Real, vram: u64, ram: u64, bytes: u64) -> CuResult<Link> {
-        let half = bytes / 2;
         let (into, out) = ((self.into_vram, vram, ram), (self.into_ram, ram, vram));
         let (mut in_best, mut out_best, mut both_best) = (0.0_f64, 0.0_f64, 0.0_f64);
         for _ in 0..3 {
             in_best = in_best.max(bytes as f64 / Self::micros(real, &[into], bytes)?);
             out_best = out_best.max(bytes as f64 / Self::micros(real, &[out], bytes)?);
-            // The halves keep out of each other's way.
-            let out = (self.into_ram, ram + half, vram + half);
-            both_best = both_best.max((2 * half) as f64 / Self::micros(real, &[into, out], half)?);
+            both_best = both_best.max((2 * bytes) as f64 / Self::micros(real, &[into, out], bytes)?);
         }
         // Neither way is slower beside nothing.
         let both = both_best.max(in_best).max(out_best);

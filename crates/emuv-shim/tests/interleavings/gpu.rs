@@ -365,26 +365,19 @@ impl Gpu {
     }
 
     fn each(&mut self, span: Span, change: impl Fn(&mut Data)) {
-        let first = self.first_of(span);
         let Gpu { mapped, memories, .. } = self;
-        for (_, (_, handle)) in mapped.range(first..span.0 + span.1) {
+        for (_, (_, handle)) in mapped.range(span.0..span.0 + span.1) {
             if let Some(memory) = memories.get_mut(handle) {
                 change(&mut memory.data);
             }
         }
     }
 
-    /// Where the mapping begins in which the span does.
-    fn first_of(&self, (start, _): Span) -> u64 {
-        let before = self.mapped.range(..=start).next_back();
-        before.filter(|(at, (bytes, _))| *at + bytes > start).map_or(start, |(at, _)| *at)
-    }
-
     /// What all memory of the span holds; complains where it differs.
     pub fn data(&mut self, span: Span) -> Data {
         let all: Vec<Data> = self
             .mapped
-            .range(self.first_of(span)..span.0 + span.1)
+            .range(span.0..span.0 + span.1)
             .filter_map(|(_, (_, handle))| self.memories.get(handle).map(|memory| memory.data))
             .collect();
         let first = all.first().copied().unwrap_or_default();
