@@ -28,7 +28,7 @@ use crate::{
     arena::{Arena, lock},
     calls,
     device::Device,
-    log, moves,
+    log,
     session::Session,
     sync::{
         Condvar, Mutex, PoisonError,

@@ -276,7 +276,7 @@ fn the_report_says_what_a_loop_moved_and_how_close_to_the_bound_that_was() {
     }
     let most = movement["most_moved"].as_array().unwrap();
     // How it was allocated is not known any more of what was given back meanwhile.
-    let how = |moved: &serde_json::Value| moved["allocated_by"] == "cuMemAlloc" || moved["allocated_by"].is_null();
+    let how = |moved: &Value| moved["allocated_by"] == "cuMemAlloc" || moved["allocated_by"].is_null();
     assert!(most.iter().all(|moved| how(moved) && moved["bytes"] == 32 * MIB), "{movement}");
     assert!(!run.all_output().contains("moved into VRAM"), "it was told to be quiet: {}", run.all_output());
 }
