@@ -287,20 +287,7 @@ step_leak() {
 
 # --- the campaign -------------------------------------------------------------------------------------------
 
-# A folder that holds the driver under both names, to link with and to run plain programs with.
-prepare_driver() {
-    local path driver=
-    path=$( { ldconfig -p || /sbin/ldconfig -p; } 2> /dev/null | awk '$1 == "libcuda.so.1" && /x86-64/ { print $NF; exit }')
-    for path in "$path" /usr/local/nvidia/lib64/libcuda.so.1 /usr/local/nvidia/lib/libcuda.so.1 \
-        /usr/lib/x86_64-linux-gnu/libcuda.so.1 /usr/lib64/libcuda.so.1 /usr/lib/libcuda.so.1; do
-        [ -n "$path" ] && [ -f "$path" ] && { driver=$path; break; }
-    done
-    [ -n "$driver" ] || { echo "clients.sh: no libcuda.so.1 found" >&2; exit 1; }
-    mkdir "$WORK/driver"
-    ln -s "$driver" "$WORK/driver/libcuda.so"
-    ln -s "$driver" "$WORK/driver/libcuda.so.1"
-    PLAIN_PATH=$(dirname "$driver")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-}
+. tests/gpu/driver.sh
 
 # chosen STEP: whether the arguments ask for it
 chosen() {
@@ -326,7 +313,8 @@ for name in ${NAMES[@]+"${NAMES[@]}"}; do
         *) echo "clients.sh: no step '$name'; the steps are: ${ALL[*]}" >&2; exit 2 ;;
     esac
 done
-prepare_driver
+SIM= prepare_driver
+PLAIN_PATH=$(dirname "$DRIVER")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 echo "clients.sh: seed $SEED, $JOBS steps at a time" >&2
 for step in "${STEPS[@]}"; do
     chosen "$step" || continue

@@ -114,30 +114,12 @@ print(json.loads(lines[-1]).get(sys.argv[1], "") if lines else "")' "$1" "$WORK/
 
 # --- the driver ---------------------------------------------------------------------------------------------
 
-find_driver() {
-    local path
-    if [ -n "$SIM" ]; then
-        for path in "$(dirname "$EMUV")/deps/libemuv_simgpu.so" "$(dirname "$EMUV")/libemuv_simgpu.so"; do
-            [ -f "$path" ] && { echo "$path"; return; }
-        done
-        return
-    fi
-    path=$( { ldconfig -p || /sbin/ldconfig -p; } 2> /dev/null | awk '$1 == "libcuda.so.1" && /x86-64/ { print $NF; exit }')
-    for path in "$path" /usr/local/nvidia/lib64/libcuda.so.1 /usr/lib/x86_64-linux-gnu/libcuda.so.1 /usr/lib64/libcuda.so.1; do
-        [ -n "$path" ] && [ -f "$path" ] && { echo "$path"; return; }
-    done
-}
+. tests/gpu/driver.sh
 
 # The driver under both names, and the two programs of this script.
 prepare() {
-    local nvml name
-    DRIVER=$(find_driver)
-    [ -n "$DRIVER" ] || { echo "multi.sh: no libcuda.so.1 found" >&2; exit 1; }
-    mkdir -p "$WORK/driver"
-    ln -sf "$DRIVER" "$WORK/driver/libcuda.so"
-    ln -sf "$DRIVER" "$WORK/driver/libcuda.so.1"
-    if [ -n "$SIM" ]; then nvml=$DRIVER; else nvml=$(dirname "$DRIVER")/libnvidia-ml.so.1; fi
-    [ -f "$nvml" ] && ln -sf "$nvml" "$WORK/driver/libnvidia-ml.so.1"
+    local name
+    prepare_driver
     # What stands before a command that is to use the driver alone.
     PLAIN=(env EMUV_TEST_EXPECT=plain EMUV_TEST_SLACK_MIB=256 ${SIM:+EMUV_SIM=gpus=2,vram=1G}
         "LD_LIBRARY_PATH=$WORK/driver:$(dirname "$DRIVER")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}")

@@ -9,8 +9,7 @@ use std::{
 };
 
 use emuv_cuda::{CUresult, CuError, CuResult, DriverGpu, types::*};
-use emuv_policy::{Allocation, AllocationId, Budgets, Bytes, Owner, PoolId, Release, Room, SMALL_BYTES, Tier};
-use emuv_state::HostMemory;
+use emuv_policy::{Allocation, AllocationId, Budgets, Bytes, Owner, PoolId, Release, SMALL_BYTES, Tier};
 
 use crate::{
     account::{Accounts, Kind},

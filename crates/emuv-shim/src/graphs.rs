@@ -243,20 +243,33 @@ fn nodes(session: &Session, graph: CUgraph) -> CuResult<Vec<CUgraphNode>> {
     Ok(nodes)
 }
 
-fn read_node(session: &Session, node: CUgraphNode) -> CuResult<Reach> {
-    let driver = &session.real.driver;
+fn kind_of(session: &Session, node: CUgraphNode) -> CuResult<CUgraphNodeType> {
     let mut kind = CU_GRAPH_NODE_TYPE_EMPTY;
     // SAFETY: see the module's head.
-    unsafe { driver.cuGraphNodeGetType(node, &raw mut kind) }.ok()?;
-    match kind {
+    unsafe { session.real.driver.cuGraphNodeGetType(node, &raw mut kind) }.ok()?;
+    Ok(kind)
+}
+
+fn copy_of(session: &Session, node: CUgraphNode) -> CuResult<CUDA_MEMCPY3D> {
+    // SAFETY: a plain description, for which zeros are valid.
+    let mut copy: CUDA_MEMCPY3D = unsafe { std::mem::zeroed() };
+    // SAFETY: see the module's head.
+    unsafe { session.real.driver.cuGraphMemcpyNodeGetParams(node, &raw mut copy) }.ok()?;
+    Ok(copy)
+}
+
+fn child_of(session: &Session, node: CUgraphNode) -> CuResult<CUgraph> {
+    let mut graph = std::ptr::null_mut();
+    // SAFETY: see the module's head.
+    unsafe { session.real.driver.cuGraphChildGraphNodeGetGraph(node, &raw mut graph) }.ok()?;
+    Ok(graph)
+}
+
+fn read_node(session: &Session, node: CUgraphNode) -> CuResult<Reach> {
+    let driver = &session.real.driver;
+    match kind_of(session, node)? {
         CU_GRAPH_NODE_TYPE_KERNEL => read_kernel(session, node),
-        CU_GRAPH_NODE_TYPE_MEMCPY => {
-            // SAFETY: a plain description, for which zeros are valid.
-            let mut copy: CUDA_MEMCPY3D = unsafe { std::mem::zeroed() };
-            // SAFETY: see the module's head.
-            unsafe { driver.cuGraphMemcpyNodeGetParams(node, &raw mut copy) }.ok()?;
-            Ok(Reach::of_copy(session, &copy))
-        }
+        CU_GRAPH_NODE_TYPE_MEMCPY => Ok(Reach::of_copy(session, &copy_of(session, node)?)),
         CU_GRAPH_NODE_TYPE_MEMSET => {
             // SAFETY: a plain description, for which zeros are valid.
             let mut set: CUDA_MEMSET_NODE_PARAMS = unsafe { std::mem::zeroed() };
@@ -273,12 +286,7 @@ fn read_node(session: &Session, node: CUgraphNode) -> CuResult<Reach> {
             // SAFETY: see the module's head: the array is the node's.
             Ok(unsafe { Reach::of_operations(batch.paramArray, batch.count) })
         }
-        CU_GRAPH_NODE_TYPE_GRAPH => {
-            let mut graph = std::ptr::null_mut();
-            // SAFETY: see the module's head.
-            unsafe { driver.cuGraphChildGraphNodeGetGraph(node, &raw mut graph) }.ok()?;
-            Ok(read(session, graph))
-        }
+        CU_GRAPH_NODE_TYPE_GRAPH => Ok(read(session, child_of(session, node)?)),
         kind => {
             // Such nodes let the host write between a launch of the graph and the turn of what is behind them.
             if matches!(kind, CU_GRAPH_NODE_TYPE_HOST | CU_GRAPH_NODE_TYPE_EXT_SEMAS_WAIT) {
@@ -289,38 +297,27 @@ fn read_node(session: &Session, node: CUgraphNode) -> CuResult<Reach> {
     }
 }
 
-/// Has the driver look again at what lies at the addresses of a graph's copies, where that may be emuV's.
+/// Has the driver look again at what lies at the addresses of a graph's copies, where that may be emuV's. A node that refuses
+/// is left as it is: the call that follows says what is wrong with it.
 pub(crate) fn describe_copies_again(session: &Session, graph: CUgraph) {
-    let driver = &session.real.driver;
-    let placed = |address: u64| session.device_at(address).is_some();
     for node in nodes(session, graph).unwrap_or_default() {
-        let mut kind = CU_GRAPH_NODE_TYPE_EMPTY;
-        // SAFETY: see the module's head.
-        if unsafe { driver.cuGraphNodeGetType(node, &raw mut kind) }.ok().is_err() {
-            continue;
-        }
-        // A node that refuses is left as it is: the call that follows says what is wrong with it.
-        match kind {
-            CU_GRAPH_NODE_TYPE_MEMCPY => {
-                // SAFETY: a plain description, for which zeros are valid.
-                let mut copy: CUDA_MEMCPY3D = unsafe { std::mem::zeroed() };
-                // SAFETY: see the module's head.
-                let told = unsafe { driver.cuGraphMemcpyNodeGetParams(node, &raw mut copy) };
-                if told.ok().is_ok() && (placed(copy.srcDevice) || placed(copy.dstDevice)) {
-                    // SAFETY: see the module's head; the node's own description.
-                    let _ = unsafe { driver.cuGraphMemcpyNodeSetParams(node, &raw const copy) };
-                }
-            }
-            CU_GRAPH_NODE_TYPE_GRAPH => {
-                let mut inner = std::ptr::null_mut();
-                // SAFETY: see the module's head.
-                if unsafe { driver.cuGraphChildGraphNodeGetGraph(node, &raw mut inner) }.ok().is_ok() {
-                    describe_copies_again(session, inner);
-                }
-            }
-            _ => {}
-        }
+        let _ = describe_again(session, node);
     }
+}
+
+fn describe_again(session: &Session, node: CUgraphNode) -> CuResult {
+    match kind_of(session, node)? {
+        CU_GRAPH_NODE_TYPE_MEMCPY => {
+            let copy = copy_of(session, node)?;
+            if session.device_at(copy.srcDevice).or_else(|| session.device_at(copy.dstDevice)).is_some() {
+                // SAFETY: see the module's head; the node's own description.
+                unsafe { session.real.driver.cuGraphMemcpyNodeSetParams(node, &raw const copy) }.ok()?;
+            }
+        }
+        CU_GRAPH_NODE_TYPE_GRAPH => describe_copies_again(session, child_of(session, node)?),
+        _ => {}
+    }
+    Ok(())
 }
 
 fn read_kernel(session: &Session, node: CUgraphNode) -> CuResult<Reach> {

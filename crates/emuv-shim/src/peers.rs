@@ -19,7 +19,7 @@ use std::collections::HashSet;
 
 use emuv_cuda::{
     CUresult, CuResult,
-    types::{CUcontext, CUdevice},
+    types::{CUcontext, CUdevice, CUstream},
 };
 use emuv_policy::{Owner, PoolId};
 use emuv_state::MAX_DEVICES;
@@ -28,7 +28,7 @@ use crate::{
     arena::{Arena, lock},
     calls,
     device::Device,
-    log,
+    log, moves,
     session::Session,
     sync::{
         Condvar, Mutex, PoisonError,
@@ -244,8 +244,7 @@ pub(crate) fn between(session: &Session, to: u64, from: u64) -> Option<(CUcontex
         return None;
     }
     let (_, here) = session.whereabouts()?;
-    let may = |address| session.device_at(address).is_none_or(|device| session.peers.may_touch(here, device.ordinal));
-    if may(to) && may(from) {
+    if [to, from].into_iter().all(|address| is_reachable(session, here, address)) {
         return None;
     }
     let context = |address| match session.device_at(address) {
@@ -277,16 +276,34 @@ pub(crate) fn within_reach(session: &Session, touch: &Touch) {
     }
 }
 
+/// [`moves::launch`] of a call that names its memory by addresses alone.
+pub(crate) fn launch(
+    session: &Session,
+    stream: CUstream,
+    per_thread: bool,
+    touch: impl Fn() -> Touch,
+    call: impl FnOnce() -> CUresult,
+) -> CUresult {
+    if session.has_others() {
+        within_reach(session, &touch());
+    }
+    moves::launch(session, stream, per_thread, touch, call)
+}
+
+/// Whether what lies at an address may be touched by device `here`, as far as emuV has placed it.
+fn is_reachable(session: &Session, here: CUdevice, address: u64) -> bool {
+    session.device_at(address).is_none_or(|device| session.peers.may_touch(here, device.ordinal))
+}
+
 /// Whether a copy has to be made by the plain form: the one that names contexts does not live through memory in RAM that is
 /// mapped (driver 580 crashes, seen on two H100s). Both ends are opened to the current device.
 pub(crate) fn needs_plain_copy(session: &Session, touch: &Touch) -> bool {
-    if touch.addresses().all(|address| crate::moves::is_in_vram(session, address)) {
+    if touch.addresses().all(|address| moves::is_in_vram(session, address)) {
         return false;
     }
     let Some((_, here)) = session.whereabouts() else { return false };
     within_reach(session, touch);
-    let may = |address| session.device_at(address).is_none_or(|device| session.peers.may_touch(here, device.ordinal));
-    touch.addresses().all(may)
+    touch.addresses().all(|address| is_reachable(session, here, address))
 }
 
 /// Whether the driver has refused a copy of placed memory between devices, and the current device may touch both ends now.

@@ -29,7 +29,7 @@ const fn gpu(label: &'static str, name: &'static str, vram_gib: &'static [u32]) 
 }
 
 /// The models that are known: GeForce 40 and 50 series, and cards of data centres.
-pub const GPUS: &[Gpu] = &[
+pub static GPUS: &[Gpu] = &[
     gpu("4060", "NVIDIA GeForce RTX 4060", &[8]),
     gpu("4060ti", "NVIDIA GeForce RTX 4060 Ti", &[8, 16]),
     gpu("4070", "NVIDIA GeForce RTX 4070", &[12]),

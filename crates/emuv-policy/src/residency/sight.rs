@@ -138,9 +138,9 @@ impl InPlace {
     pub fn timed(&mut self, kind: u64, ram_bytes: u64, micros: f64) -> bool {
         let timing = Timing { ram_bytes: ram_bytes as f64, micros };
         // Others time it for purposes of their own, too.
-        let is_less = self.kinds.get(&kind).is_some_and(|timings| 2.0 * timing.ram_bytes <= timings.first.ram_bytes);
-        let again = is_less && self.end(kind);
-        let is_new = !self.kinds.contains_key(&kind);
+        let first = self.kinds.get(&kind).map(|timings| timings.first);
+        let again = first.is_some_and(|first| 2.0 * timing.ram_bytes <= first.ram_bytes) && self.end(kind);
+        let is_new = first.is_none();
         let timings = self.kinds.entry(kind).or_insert(Timings { first: timing, less: None, wanted: None });
         if again {
             timings.less = Some(timing);

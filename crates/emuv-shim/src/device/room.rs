@@ -1,6 +1,10 @@
 //! Room for a request: what there is, and how more is made.
 
-use super::*;
+use emuv_policy::Room;
+use emuv_state::HostMemory;
+
+use super::{DRIVER_RESERVE_BYTES, Device};
+use crate::{arena::Refusal, calls, leases::Wants, session::Session};
 
 impl Device {
     /// Tries, then makes room and tries again, until nothing more can be given back.

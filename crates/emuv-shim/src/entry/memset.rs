@@ -8,12 +8,12 @@ use core::ffi::{c_uchar, c_uint, c_ushort};
 
 use emuv_cuda::types::*;
 
-use crate::{entry::entries, session, touch::Touch};
+use crate::{entry::entries, peers, session, touch::Touch};
 
 /// Defines entries of transfers: the call as it is, the stream (null: the default one), whether the form is
-/// per-thread, and what it touches.
+/// per-thread, and what it touches. `$launch` makes the call.
 macro_rules! transfers {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) on $stream:expr, $per_thread:literal touches $touch:expr;)*) => {
+    ($launch:path: $(fn $name:ident($($arg:ident: $ty:ty),*) on $stream:expr, $per_thread:literal touches $touch:expr;)*) => {
         entries! {
             $(
                 /// Tracked.
@@ -23,10 +23,7 @@ macro_rules! transfers {
                     // SAFETY: as above, where descriptions are read.
                     #[allow(unused_unsafe)]
                     let touch = || unsafe { $touch };
-                    if session.has_others() {
-                        $crate::peers::within_reach(session, &touch());
-                    }
-                    Some($crate::moves::launch(session, $stream, $per_thread, touch, call))
+                    Some($launch(session, $stream, $per_thread, touch, call))
                 }
             )*
         }
@@ -102,7 +99,7 @@ pub(crate) unsafe fn operands(
     true
 }
 
-transfers! {
+transfers! { peers::launch:
     fn cuMemsetD16Async(dstDevice: CUdeviceptr, us: c_ushort, N: usize, hStream: CUstream) on hStream, false touches written(dstDevice);
     fn cuMemsetD16Async_ptsz(dstDevice: CUdeviceptr, us: c_ushort, N: usize, hStream: CUstream) on hStream, true touches written(dstDevice);
     fn cuMemsetD16_v2(dstDevice: CUdeviceptr, us: c_ushort, N: usize) on std::ptr::null_mut(), false touches written(dstDevice);

@@ -90,7 +90,7 @@ unsafe fn batch(to: *mut CUdeviceptr, from: *mut CUdeviceptr, count: usize) -> T
     touch
 }
 
-transfers! {
+transfers! { peers::launch:
     fn cuFabricCpyBatchAsync(numOps: usize, opList: *mut CUDA_FABRIC_COPY_BATCH_OP_v1, flags: c_ulonglong, hStream: CUstream) on hStream, false touches Touch::everything();
     fn cuFabricCpyBatchAsync_ptsz(numOps: usize, opList: *mut CUDA_FABRIC_COPY_BATCH_OP_v1, flags: c_ulonglong, hStream: CUstream) on hStream, true touches Touch::everything();
     fn cuMemBatchDecompressAsync(paramsArray: *mut CUmemDecompressParams, count: usize, flags: c_uint, errorIndex: *mut usize, stream: CUstream) on stream, false touches Touch::everything();
@@ -131,26 +131,7 @@ transfers! {
     fn cuMemcpyWithAttributesAsync_ptsz(dst: CUdeviceptr, src: CUdeviceptr, size: usize, attr: *mut CUmemcpyAttributes_v1, hStream: CUstream) on hStream, true touches unified(dst, src);
 }
 
-/// Copies that name the contexts.
-macro_rules! between_contexts {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) on $stream:expr, $per_thread:literal touches $touch:expr;)*) => {
-        entries! {
-            $(
-                /// Tracked.
-                fn $name($($arg: $ty),*) |session, driver| {
-                    // SAFETY: the program's own arguments.
-                    let call = || unsafe { driver.$name($($arg),*) };
-                    // SAFETY: as above, where descriptions are read.
-                    #[allow(unused_unsafe)]
-                    let touch = || unsafe { $touch };
-                    Some(moves::launch(session, $stream, $per_thread, touch, call))
-                }
-            )*
-        }
-    };
-}
-
-/// The same for what lies in one piece, or, where the driver makes no such copies of mapped memory, as between addresses.
+/// Copies that name the contexts, of what lies in one piece, or, where the driver makes no such copies of mapped memory, as between addresses.
 macro_rules! lines_between_contexts {
     ($(fn $name:ident($to:ident, $to_context:ident, $from:ident, $from_context:ident, $bytes:ident $(, $stream:ident)?)
         or $unnamed:ident, $per_thread:literal;)*) => {
@@ -190,7 +171,8 @@ lines_between_contexts! {
     fn cuMemcpyPeerAsync_ptsz(dstDevice, dstContext, srcDevice, srcContext, ByteCount, hStream) or cuMemcpyDtoDAsync_v2_ptsz, true;
 }
 
-between_contexts! {
+// Copies that name the contexts: nothing has to be opened for them.
+transfers! { moves::launch:
     fn cuMemcpy3DPeer(pCopy: *const CUDA_MEMCPY3D_PEER_v1) on std::ptr::null_mut(), false touches peer_box(pCopy);
     fn cuMemcpy3DPeerAsync(pCopy: *const CUDA_MEMCPY3D_PEER_v1, hStream: CUstream) on hStream, false touches peer_box(pCopy);
     fn cuMemcpy3DPeerAsync_ptsz(pCopy: *const CUDA_MEMCPY3D_PEER_v1, hStream: CUstream) on hStream, true touches peer_box(pCopy);

@@ -1,6 +1,9 @@
 //! Memory that lies still while the driver looks at it.
 
-use super::*;
+use emuv_policy::HoldId;
+
+use super::{ASK_AGAIN, Moves, PATIENCE, offsets};
+use crate::{arena::Arena, session::Session, sync::Instant};
 
 /// The driver is about to look at memory by its address, to keep what it finds (a copy becomes part of a graph: it wants
 /// to know which memory is the device's). What lies there is mapped and lies still while `call` runs.
@@ -32,10 +35,7 @@ fn held_still<T>(session: &Session, addresses: &[u64], promote: bool, call: impl
         if promote && arena.residency().ram_bytes(&offsets) > 0 && !session.captures.any() {
             // What is in use does not move. Afterwards nothing is.
             arena.residency().release(id);
-            for context in device.contexts() {
-                // What is wrong with a context is told to whoever uses it.
-                let _ = device.moves.synchronize(session, arena, context);
-            }
+            device.moves.wait_for_gpu(session, device);
             id = device.moves.keep_at_hand(arena, &offsets, promote);
         }
         held.push((device, id));

@@ -24,7 +24,7 @@ use emuv_cuda::{
     CUresult, CuResult,
     types::{CUdevice, CUstream},
 };
-use emuv_policy::{Begin, Begun, HoldId, Owner, Policy, SearchRanges, Work};
+use emuv_policy::{Begin, Begun, Owner, Policy, SearchRanges, Work};
 use smallvec::SmallVec;
 
 use crate::{
@@ -476,6 +476,13 @@ impl Moves {
             arena.settled.notify_all();
         }
         Ok(())
+    }
+
+    /// Waits for all contexts of the device. What is wrong with one is told to whoever uses it.
+    fn wait_for_gpu(&self, session: &Session, device: &Device) {
+        for context in device.contexts() {
+            let _ = self.synchronize(session, &device.arena, context);
+        }
     }
 
     /// Bytes that are charged to the budgets but would be given back if the program asked for them.

@@ -19,7 +19,6 @@ use super::{
     copies::{self, Copies, UnderWay},
     figure::Figure,
     record::Recording,
-    search::Search,
 };
 use crate::{
     arena::{Replaced, lock},

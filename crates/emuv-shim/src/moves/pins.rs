@@ -75,10 +75,7 @@ impl Moves {
             drop(residency);
             self.wake_mover();
             if last_move.1.elapsed() > WAIT_FOR_GPU && !session.captures.any() {
-                for context in device.contexts() {
-                    // What is wrong with a context is told to whoever uses it.
-                    let _ = self.synchronize(session, arena, context);
-                }
+                self.wait_for_gpu(session, device);
                 self.wake_mover();
             }
             drop(arena.settled.wait_timeout(arena.residency(), ASK_AGAIN));

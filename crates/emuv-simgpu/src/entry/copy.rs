@@ -16,7 +16,7 @@ use super::{
     pointer::is_host,
 };
 use crate::{
-    graph::step::Step,
+    graph::step::{Sides, Step},
     memory::{
         physical::error,
         rows::{Box3, Plane},
@@ -125,7 +125,7 @@ pub(super) fn box3(copy: &CUDA_MEMCPY3D_v2) -> CuResult<Box3> {
     })
 }
 
-/// A copy as a step.
+/// A copy as a node of a graph.
 pub(super) fn described(call: &Call, copy: Box3) -> Step {
     let sides = [copy.from.address, copy.to.address].map(|address| is_host(call, address));
     Step::Copy(copy, sides)
@@ -136,10 +136,12 @@ fn planes(call: &Call, target: &Target, copy: Box3, wait: bool) -> CuResult {
     if wait {
         call.unsafe_in_capture()?;
     }
-    if target.is_captured() || !(wait || copy.has_host_side()) {
+    if target.is_captured() {
         return target.enqueue(described(call, copy));
     }
-    target.carry_out(described(call, copy).into_op())
+    let waits = wait || copy.has_host_side();
+    let step = Step::Copy(copy, Sides::default());
+    if waits { target.carry_out(step.into_op()) } else { target.enqueue(step) }
 }
 
 /// Whether the GPU could not reach host memory by itself.
@@ -178,7 +180,7 @@ fn sync(call: &Call, to: (Side, u64), from: (Side, u64), bytes: usize) -> CuResu
     if bytes == 0 {
         return Ok(());
     }
-    target.carry_out(described(call, Box3::line(to, from, bytes)).into_op())
+    target.carry_out(Step::Copy(Box3::line(to, from, bytes), Sides::default()).into_op())
 }
 
 /// Pageable memory is read when the call is made, and written before it returns, as the driver does.
@@ -187,15 +189,16 @@ fn asynchronous(call: &Call, to: (Side, u64), from: (Side, u64), bytes: usize, s
     if bytes == 0 {
         return Ok(());
     }
-    let step = described(call, Box3::line(to, from, bytes));
+    let copy = Box3::line(to, from, bytes);
     // A graph reads and writes pageable memory each time that it runs.
     if target.is_captured() {
-        return target.enqueue(step);
+        return target.enqueue(described(call, copy));
     }
     if from.0 == Side::Host && is_pageable(call, from.1) && to.0 == Side::Device {
         let staged = stage(from.1, bytes)?;
         return target.submit(Op::device(move |view| view.store_staged(to.1, &staged))).map(|_| ());
     }
+    let step = Step::Copy(copy, Sides::default());
     if to.0 == Side::Host && is_pageable(call, to.1) { target.carry_out(step.into_op()) } else { target.enqueue(step) }
 }
 

@@ -62,7 +62,7 @@ impl Kernel {
     }
 }
 
-/// Whether it was the host's memory that lay at a copy's source and target when it was described.
+/// Whether it was the host's memory that lay at a copy's source and target when it was described as a node.
 pub type Sides = [bool; 2];
 
 type Words = dyn Fn(&mut View<'_>) -> Result<(), Stop> + Send + Sync;

@@ -115,9 +115,9 @@ impl Reader {
             wrong("it does not say how much VRAM; write for example physical_vram_gb=6".to_owned());
         }
         if let Some(model) = profile.gpu_model.as_deref().and_then(models::find)
-            && profile.vram > model.most_vram()
+            && profile.vram > models::most_vram(model)
         {
-            wrong(format!("{} of VRAM is more than a {} has ({})", profile.vram, model.name, model.most_vram()));
+            wrong(format!("{} of VRAM is more than a {} has ({})", profile.vram, model.name, models::most_vram(model)));
         }
         self.profiles.push(profile);
     }

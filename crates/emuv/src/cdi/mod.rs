@@ -22,13 +22,10 @@ use serde_json::{Value, json};
 use crate::{
     cli::{self, Failure, complain},
     libs,
-    vgpu::failed,
+    vgpu::{self, REFUSED, failed},
 };
 use nvidia::{Nvidia, Way};
 pub use store::{Store, replace};
-
-/// Something kept the specification from being written; nothing was changed.
-const REFUSED: u8 = 1;
 
 const SCHEMA: u32 = 1;
 
@@ -121,7 +118,11 @@ pub fn run(options: &Options) -> Result<ExitCode, Failure> {
 /// There is none.
 pub fn registry() -> Result<Registry, Failure> {
     let found = Registry::for_use(|name| env::var(name).ok()).into_iter().next();
-    found.ok_or_else(|| Failure::new(REFUSED, "there are no slices here; 'emuv vgpu create' makes one"))
+    found.ok_or_else(no_slices)
+}
+
+fn no_slices() -> Failure {
+    Failure::new(REFUSED, "there are no slices here; 'emuv vgpu create' makes one")
 }
 
 /// The slices that can be devices, by number; what cannot be read or named is said.
@@ -139,14 +140,14 @@ impl Generate {
         let registry = registry()?;
         let entries = entries(&registry);
         if entries.is_empty() {
-            return Err(Failure::new(REFUSED, "there are no slices here; 'emuv vgpu create' makes one"));
+            return Err(no_slices());
         }
         let made = store.make(&registry, &entries).map_err(|why| Failure::new(REFUSED, why))?;
         if let [(name, why), ..] = &made.left_out[..] {
             return Err(Failure::new(REFUSED, format!("{name}: {why}")));
         }
         if self.output == Path::new("-") {
-            cli::print(&made.text).map_err(|error| Failure::new(REFUSED, format!("cannot write: {error}")))?;
+            vgpu::write(&made.text)?;
         } else {
             if self.output.extension().is_none_or(|extension| extension != "json") {
                 return Err(Failure::wrong("--output", "engines read files whose names end with .json only"));

@@ -22,11 +22,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     cdi,
     cli::{Failure, complain},
+    vgpu::REFUSED,
 };
 use offer::Slices;
-
-/// It cannot work here.
-const REFUSED: u8 = 1;
 
 /// Flags of `emuv kubelet`.
 #[derive(Debug, Args)]

@@ -5,7 +5,6 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     sync::Mutex,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use emuv_kubelet::{Device, Offer};
@@ -16,6 +15,7 @@ use super::Resources;
 use crate::{
     cdi::{Store, nvidia::Nvidia, replace, spec},
     cli::complain,
+    vgpu::outside_hours,
 };
 
 /// Where NVIDIA's driver tells of its GPUs, a folder for each by PCI address.
@@ -125,12 +125,10 @@ fn names(slice: &Slice, nvidia: &Nvidia) -> Vec<String> {
 
 /// Why no program may be started in a slice now.
 fn closed(slice: &Slice) -> Option<String> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     if !slice.enabled {
         return Some(format!("'{}' is disabled (emuv vgpu enable)", slice.name));
     }
-    let schedule = slice.schedule.as_ref().filter(|schedule| !schedule.is_open_at(now))?;
-    Some(format!("'{}' may be used at {schedule} only", slice.name))
+    outside_hours(slice)
 }
 
 /// The resource that a slice is of.

@@ -1,10 +1,6 @@
 //! `emuv run --vgpu`: what follows from the slice in the place of what flags and variables say.
 
-use std::{
-    env,
-    path::PathBuf,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{env, path::PathBuf};
 
 use emuv_state::{
     HostMemory, Limits, Setting,
@@ -15,7 +11,7 @@ use emuv_state::{
 
 use crate::{
     cli::{Failure, complain},
-    vgpu::{enforce::Groups, failed},
+    vgpu::{REFUSED, enforce::Groups, failed, outside_hours},
 };
 
 /// The slice of that name, if programs may be started in it now, by this user.
@@ -26,9 +22,8 @@ pub fn enter(name: &str) -> Result<Entry, Failure> {
     let entry = Registry::find(|name| env::var(name).ok(), name).map_err(failed)?;
     // Only to see whether it can be opened: the program opens its own.
     drop(slices::open(&entry).map_err(failed)?);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    if let Some(schedule) = entry.slice.schedule.as_ref().filter(|schedule| !schedule.is_open_at(now)) {
-        return Err(Failure::new(1, format!("'{name}' may be used at {schedule} only")));
+    if let Some(why) = outside_hours(&entry.slice) {
+        return Err(Failure::new(REFUSED, why));
     }
     for variable in [variables::VRAM, variables::RAM, variables::GPU] {
         if env::var_os(variable).is_some_and(|value| !value.is_empty()) {

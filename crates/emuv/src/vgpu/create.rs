@@ -135,8 +135,8 @@ impl Options {
             let model = models::find(label).ok_or_else(|| {
                 Failure::wrong("--gpu-model", format!("'{label}' is not known; known are {}", models::labels()))
             })?;
-            if profile.vram > model.most_vram() {
-                let words = format!("a {} has {}, less than {}", model.name, model.most_vram(), profile.vram);
+            if profile.vram > models::most_vram(model) {
+                let words = format!("a {} has {}, less than {}", model.name, models::most_vram(model), profile.vram);
                 return Err(Failure::wrong("--gpu-model", words));
             }
         }

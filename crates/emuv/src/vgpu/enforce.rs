@@ -131,8 +131,6 @@ fn make(folder: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use emuv_state::slices::{SliceGpu, SliceUser};
-
     use super::*;
 
     fn groups() -> (tempfile::TempDir, Groups) {
@@ -145,22 +143,7 @@ mod tests {
     }
 
     fn slice() -> Slice {
-        Slice {
-            name: "ml-1".to_owned(),
-            instance: 1,
-            id: 1,
-            gpu: SliceGpu { uuid: "GPU-1".to_owned(), name: String::new(), vram: Bytes::gib(24) },
-            sim: None,
-            vram: Bytes::gib(16),
-            ram: Bytes::ZERO,
-            weight: 100,
-            cap_percent: None,
-            schedule: None,
-            gpu_model: None,
-            user: SliceUser { uid: 0, gid: None },
-            overcommit: false,
-            enabled: true,
-        }
+        Slice { vram: Bytes::gib(16), ..crate::cdi::spec::tests::slice("ml-1") }
     }
 
     #[test]

@@ -5,7 +5,12 @@ pub mod enforce;
 mod people;
 mod show;
 
-use std::{env, fs, path::PathBuf, process::ExitCode};
+use std::{
+    env, fs,
+    path::PathBuf,
+    process::ExitCode,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use clap::{Args, Subcommand};
 use emuv_policy::Bytes;
@@ -21,7 +26,7 @@ use crate::{
 use enforce::Groups;
 
 /// Something in the registry is not as it would have to be; nothing was changed.
-const REFUSED: u8 = 1;
+pub const REFUSED: u8 = 1;
 
 /// Flags of `emuv vgpu`.
 #[derive(Debug, Args)]
@@ -231,6 +236,14 @@ fn variable(name: &str) -> Option<String> {
     env::var(name).ok()
 }
 
-fn write(text: &str) -> Result<(), Failure> {
+/// Why no program may be started in a slice at this hour.
+pub fn outside_hours(slice: &Slice) -> Option<String> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let schedule = slice.schedule.as_ref().filter(|schedule| !schedule.is_open_at(now))?;
+    Some(format!("'{}' may be used at {schedule} only", slice.name))
+}
+
+/// Prints what was asked for.
+pub fn write(text: &str) -> Result<(), Failure> {
     cli::print(text).map_err(|error| Failure::new(REFUSED, format!("cannot write: {error}")))
 }

@@ -1,8 +1,16 @@
 //! The mover searches memory for pointers, and reads what searches have found.
 
-use emuv_cuda::CuResult;
+use emuv_cuda::{CuError, CuResult};
+use emuv_policy::{Bytes, Tier};
 
-use super::*;
+use super::Mover;
+use crate::{
+    calls,
+    device::Device,
+    log,
+    moves::{copies, search::Search},
+    sync::atomic::Ordering,
+};
 
 impl Mover {
     /// Searches all memory for pointers, and the globals; nothing runs meanwhile.
@@ -79,7 +87,7 @@ impl Mover {
         if let Some(counters) = self.session.counters(self.device.ordinal) {
             let before = counters.escaped_bytes.swap(escaped_bytes, Ordering::Relaxed);
             if escaped_bytes > before {
-                let (bytes, storers) = (emuv_policy::Bytes(escaped_bytes), found.storers.len());
+                let (bytes, storers) = (Bytes(escaped_bytes), found.storers.len());
                 log::debug(format_args!(
                     "pointers lead to {bytes} now; {storers} kernels or graphs store what they are given"
                 ));
