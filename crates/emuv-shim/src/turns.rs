@@ -299,8 +299,10 @@ impl Turns {
         let busy = in_turns && self.ask(session);
         let (vram_bytes, ram_bytes) =
             device.arena.with_memory(|memory| (memory.budgets().vram.used_bytes(), memory.budgets().ram.used_bytes()));
-        // What is kept to move chunks into is nothing to be brought.
+        // What is kept to move chunks into is nothing to be brought; but all comes only to where some VRAM is left over.
         let ram_bytes = ram_bytes.saturating_sub(device.moves.spare_ram_bytes());
+        let left_bytes = if ram_bytes > 0 { device.moves.left_vram_bytes(&device.arena) } else { 0 };
+        let ram_bytes = ram_bytes + left_bytes;
         let (wants, held) = {
             let mut state = lock(&self.state);
             if state.stop {

@@ -123,14 +123,17 @@ fn launch_now(
     if let Some(verify) = &session.verify {
         return verify.around(session, (stream, per_thread), What::Copy, touch, call);
     }
-    let cell = &ENTERING[usize::try_from(streams::thread_number() % 16).unwrap_or(0)].0;
-    cell.fetch_add(1, Ordering::SeqCst);
+    // Once tracking is on it stays on; only before that is it counted who is on the way without.
     if !active(session) {
-        let result = call();
+        let cell = &ENTERING[usize::try_from(streams::thread_number() % 16).unwrap_or(0)].0;
+        cell.fetch_add(1, Ordering::SeqCst);
+        if !active(session) {
+            let result = call();
+            cell.fetch_sub(1, Ordering::Release);
+            return result;
+        }
         cell.fetch_sub(1, Ordering::Release);
-        return result;
     }
-    cell.fetch_sub(1, Ordering::Release);
     around(session, stream, per_thread, &touch(), call)
 }
 
@@ -482,6 +485,11 @@ impl Moves {
     /// Bytes of RAM that are charged to its budget and hold nothing.
     pub fn spare_ram_bytes(&self) -> u64 {
         self.spares.ram_bytes()
+    }
+
+    /// Bytes of VRAM that no chunk is brought into.
+    pub fn left_vram_bytes(&self, arena: &Arena) -> u64 {
+        self.spares.left_vram_bytes(arena)
     }
 
     /// Gives memory that is kept to move chunks into back to the budgets, and keeps the mover from taking it again

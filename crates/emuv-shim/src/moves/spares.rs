@@ -67,6 +67,11 @@ impl Spares {
         self.room_bytes(arena, Tier::Vram) + budget.room_bytes().min(left(&budget, Tier::Vram))
     }
 
+    /// Bytes of VRAM that no chunk is brought into: they are left to small allocations.
+    pub fn left_vram_bytes(&self, arena: &Arena) -> u64 {
+        left(arena.with_memory(|memory| *memory.budgets()).of(Tier::Vram), Tier::Vram)
+    }
+
     /// Whether there is a spare of exactly `bytes`.
     pub fn has(&self, tier: Tier, bytes: u64) -> bool {
         lock(&self.0).of(tier).0.get(&bytes).is_some_and(|handles| !handles.is_empty())
