@@ -17,7 +17,7 @@ use std::{
     sync::atomic::{AtomicPtr, Ordering},
 };
 
-use crate::real;
+use crate::{real, system};
 
 static REAL_DLSYM: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
 
@@ -97,6 +97,10 @@ unsafe extern "C" fn lookup(handle: *mut c_void, name: *const c_char) -> *mut c_
     }
     catch_unwind(|| {
         real::load_for(name);
+        if system::stands_aside() {
+            // What is found in this library itself only passes on.
+            return real::symbol(name).filter(|_| found.is_null() && is_own(handle)).map(<*const c_void>::cast_mut);
+        }
         if found.is_null() {
             // A symbol newer than this build of emuV: the real library may have it.
             return if is_own(handle) { real::symbol(name).map(<*const c_void>::cast_mut) } else { None };
@@ -106,6 +110,12 @@ unsafe extern "C" fn lookup(handle: *mut c_void, name: *const c_char) -> *mut c_
     .ok()
     .flatten()
     .unwrap_or(found)
+}
+
+/// Whether this is a program that runs with other rights than its caller's (setuid): nothing from the caller is trusted.
+pub(crate) fn is_secure() -> bool {
+    // SAFETY: reads a word that the kernel gave the process.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
 /// Whether a handle is this library's own.

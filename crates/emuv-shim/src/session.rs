@@ -29,6 +29,7 @@ use crate::{
         atomic::{AtomicBool, AtomicU64, Ordering},
         thread_local,
     },
+    system,
     turns::Turns,
 };
 
@@ -87,7 +88,7 @@ pub(crate) struct Session {
 /// The session, made now if this is the first call for it; `None` where emuV is switched off, cannot work,
 /// or the process is a forked child.
 pub(crate) fn start(real: &'static Real) -> Option<&'static Session> {
-    if FORKED.load(Ordering::Acquire) {
+    if FORKED.load(Ordering::Acquire) || system::stands_aside() {
         return None;
     }
     SESSION.get_or_init(|| Session::new(real)).as_ref()
@@ -108,6 +109,13 @@ pub(crate) fn forked() {
             slice.forked();
         }
         ipc::forked();
+    }
+}
+
+/// The process exits.
+pub(crate) fn exiting() {
+    if !FORKED.load(Ordering::Acquire) {
+        system::exiting();
     }
 }
 
@@ -133,13 +141,13 @@ fn slice_limits(slice: &Slice, ram_floor: Bytes) -> Limits {
 
 impl Session {
     fn new(real: &'static Real) -> Option<Self> {
-        let variable = |name: &str| std::env::var(name).ok();
+        let variable = system::variable;
         let on = |name: &str| variable(name).is_some_and(|value| env::is_on(&value));
         let slice = slice::current();
         if on(env::DISABLE) && slice.is_none() {
             return None;
         }
-        let limits = HostMemory::read()
+        let limits = system::host()
             .ok_or_else(|| "cannot read /proc/meminfo".to_owned())
             .and_then(|host| limits(slice, variable, &host));
         let limits = match limits {
@@ -169,13 +177,13 @@ impl Session {
                 return None;
             }
         };
-        crate::entry::watch_forks();
+        crate::entry::watch_forks_and_exit();
         // This library has a Rust runtime of its own, so the program's hook (if any) is another one.
         std::panic::set_hook(Box::new(|info| log::debug(format_args!("{info}"))));
         if !on(env::QUIET) {
             hints::say();
         }
-        let run_dir = std::env::var_os(env::RUN_DIR).map(PathBuf::from);
+        let run_dir = system::run_dir();
         Some(Self {
             real,
             limits,
@@ -203,7 +211,7 @@ impl Session {
             quiet: on(env::QUIET),
             devices: [const { OnceLock::new() }; MAX_DEVICES],
             arenas: (AtomicU64::new(u64::MAX), AtomicU64::new(0)),
-            trace: std::env::var_os(env::TRACE).filter(|path| !path.is_empty()).map(PathBuf::from),
+            trace: system::variable_os(env::TRACE).filter(|path| !path.is_empty()).map(PathBuf::from),
             spill_said: AtomicBool::new(false),
             degraded: AtomicBool::new(false),
         })
