@@ -1,8 +1,12 @@
 //! `cargo xtask codegen [--check]` writes (or compares) everything under `crates/emuv-cuda/src/gen/`.
 //! `cargo run -p xtask --features protos -- protos [--check]` does the same with `crates/emuv-kubelet/src/gen/`.
+//! `cargo xtask docs` writes `docs/reference.md`. `cargo xtask dist` makes packages, into `target/dist/`
+//! (`--debug`: of an unoptimised build, to test them).
 //! `cargo xtask tidy` checks the house rules that no lint knows.
 
 mod codegen;
+mod dist;
+mod docs;
 mod headers;
 #[cfg(feature = "protos")]
 mod protos;
@@ -20,7 +24,10 @@ fn main() -> Result<()> {
         ["protos"] => protos::run(codegen::Mode::Write),
         #[cfg(feature = "protos")]
         ["protos", "--check"] => protos::run(codegen::Mode::Check),
+        ["dist"] => dist::run(false),
+        ["dist", "--debug"] => dist::run(true),
+        ["docs"] => docs::write_reference(),
         ["tidy"] => tidy::run(),
-        _ => bail!("usage: cargo xtask codegen [--check] | cargo xtask tidy"),
+        _ => bail!("usage: cargo xtask codegen [--check] | cargo xtask dist [--debug] | cargo xtask docs | cargo xtask tidy"),
     }
 }

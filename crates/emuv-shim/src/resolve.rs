@@ -97,13 +97,13 @@ unsafe extern "C" fn lookup(handle: *mut c_void, name: *const c_char) -> *mut c_
     }
     catch_unwind(|| {
         real::load_for(name);
-        if system::stands_aside() {
-            // What is found in this library itself only passes on.
-            return real::symbol(name).filter(|_| found.is_null() && is_own(handle)).map(<*const c_void>::cast_mut);
-        }
         if found.is_null() {
             // A symbol newer than this build of emuV: the real library may have it.
             return if is_own(handle) { real::symbol(name).map(<*const c_void>::cast_mut) } else { None };
+        }
+        if system::stands_aside() {
+            // The driver's own, or one of ours that only passes on.
+            return None;
         }
         real::swap(found).map(<*const c_void>::cast_mut)
     })
