@@ -45,9 +45,9 @@ pub fn collect(release: &Release) -> Result<Tree> {
     let mut tree = Tree::default();
     let built = release.built();
     let read = |path: &Path| fs::read(path).with_context(|| path.display().to_string());
-    tree.add("/usr/bin/emuv", 0o755, read(&built.join("emuv"))?);
+    tree.add("/usr/bin/emuv", 0o755, binary(release, "emuv")?);
     for name in ["libemuv_shim.so", "libemuv_simgpu.so"] {
-        tree.add(format!("/usr/lib/emuv/{name}"), 0o644, read(&built.join(name))?);
+        tree.add(format!("/usr/lib/emuv/{name}"), 0o644, binary(release, name)?);
     }
     for (to, from) in COPIED {
         tree.add(*to, 0o644, read(&release.root.join(from))?);
@@ -68,6 +68,17 @@ pub fn collect(release: &Release) -> Result<Tree> {
     tree.add("/usr/share/doc/emuv/THIRD-PARTY.txt", 0o644, licences::third_party(release)?);
     add_docs(&mut tree, release)?;
     Ok(tree)
+}
+
+/// What was built. A release has no symbols; without those a debug build is a fifth of its size.
+fn binary(release: &Release, name: &str) -> Result<Vec<u8>> {
+    let path = release.built().join(name);
+    if !release.debug {
+        return fs::read(&path).with_context(|| path.display().to_string());
+    }
+    let stripped = tempfile::NamedTempFile::new()?;
+    call(Command::new("strip").arg("-o").arg(stripped.path()).arg(&path))?;
+    Ok(fs::read(stripped.path())?)
 }
 
 /// Everything tracked below `docs/`.

@@ -82,7 +82,8 @@ impl Release {
         let remap = |from: &str, to: &str| format!("--remap-path-prefix={from}={to}");
         let flags = [remap(&self.root.display().to_string(), "/emuv"), remap(&home, "/cargo")];
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--locked", "--package", "emuv"]).current_dir(&self.root);
+        let packages = ["emuv", "emuv-shim", "emuv-simgpu"].map(|name| ["--package", name]);
+        cargo.args(["build", "--locked"]).args(packages.as_flattened()).current_dir(&self.root);
         if !self.debug {
             cargo.arg("--release").env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
         }

@@ -41,6 +41,7 @@ impl Tree {
     }
 
     /// Takes a file out.
+    #[cfg(test)]
     pub fn take(&mut self, path: &str) -> Option<File> {
         self.files.remove(path)
     }
