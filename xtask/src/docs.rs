@@ -70,7 +70,8 @@ fn named_documents(line: &str) -> impl Iterator<Item = &str> {
 /// Whether a document has a heading that is linked to by this name.
 fn has_heading(path: &Path, heading: &str) -> bool {
     let text = fs::read_to_string(path).unwrap_or_default();
-    outside_of_code(&text).any(|(_, line)| line.starts_with('#') && slug(line.trim_start_matches('#').trim()) == heading)
+    outside_of_code(&text)
+        .any(|(_, line)| line.starts_with('#') && slug(line.trim_start_matches('#').trim()) == heading)
 }
 
 /// A heading's name in links: lower case, no marks, blanks as hyphens.
@@ -93,7 +94,9 @@ mod tests {
 
     #[test]
     fn links_are_found_from_where_they_stand() {
-        assert!(broken("[a](a.md), [b](a.md#what-it-costs-and-why), [c](https://example.org/x), `docs/a.md`").is_empty());
+        assert!(
+            broken("[a](a.md), [b](a.md#what-it-costs-and-why), [c](https://example.org/x), `docs/a.md`").is_empty()
+        );
         assert_eq!(broken("\n[x](c.md) and [y](a.md)"), ["docs/b.md:2: c.md leads nowhere"]);
         assert_eq!(broken("[x](a.md#other)"), ["docs/b.md:1: a.md#other leads nowhere"]);
         assert_eq!(broken("see `docs/c.md`."), ["docs/b.md:1: docs/c.md leads nowhere"]);

@@ -28,6 +28,8 @@ fn main() -> Result<()> {
         ["dist", "--debug"] => dist::run(true),
         ["docs"] => docs::write_reference(),
         ["tidy"] => tidy::run(),
-        _ => bail!("usage: cargo xtask codegen [--check] | cargo xtask dist [--debug] | cargo xtask docs | cargo xtask tidy"),
+        _ => bail!(
+            "usage: cargo xtask codegen [--check] | cargo xtask dist [--debug] | cargo xtask docs | cargo xtask tidy"
+        ),
     }
 }

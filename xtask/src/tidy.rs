@@ -17,8 +17,10 @@ const MAX_LINES: usize = 600;
 pub fn run() -> Result<()> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let root = root.parent().context("xtask lies in the workspace")?;
-    let listed =
-        Command::new("git").args(["ls-files", "-co", "--exclude-standard", "*.rs", "*.md"]).current_dir(root).output()?;
+    let listed = Command::new("git")
+        .args(["ls-files", "-co", "--exclude-standard", "*.rs", "*.md"])
+        .current_dir(root)
+        .output()?;
     let mut findings = Vec::new();
     for name in String::from_utf8(listed.stdout)?.lines() {
         check(root, Path::new(name), &mut findings)?;

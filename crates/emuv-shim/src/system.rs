@@ -25,7 +25,7 @@ use crate::{log, real, slice};
 
 enum Standing {
     Told,
-    Alone(ConfigFile),
+    Alone(Box<ConfigFile>),
     Aside,
 }
 
@@ -56,7 +56,7 @@ fn decide() -> Result<Standing, String> {
     if system.leaves_alone(&executable).is_some() {
         return Ok(Standing::Aside);
     }
-    file.map(Standing::Alone)
+    file.map(|file| Standing::Alone(Box::new(file)))
 }
 
 /// Whether the run has a library, and it is not this one.

@@ -42,15 +42,31 @@ struct Keys {
 /// Every key of the file with its type and meaning, for the reference and the default file.
 pub const KEYS: &[(&str, &str, &str)] = &[
     ("vram", "size", "Most VRAM that a program may use, per GPU. Unset: all of it."),
-    ("ram", "size", "RAM budget of a program for what does not fit in VRAM; 0 turns spilling off. Unset: half of what is free."),
+    (
+        "ram",
+        "size",
+        "RAM budget of a program for what does not fit in VRAM; 0 turns spilling off. Unset: half of what is free.",
+    ),
     ("ram_floor", "size", "RAM that emuV always leaves to the host. Unset: 2 GiB or a tenth of it, whichever is more."),
     ("quiet", "true or false", "No notice when memory spills."),
     ("log", "text", "off, error (the default), info or debug, to standard error; debug:/path to a file."),
     ("policy", "text", "What moves between VRAM and RAM: dynamic (the default) or static."),
     ("safe", "true or false", "Data moves only while the GPU has nothing to do."),
-    ("system.enabled", "true or false", "After 'emuv install --system': false leaves every program as without it. Unset: true."),
-    ("system.only", "list of names", "Only these programs use emuV; '*' stands for any text. Unset: all that are not excepted."),
-    ("system.except", "list of names", "These programs do not use emuV. Unset: those that measure, share or debug the GPU itself."),
+    (
+        "system.enabled",
+        "true or false",
+        "After 'emuv install --system': false leaves every program as without it. Unset: true.",
+    ),
+    (
+        "system.only",
+        "list of names",
+        "Only these programs use emuV; '*' stands for any text. Unset: all that are not excepted.",
+    ),
+    (
+        "system.except",
+        "list of names",
+        "These programs do not use emuV. Unset: those that measure, share or debug the GPU itself.",
+    ),
 ];
 
 impl ConfigFile {
@@ -188,7 +204,12 @@ impl Settings {
             sim: flag("--sim", flags.sim).or_else(|| variable(env::SIM)),
             report: flag("--report", flags.report).or_else(|| variable(env::REPORT)),
             log: variable(env::LOG).or_else(|| file.setting("log", keys.log.as_ref())),
-            policy: keys.policy.as_ref().map(|policy| policy.parse()).transpose().map_err(|error| in_file("policy", error))?,
+            policy: keys
+                .policy
+                .as_ref()
+                .map(|policy| policy.parse())
+                .transpose()
+                .map_err(|error| in_file("policy", error))?,
             safe: keys.safe.unwrap_or(false),
             quiet: flags.quiet
                 || variable(env::QUIET).map_or(keys.quiet.unwrap_or(false), |value| env::is_on(&value.value)),

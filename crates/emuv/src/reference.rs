@@ -78,9 +78,10 @@ fn man_pages(dir: &Path) -> io::Result<()> {
 
 /// The configuration file with every key in it, none of them set.
 fn default_config() -> String {
-    let mut text = "# Settings of emuV. Flags and EMUV_* variables count more. Nothing here is set: remove the '#' of a line.\n\
+    let mut text =
+        "# Settings of emuV. Flags and EMUV_* variables count more. Nothing here is set: remove the '#' of a line.\n\
                     # Sizes are 1024-based: \"512M\", \"10.5G\". docs/reference.md has the same list.\n"
-        .to_owned();
+            .to_owned();
     let mut table = "";
     for (key, _, meaning) in config::KEYS {
         let (of, key) = key.split_once('.').unwrap_or(("", key));

@@ -30,7 +30,8 @@ fn run(document: &str) -> String {
         fs::create_dir(folder).unwrap();
     }
     let emuv = env!("CARGO_BIN_EXE_emuv");
-    let create = "[ \"$1 $2\" = 'vgpu create' ] && [ -z \"$EMUV_SIM\" ] && shift 2 && set -- vgpu create --sim=vram=24G \"$@\"";
+    let create =
+        "[ \"$1 $2\" = 'vgpu create' ] && [ -z \"$EMUV_SIM\" ] && shift 2 && set -- vgpu create --sim=vram=24G \"$@\"";
     write_program(&bin.join("emuv"), &format!("#!/bin/sh\n{create}\nexec {emuv} \"$@\"\n"));
     // What the reader has of their own.
     fs::write(home.join("train.py"), "print('trained')\n").unwrap();
@@ -66,7 +67,9 @@ fn write_program(path: &Path, text: &str) {
 #[test]
 fn the_tutorial_runs_as_written() {
     let printed = run("tutorial.md");
-    for expected in ["as expected: exit code", "the GPU has 384 MiB", "192 MiB used", "moved in", "Card: 64 MiB", "tutorial"] {
+    for expected in
+        ["as expected: exit code", "the GPU has 384 MiB", "192 MiB used", "moved in", "Card: 64 MiB", "tutorial"]
+    {
         assert!(printed.contains(expected), "no '{expected}' in:\n{printed}");
     }
     // The same word, with all the memory that it asks for and with a third of it.

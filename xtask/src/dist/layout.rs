@@ -1,14 +1,13 @@
 //! What is installed, and where.
 
-use std::{
-    fs,
-    path::Path,
-    process::Command,
-};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result};
 
-use super::{Release, call, licences, output, tree::{self, Tree}};
+use super::{
+    Release, call, licences, output,
+    tree::{self, Tree},
+};
 
 /// In one line.
 pub const SUMMARY: &str = "GPU programs on Linux that need more memory than the card has";

@@ -56,7 +56,8 @@ pub fn third_party(release: &Release) -> Result<String> {
 fn licence_texts(folder: &Path) -> Result<Vec<String>> {
     let mut names: Vec<_> = fs::read_dir(folder)?.flatten().map(|entry| entry.file_name()).collect();
     names.sort();
-    let is_licence = |name: &str| ["LICEN", "COPYING", "NOTICE"].iter().any(|start| name.to_uppercase().starts_with(start));
+    let is_licence =
+        |name: &str| ["LICEN", "COPYING", "NOTICE"].iter().any(|start| name.to_uppercase().starts_with(start));
     let paths = names.iter().filter(|name| name.to_str().is_some_and(is_licence)).map(|name| folder.join(name));
     Ok(paths.filter(|path| path.is_file()).filter_map(|path| fs::read_to_string(path).ok()).collect())
 }

@@ -19,7 +19,6 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-
 /// The oldest glibc that the binaries may need. docs/install.md and docs/slices.md say so too.
 const GLIBC: (u32, u32) = (2, 34);
 
@@ -54,7 +53,7 @@ pub fn run(debug: bool) -> Result<()> {
     made.push(rpm::write(&release, &tree, &out)?);
     made.extend(wheel(&release, &out)?);
     for path in made {
-        println!("{} ({} KiB)", path.display(), fs::metadata(&path)?.len() / 1024);
+        eprintln!("{} ({} KiB)", path.display(), fs::metadata(&path)?.len() / 1024);
     }
     Ok(())
 }

@@ -100,7 +100,8 @@ impl Place {
             let library = library.ok_or_else(|| Failure::new(REFUSED, "the library's path is no text"))?;
             return Ok(Self { root: None, list: preload_list::PATH.into(), library });
         };
-        let root = root.canonicalize().map_err(|error| Failure::wrong("--root", format!("{}: {error}", root.display())))?;
+        let root =
+            root.canonicalize().map_err(|error| Failure::wrong("--root", format!("{}: {error}", root.display())))?;
         let list = root.join(preload_list::PATH.trim_start_matches('/'));
         Ok(Self { root: Some(root), list, library: PACKAGED.to_owned() })
     }
@@ -160,7 +161,9 @@ impl Place {
             return Ok(());
         }
         let found = RealLibraries::find(Some(Path::new(&self.library)));
-        found.map(drop).map_err(|error| Failure::new(REFUSED, format!("no NVIDIA driver: {error}; no program would use it")))
+        found
+            .map(drop)
+            .map_err(|error| Failure::new(REFUSED, format!("no NVIDIA driver: {error}; no program would use it")))
     }
 }
 
@@ -198,7 +201,8 @@ fn install(place: &Place, list: &[u8], dry_run: bool) -> Result<String, Failure>
 fn uninstall(place: &Place, list: &[u8], dry_run: bool) -> Result<String, Failure> {
     let path = place.list.display();
     // Also what another copy of emuV put there, from the place of packages.
-    let new = [place.library.as_str(), PACKAGED].iter().fold(list.to_vec(), |list, ours| preload_list::without(&list, ours));
+    let new =
+        [place.library.as_str(), PACKAGED].iter().fold(list.to_vec(), |list, ours| preload_list::without(&list, ours));
     if new == list {
         return Ok(format!("{path} does not name emuV\n"));
     }
@@ -215,7 +219,10 @@ fn state(place: &Place, list: &[u8]) -> String {
         return format!("{path} does not name emuV: only 'emuv run' gives it to programs\n");
     }
     let missing = if place.inside(&place.library).is_file() { "" } else { ", which is not there" };
-    format!("{path} names {}{missing}: every CUDA program uses emuV, by the settings of {DEFAULT_PATH}\n", place.library)
+    format!(
+        "{path} names {}{missing}: every CUDA program uses emuV, by the settings of {DEFAULT_PATH}\n",
+        place.library
+    )
 }
 
 /// Whether this system's programs are given emuV: for the doctor. `None`: they are not.

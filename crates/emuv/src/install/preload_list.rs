@@ -41,8 +41,8 @@ fn line_without(line: &[u8], library: &[u8]) -> Vec<u8> {
     let mut found = false;
     // Each piece is an entry (or nothing) with the separator behind it.
     for piece in code.split_inclusive(|byte| is_separator(*byte)) {
-        let entry = piece.strip_suffix(&[b' ']).or(piece.strip_suffix(b"\t")).or(piece.strip_suffix(b"\n"));
-        if entry.or(piece.strip_suffix(b":")).unwrap_or(piece) == library {
+        let entry = piece.split_last().filter(|(last, _)| is_separator(**last)).map_or(piece, |(_, entry)| entry);
+        if entry == library {
             found = true;
         } else {
             kept.extend_from_slice(piece);
