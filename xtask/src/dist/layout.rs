@@ -32,6 +32,10 @@ const COPIED: &[(&str, &str)] = &[
     ("/usr/share/doc/emuv/README.md", "README.md"),
 ];
 
+/// The same, where the workspace has them.
+const COPIED_IF_THERE: &[(&str, &str)] =
+    &[("/usr/include/emuv.h", "include/emuv.h"), ("/usr/share/emuv/grafana.json", "docs/examples/grafana.json")];
+
 /// What programs of the workspace make, by the command line that makes it: where to, arguments of `emuv`.
 const PRINTED: &[(&str, &[&str])] = &[
     ("/usr/share/bash-completion/completions/emuv", &["completions", "bash"]),
@@ -49,6 +53,9 @@ pub fn collect(release: &Release) -> Result<Tree> {
         tree.add(format!("/usr/lib/emuv/{name}"), 0o644, binary(release, name)?);
     }
     for (to, from) in COPIED {
+        tree.add(*to, 0o644, read(&release.root.join(from))?);
+    }
+    for (to, from) in COPIED_IF_THERE.iter().filter(|(_, from)| release.root.join(from).is_file()) {
         tree.add(*to, 0o644, read(&release.root.join(from))?);
     }
     let emuv = built.join("emuv");

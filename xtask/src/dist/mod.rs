@@ -76,15 +76,19 @@ impl Release {
         self.root.join(if self.debug { "target/debug" } else { "target/release" })
     }
 
-    fn build(&self) -> Result<()> {
+    /// What takes this machine's paths out of the binaries.
+    fn rustflags(&self) -> Result<String> {
         let home = env::var("CARGO_HOME").or_else(|_| env::var("HOME").map(|home| format!("{home}/.cargo")))?;
         let remap = |from: &str, to: &str| format!("--remap-path-prefix={from}={to}");
-        let flags = [remap(&self.root.display().to_string(), "/emuv"), remap(&home, "/cargo")];
+        Ok([remap(&self.root.display().to_string(), "/emuv"), remap(&home, "/cargo")].join("\u{1f}"))
+    }
+
+    fn build(&self) -> Result<()> {
         let mut cargo = Command::new(env!("CARGO"));
         let packages = ["emuv", "emuv-shim", "emuv-simgpu"].map(|name| ["--package", name]);
         cargo.args(["build", "--locked"]).args(packages.as_flattened()).current_dir(&self.root);
         if !self.debug {
-            cargo.arg("--release").env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
+            cargo.arg("--release").env("CARGO_ENCODED_RUSTFLAGS", self.rustflags()?);
         }
         call(&mut cargo)?;
         for name in ["emuv", "libemuv_shim.so", "libemuv_simgpu.so"] {
@@ -121,7 +125,14 @@ fn wheel(release: &Release, out: &Path) -> Result<Vec<PathBuf>> {
         eprintln!("no python/build.sh: no wheel");
         return Ok(Vec::new());
     }
-    call(Command::new(&script).arg(out).env("SOURCE_DATE_EPOCH", release.epoch.to_string()))?;
+    let mut build = Command::new(&script);
+    build.arg(out).env("SOURCE_DATE_EPOCH", release.epoch.to_string());
+    if release.debug {
+        build.arg("dev");
+    } else {
+        build.arg("release").env("CARGO_ENCODED_RUSTFLAGS", release.rustflags()?);
+    }
+    call(&mut build)?;
     let wheels = fs::read_dir(out)?.flatten().map(|entry| entry.path());
     Ok(wheels.filter(|path| path.extension().is_some_and(|extension| extension == "whl")).collect())
 }

@@ -1,4 +1,6 @@
-//! The reference that is derived from the command line, and links between documents that lead somewhere.
+//! What is derived from the code (the command line's reference, the fields of JSON), and links between documents that lead somewhere.
+
+mod json;
 
 use std::{
     fs,
@@ -7,6 +9,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+
+use crate::codegen::Mode;
+
+/// Writes or compares what is derived from sources alone.
+pub fn derived(mode: Mode) -> Result<()> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    json::run(root.parent().context("xtask lies in the workspace")?, mode)
+}
 
 /// Writes `docs/reference.md`. That it is current is a test of the crate emuv, which has what it is made of.
 pub fn write_reference() -> Result<()> {
