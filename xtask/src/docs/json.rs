@@ -15,16 +15,21 @@ use crate::codegen::Mode;
 
 /// What is described, by which type it begins with, and where that and the types in it are: files, and folders of files.
 const OUTPUTS: &[(&str, &str, &[&str])] = &[
-    ("emuv run --report FILE", "Report", &["crates/emuv-state/src/report.rs", "crates/emuv-state/src/report"]),
+    ("emuv run --report FILE", REPORT, &["crates/emuv-state/src/report.rs", "crates/emuv-state/src/report"]),
     ("emuv doctor --json", "Findings", &["crates/emuv/src/doctor/check.rs"]),
     ("emuv simulate --json", "Json", &["crates/emuv/src/simulate/show.rs"]),
 ];
+
+const REPORT: &str = "Report";
 
 /// Where fields are explained that are handed on from there under the same name.
 const EXPLAINED: &[&str] = &["crates/emuv-state/src/ledger/layout.rs", "crates/emuv-state/src/ledger/read.rs"];
 
 /// Where people explain fields, in tables.
 const EXPLAINED_IN_WORDS: &str = "docs/report.md";
+
+/// What begins so in a comment is for readers of the code.
+const INTERNAL: [&str; 3] = ["; the fields are those of", "; set it with", "; 0 while unknown"];
 
 const PATH: &str = "docs/json.md";
 
@@ -65,6 +70,8 @@ fn document(root: &Path) -> Result<String> {
             .map(|(_, _, words)| words.clone())
     };
     for (command, first, files) in OUTPUTS {
+        // What a report's fields mean elsewhere under the same name is not the same.
+        let explain = |name: &str| if *first == REPORT { explain(name) } else { None };
         let types = types(root, files)?;
         let _ = write!(text, "\n## {command}\n");
         let mut told = Vec::new();
@@ -178,10 +185,7 @@ fn words(attributes: &[Attribute]) -> String {
     let paragraph: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
     // Links of the code's own documentation lead nowhere here.
     let text = paragraph.join(" ");
-    let text = text
-        .split("; the fields are those of")
-        .next()
-        .unwrap_or_default()
-        .trim_start_matches("See the module's head. ");
+    let text = INTERNAL.iter().fold(text.as_str(), |text, start| text.split(start).next().unwrap_or(text));
+    let text = text.trim_start_matches("See the module's head. ");
     text.replace('|', "\\|").replace("[`", "`").replace("`]", "`").replace("`None`", "`null`")
 }
