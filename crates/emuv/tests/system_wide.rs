@@ -83,10 +83,15 @@ fn built(name: &str) -> PathBuf {
 
 /// The GPU memory that `meminfo` was told there is, in MiB.
 fn total_mib(output: &Output) -> u64 {
+    told_mib(output, "total")
+}
+
+/// A figure that `meminfo` was told, in MiB.
+fn told_mib(output: &Output, figure: &str) -> u64 {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8_lossy(&output.stdout);
     let line: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
-    line["total"].as_u64().unwrap() / MIB
+    line[figure].as_u64().unwrap() / MIB
 }
 
 #[test]
@@ -178,18 +183,20 @@ fn inside_a_run_that_runs_own_library_serves_and_this_one_stands_aside() {
 }
 
 #[test]
-fn what_a_killed_program_leaves_goes_with_the_next() {
+fn what_a_killed_program_leaves_goes_with_the_next_and_until_then_others_see_what_it_uses() {
     let machine = Machine::new("ram = '512M'\n");
     let waiting = machine.compile("on_command.c", "waiting");
     let mut child = machine.preloaded(&waiting).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    writeln!(child.stdin.as_mut().unwrap(), "info").unwrap();
-    lines.next().unwrap().unwrap();
-    assert_eq!(machine.left_over(), 1, "its live counters, for others to see");
+    writeln!(child.stdin.as_mut().unwrap(), "alloc 300").unwrap();
+    assert_eq!(lines.next().unwrap().unwrap(), "ok 0");
+    assert_eq!(machine.left_over(), 1, "its live counters");
+    let program = machine.compile("meminfo.c", "meminfo");
+    let seen = machine.preloaded(&program).output().unwrap();
+    assert!(told_mib(&seen, "nvml_free") + 300 <= 768, "NVML counts what other programs of the user use");
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(machine.left_over(), 1);
-    let program = machine.compile("meminfo.c", "meminfo");
     total_mib(&machine.preloaded(&program).output().unwrap());
     assert_eq!(machine.left_over(), 0);
 }

@@ -30,6 +30,7 @@ const COPIED: &[(&str, &str)] = &[
     ("/usr/share/doc/emuv/copyright", "LICENSE-MIT"),
     ("/usr/share/doc/emuv/LICENSE-APACHE", "LICENSE-APACHE"),
     ("/usr/share/doc/emuv/README.md", "README.md"),
+    ("/usr/share/doc/emuv/ARCHITECTURE.md", "ARCHITECTURE.md"),
 ];
 
 /// The same, where the workspace has them.

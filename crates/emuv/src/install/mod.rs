@@ -171,8 +171,11 @@ fn install(place: &Place, list: &[u8], dry_run: bool) -> Result<String, Failure>
     place.check_library()?;
     place.check_config()?;
     place.check_driver()?;
+    let root = place.root.as_deref();
+    let as_it_is = |why: String| Failure::new(REFUSED, format!("programs have trouble already without it: {why}"));
+    trial::run(root, Through::List).map_err(as_it_is)?;
     let would_fail = |why: String| Failure::new(REFUSED, format!("programs would not start with it: {why}"));
-    trial::run(place.root.as_deref(), Through::Variable(Path::new(&place.library))).map_err(would_fail)?;
+    trial::run(root, Through::Variable(Path::new(&place.library))).map_err(would_fail)?;
     let path = place.list.display();
     let new = preload_list::with(list, &place.library);
     let mut said = String::new();
@@ -183,7 +186,7 @@ fn install(place: &Place, list: &[u8], dry_run: bool) -> Result<String, Failure>
     } else {
         preload_list::replace(&place.list, &new).map_err(|error| place.cannot("write", &error))?;
         // Once more, as it is for everybody.
-        if let Err(why) = trial::run(place.root.as_deref(), Through::List) {
+        if let Err(why) = trial::run(root, Through::List) {
             preload_list::replace(&place.list, list).map_err(|error| place.cannot("restore", &error))?;
             return Err(would_fail(why));
         }
