@@ -18,6 +18,8 @@ pub fn write(release: &Release, tree: &Tree, out: &Path) -> Result<PathBuf> {
         builder.with_dir_entry(FileOptions::dir(own).permissions(0o755))?;
     }
     for (path, file) in tree.files() {
+        // Where Debian's zsh looks, and where others' do.
+        let path = path.replace("/zsh/vendor-completions/", "/zsh/site-functions/");
         let options = FileOptions::new(path).permissions(u16::try_from(file.mode)?);
         let options = if file.config { options.config().noreplace() } else { options };
         builder.with_file_contents(file.bytes.clone(), options)?;
