@@ -7,6 +7,24 @@ use rpm::{BuildConfig, CompressionType, Dependency, FileOptions, PackageBuilder}
 
 use super::{GLIBC, Release, layout, tree::Tree};
 
+/// Folders that every system has.
+const OF_THE_SYSTEM: [&str; 9] = [
+    "/etc",
+    "/usr",
+    "/usr/bin",
+    "/usr/include",
+    "/usr/lib",
+    "/usr/share",
+    "/usr/share/doc",
+    "/usr/share/man",
+    "/usr/share/man/man1",
+];
+
+/// Where Debian's zsh looks for completions, and where others' do.
+fn here(path: &str) -> String {
+    path.replace("/zsh/vendor-completions", "/zsh/site-functions")
+}
+
 /// Writes `emuv-VERSION-1.x86_64.rpm`.
 pub fn write(release: &Release, tree: &Tree, out: &Path) -> Result<PathBuf> {
     let config = BuildConfig::v4().compression(CompressionType::Gzip).source_date(release.epoch);
@@ -14,12 +32,12 @@ pub fn write(release: &Release, tree: &Tree, out: &Path) -> Result<PathBuf> {
     builder.using_config(config).release("1").build_host("localhost").description(layout::DESCRIPTION);
     builder.requires(Dependency::any("libgcc_s.so.1()(64bit)"));
     builder.requires(Dependency::any(format!("libc.so.6(GLIBC_{}.{})(64bit)", GLIBC.0, GLIBC.1)));
-    for own in ["/etc/emuv", "/usr/lib/emuv", "/usr/share/doc/emuv"] {
-        builder.with_dir_entry(FileOptions::dir(own).permissions(0o755))?;
+    // A folder goes with the last package that has it. Those of a bare system are nobody's business here.
+    for folder in tree.folders().iter().filter(|folder| !OF_THE_SYSTEM.contains(&folder.as_str())) {
+        builder.with_dir_entry(FileOptions::dir(here(folder)).permissions(0o755))?;
     }
     for (path, file) in tree.files() {
-        // Where Debian's zsh looks, and where others' do.
-        let path = path.replace("/zsh/vendor-completions/", "/zsh/site-functions/");
+        let path = here(path);
         let options = FileOptions::new(path).permissions(u16::try_from(file.mode)?);
         let options = if file.config { options.config().noreplace() } else { options };
         builder.with_file_contents(file.bytes.clone(), options)?;
