@@ -51,7 +51,7 @@ fn decide() -> Result<Standing, String> {
     }
     let executable = fs::read_link("/proc/self/exe").unwrap_or_default();
     let file = ConfigFile::read(|name| std::env::var(name).ok());
-    // Of two reasons to leave a program alone, the one that needs no file that can be read comes first.
+    // What is left alone by default is so whatever is wrong with the file.
     let system = file.as_ref().map(ConfigFile::system).cloned().unwrap_or_default();
     if system.leaves_alone(&executable).is_some() {
         return Ok(Standing::Aside);
