@@ -60,9 +60,9 @@ for program in meminfo churn linked abspath; do
     gcc -std=gnu11 -O1 -o "$work/programs/$program" "tests/programs/$program.c" -L "$work/link" -lcuda -ldl -lpthread
 done
 
-# $1: what installs, $2: what removes; then nothing is to be left.
+# $1: what installs, $2: what upgrades, $3: what removes; then nothing is to be left.
 check_package() {
-    local install=$1 remove=$2 files_before accounts_before
+    local install=$1 upgrade=$2 remove=$3 files_before accounts_before
     files_before=$(files) accounts_before=$(accounts)
     $install
     ok "installed"
@@ -121,6 +121,11 @@ check_package() {
     mv "$work/shim" "$root/usr/lib/emuv/libemuv_shim.so"
     run emuv install --system >/dev/null
 
+    step "an upgrade"
+    printf 'ram = "128M"\n' >"$root/etc/emuv/emuv.toml"
+    $upgrade
+    same "every program still uses emuV, by the user's settings" "$(total /programs/meminfo)" $((384 << 20))
+
     step "removed"
     $remove
     check "taken off the loader's list first" [ ! -e "$root/etc/ld.so.preload" ]
@@ -134,12 +139,13 @@ check_package() {
 step "the .deb"
 cp target/dist/emuv_*.deb "$root/emuv.deb"
 install_deb() { run dpkg -i /emuv.deb >/dev/null; }
+upgrade_deb() { run dpkg --force-confold -i /emuv.deb >/dev/null; }
 remove_deb() {
     run dpkg --remove emuv >/dev/null
     check "removed, settings kept" [ -e "$root/etc/emuv/emuv.toml" ]
     run dpkg --purge emuv >/dev/null
 }
-check_package install_deb remove_deb
+check_package install_deb upgrade_deb remove_deb
 rm "$root/emuv.deb"
 
 step "the .rpm"
@@ -147,9 +153,10 @@ cp /etc/resolv.conf "$root/etc/resolv.conf"
 if run sh -c 'apt-get update -q && apt-get install -y -q --no-install-recommends rpm' >"$work/apt" 2>&1; then
     cp target/dist/emuv-*.rpm "$root/emuv.rpm"
     install_rpm() { run rpm -i --nodeps --noplugins /emuv.rpm; }
+    upgrade_rpm() { run rpm -U --nodeps --noplugins --replacepkgs /emuv.rpm; }
     # The settings were changed: rpm keeps them under another name.
     remove_rpm() { run rpm -e --noplugins emuv 2>/dev/null; rm -f "$root/etc/emuv/emuv.toml.rpmsave"; rmdir "$root/etc/emuv" 2>/dev/null || true; }
-    check_package install_rpm remove_rpm
+    check_package install_rpm upgrade_rpm remove_rpm
 else
     echo "skipped: rpm cannot be installed in the root here"
 fi
