@@ -113,6 +113,9 @@ pub(crate) fn load_for(name: &CStr) {
     if !HANDLED.get_or_init(|| handled().into_iter().map(|handled| NAMES[handled.slot]).collect()).contains(name) {
         return;
     }
+    if system::stands_aside() {
+        return;
+    }
     if name.to_bytes().starts_with(b"nvml") {
         nvml();
     } else {

@@ -101,11 +101,8 @@ unsafe extern "C" fn lookup(handle: *mut c_void, name: *const c_char) -> *mut c_
             // A symbol newer than this build of emuV: the real library may have it.
             return if is_own(handle) { real::symbol(name).map(<*const c_void>::cast_mut) } else { None };
         }
-        if system::stands_aside() {
-            // The driver's own, or one of ours that only passes on.
-            return None;
-        }
-        real::swap(found).map(<*const c_void>::cast_mut)
+        // To a program that is left alone, the driver's own; whether it is one is asked only where the answer counts.
+        real::swap(found).filter(|_| !system::stands_aside()).map(<*const c_void>::cast_mut)
     })
     .ok()
     .flatten()

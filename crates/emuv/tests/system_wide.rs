@@ -189,6 +189,7 @@ fn what_a_killed_program_leaves_goes_with_the_next_and_until_then_others_see_wha
     let mut child = machine.preloaded(&waiting).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     writeln!(child.stdin.as_mut().unwrap(), "alloc 300").unwrap();
+    assert!(lines.next().unwrap().unwrap().starts_with("ready"));
     assert_eq!(lines.next().unwrap().unwrap(), "ok 0");
     assert_eq!(machine.left_over(), 1, "its live counters");
     let program = machine.compile("meminfo.c", "meminfo");

@@ -142,6 +142,26 @@ mod tests {
     }
 
     #[test]
+    fn whatever_the_list_others_keep_what_they_have_in_it() {
+        const PIECES: [&str; 7] = [OURS, "/lib/a.so", " ", ":", "\n", "#", "\t"];
+        // All lists of up to five of these.
+        for number in 0..7_usize.pow(5) * 2 {
+            let digits = std::iter::successors(Some(number), |rest| Some(rest / 7).filter(|rest| *rest > 0));
+            let list: String = digits.map(|rest| PIECES[rest % 7]).collect();
+            let list = list.as_bytes();
+            let said = || String::from_utf8_lossy(list);
+            let added = with(list, OURS);
+            assert!(names(&added, OURS), "{:?}", said());
+            if !names(list, OURS) {
+                assert_eq!(without(&added, OURS), list, "{:?}", said());
+            }
+            let rest = without(list, OURS);
+            let theirs: Vec<_> = entries(list).filter(|entry| *entry != OURS.as_bytes()).collect();
+            assert_eq!(entries(&rest).collect::<Vec<_>>(), theirs, "{:?}", said());
+        }
+    }
+
+    #[test]
     fn bytes_that_are_no_text_are_kept() {
         let theirs = b"/lib/\xff.so\n";
         assert_eq!(without(&with(theirs, OURS), OURS), theirs);
