@@ -183,13 +183,16 @@ impl Session {
                 return None;
             }
         };
-        crate::entry::watch_forks_and_exit();
+        crate::entry::watch_forks();
         // This library has a Rust runtime of its own, so the program's hook (if any) is another one.
         std::panic::set_hook(Box::new(|info| log::debug(format_args!("{info}"))));
         if !on(env::QUIET) {
             hints::say();
         }
         let run_dir = system::run_dir();
+        if system::is_a_run_of_its_own() {
+            crate::entry::watch_exit();
+        }
         Some(Self {
             real,
             limits,

@@ -71,6 +71,11 @@ pub(crate) fn stands_aside() -> bool {
     matches!(standing(), Standing::Aside)
 }
 
+/// Whether nobody started this program with emuV.
+pub(crate) fn is_a_run_of_its_own() -> bool {
+    matches!(standing(), Standing::Alone(_))
+}
+
 /// A setting: the variable of that name, or what the configuration file says in its place. Nothing that the caller of a
 /// setuid program has set counts.
 pub(crate) fn variable(name: &str) -> Option<String> {
@@ -96,7 +101,7 @@ pub(crate) fn host() -> Option<HostMemory> {
 /// own, whose directory goes when it exits; if it is killed, with the next run.
 pub(crate) fn run_dir() -> Option<PathBuf> {
     static OWN: OnceLock<Option<RunDir>> = OnceLock::new();
-    if !matches!(standing(), Standing::Alone(_)) {
+    if !is_a_run_of_its_own() {
         return variable_os(env::RUN_DIR).map(PathBuf::from);
     }
     let own = OWN.get_or_init(|| {
@@ -108,7 +113,7 @@ pub(crate) fn run_dir() -> Option<PathBuf> {
 
 /// The directories whose counters a view of the whole card adds up.
 pub(crate) fn run_dirs() -> Vec<PathBuf> {
-    if !matches!(standing(), Standing::Alone(_)) {
+    if !is_a_run_of_its_own() {
         return run_dir().into_iter().collect();
     }
     let Ok(entries) = emuv_state::state_dir(variable).map(fs::read_dir) else { return Vec::new() };
@@ -118,7 +123,7 @@ pub(crate) fn run_dirs() -> Vec<PathBuf> {
 
 /// The process exits: a directory of its own goes.
 pub(crate) fn exiting() {
-    if let Standing::Alone(_) = standing()
+    if is_a_run_of_its_own()
         && let Some(path) = run_dir()
     {
         let _ = fs::remove_dir_all(path);

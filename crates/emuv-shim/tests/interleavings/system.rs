@@ -8,6 +8,10 @@ pub(crate) fn stands_aside() -> bool {
     false
 }
 
+pub(crate) fn is_a_run_of_its_own() -> bool {
+    false
+}
+
 pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
