@@ -1,4 +1,4 @@
-//! House rules that no lint knows: file length, where unsafe code may live, no stray markers.
+//! House rules that no lint knows: file length, where unsafe code may live, no stray markers, links that lead somewhere.
 
 use std::{
     fs,
@@ -8,15 +8,19 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+use crate::docs;
+
 /// Lines a hand-written source file may have.
 const MAX_LINES: usize = 600;
 
-/// Checks every tracked Rust file and fails with one line per finding.
+/// Checks every tracked Rust file and document and fails with one line per finding.
 pub fn run() -> Result<()> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let root = root.parent().context("xtask lies in the workspace")?;
-    let listed =
-        Command::new("git").args(["ls-files", "-co", "--exclude-standard", "*.rs"]).current_dir(root).output()?;
+    let listed = Command::new("git")
+        .args(["ls-files", "-co", "--exclude-standard", "*.rs", "*.md"])
+        .current_dir(root)
+        .output()?;
     let mut findings = Vec::new();
     for name in String::from_utf8(listed.stdout)?.lines() {
         check(root, Path::new(name), &mut findings)?;
@@ -33,6 +37,10 @@ fn check(root: &Path, name: &Path, findings: &mut Vec<String>) -> Result<()> {
         return Ok(());
     }
     let text = fs::read_to_string(&path)?;
+    if name.extension().is_some_and(|extension| extension == "md") {
+        findings.extend(docs::broken_links(root, name, &text));
+        return Ok(());
+    }
     let lines = text.lines().count();
     if lines > MAX_LINES {
         findings.push(format!("{}: {lines} lines (at most {MAX_LINES})", name.display()));

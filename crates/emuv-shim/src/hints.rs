@@ -2,7 +2,7 @@
 
 use emuv_state::env;
 
-use crate::log;
+use crate::{log, system};
 
 /// What a framework's process has loaded.
 const MARKS: [(&str, &str); 3] =
@@ -10,7 +10,7 @@ const MARKS: [(&str, &str); 3] =
 
 /// Looks at what is loaded and says what was chosen for it.
 pub(crate) fn say() {
-    let Ok(hints) = std::env::var(env::HINTS) else { return };
+    let Some(hints) = system::variable(env::HINTS) else { return };
     let Ok(loaded) = std::fs::read_to_string("/proc/self/maps") else { return };
     for (framework, setting) in chosen(&hints, &loaded) {
         log::notice(format_args!("{framework} runs with {setting} (--no-framework-hints leaves it as it is)"));

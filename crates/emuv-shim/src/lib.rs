@@ -41,6 +41,7 @@ mod session;
 mod slice;
 mod streams;
 mod sync;
+mod system;
 mod thread;
 mod touch;
 mod turns;

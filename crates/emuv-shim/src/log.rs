@@ -9,6 +9,8 @@ use std::{
 
 use emuv_state::{LogLevel, LogSetting, env};
 
+use crate::system;
+
 struct Sink {
     level: LogLevel,
     file: Option<File>,
@@ -18,7 +20,7 @@ static SINK: OnceLock<Sink> = OnceLock::new();
 
 fn sink() -> &'static Sink {
     SINK.get_or_init(|| {
-        let text = std::env::var(env::LOG).unwrap_or_default();
+        let text = system::variable(env::LOG).unwrap_or_default();
         let setting = text.parse::<LogSetting>().unwrap_or_default();
         let file = setting.file.and_then(|path| OpenOptions::new().create(true).append(true).open(path).ok());
         Sink { level: setting.level, file }
@@ -26,12 +28,20 @@ fn sink() -> &'static Sink {
 }
 
 fn write(sink: &Sink, text: fmt::Arguments<'_>) {
-    // One buffer and one write, so that lines of several processes do not mix.
-    let line = format!("emuv: {text}\n");
     let _ = match &sink.file {
-        Some(file) => (&mut &*file).write_all(line.as_bytes()),
-        None => std::io::stderr().write_all(line.as_bytes()),
+        Some(file) => (&mut &*file).write_all(one_line(text).as_bytes()),
+        None => std::io::stderr().write_all(one_line(text).as_bytes()),
     };
+}
+
+/// One buffer and one write, so that lines of several processes do not mix.
+fn one_line(text: fmt::Arguments<'_>) -> String {
+    format!("emuv: {text}\n")
+}
+
+/// To standard error, before it is known what is to be logged, and where.
+pub(crate) fn line(text: fmt::Arguments<'_>) {
+    let _ = std::io::stderr().write_all(one_line(text).as_bytes());
 }
 
 /// Something is wrong and emuV does less because of it.

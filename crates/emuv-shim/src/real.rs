@@ -19,9 +19,9 @@ use std::{
 use emuv_cuda::{Driver, Locator, Nvml, Which};
 use emuv_state::env;
 
-use crate::log;
+use crate::{log, system};
 
-pub(crate) use crate::resolve::own_path;
+pub(crate) use crate::resolve::{is_secure, own_path};
 
 include!(concat!(env!("OUT_DIR"), "/slots.rs"));
 include!(concat!(env!("OUT_DIR"), "/handled.rs"));
@@ -113,6 +113,9 @@ pub(crate) fn load_for(name: &CStr) {
     if !HANDLED.get_or_init(|| handled().into_iter().map(|handled| NAMES[handled.slot]).collect()).contains(name) {
         return;
     }
+    if system::stands_aside() {
+        return;
+    }
     if name.to_bytes().starts_with(b"nvml") {
         nvml();
     } else {
@@ -151,11 +154,11 @@ fn load<T>(which: Which, open: impl Fn(&std::path::Path) -> Result<T, emuv_cuda:
         Which::Cuda => env::REAL_CUDA,
         Which::Nvml => env::REAL_NVML,
     };
-    let path = match std::env::var_os(variable) {
+    let path = match system::variable_os(variable) {
         Some(path) => Ok(PathBuf::from(path)),
-        // Loaded by hand, without `emuv run`.
+        // Not by `emuv run`.
         None => Locator {
-            library_path: std::env::var("LD_LIBRARY_PATH").ok(),
+            library_path: system::variable_os("LD_LIBRARY_PATH").and_then(|path| path.into_string().ok()),
             loader_cache: None,
             own_files: own_path().into_iter().collect(),
         }

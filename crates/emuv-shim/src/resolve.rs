@@ -17,7 +17,7 @@ use std::{
     sync::atomic::{AtomicPtr, Ordering},
 };
 
-use crate::real;
+use crate::{real, system};
 
 static REAL_DLSYM: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
 
@@ -101,11 +101,18 @@ unsafe extern "C" fn lookup(handle: *mut c_void, name: *const c_char) -> *mut c_
             // A symbol newer than this build of emuV: the real library may have it.
             return if is_own(handle) { real::symbol(name).map(<*const c_void>::cast_mut) } else { None };
         }
-        real::swap(found).map(<*const c_void>::cast_mut)
+        // To a program that is left alone, the driver's own; whether it is one is asked only where the answer counts.
+        real::swap(found).filter(|_| !system::stands_aside()).map(<*const c_void>::cast_mut)
     })
     .ok()
     .flatten()
     .unwrap_or(found)
+}
+
+/// Whether this is a program that runs with other rights than its caller's (setuid): nothing from the caller is trusted.
+pub(crate) fn is_secure() -> bool {
+    // SAFETY: reads a word that the kernel gave the process.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
 /// Whether a handle is this library's own.

@@ -33,6 +33,7 @@ use crate::{
         atomic::{AtomicBool, AtomicU64, Ordering},
         thread_local,
     },
+    system,
     turns::Turns,
 };
 
@@ -93,7 +94,7 @@ pub(crate) struct Session {
 /// The session, made now if this is the first call for it; `None` where emuV is switched off, cannot work,
 /// or the process is a forked child.
 pub(crate) fn start(real: &'static Real) -> Option<&'static Session> {
-    if FORKED.load(Ordering::Acquire) {
+    if FORKED.load(Ordering::Acquire) || system::stands_aside() {
         return None;
     }
     SESSION.get_or_init(|| Session::new(real)).as_ref()
@@ -114,6 +115,13 @@ pub(crate) fn forked() {
             slice.forked();
         }
         ipc::forked();
+    }
+}
+
+/// The process exits.
+pub(crate) fn exiting() {
+    if !FORKED.load(Ordering::Acquire) {
+        system::exiting();
     }
 }
 
@@ -139,13 +147,13 @@ fn slice_limits(slice: &Slice, ram_floor: Bytes) -> Limits {
 
 impl Session {
     fn new(real: &'static Real) -> Option<Self> {
-        let variable = |name: &str| std::env::var(name).ok();
+        let variable = system::variable;
         let on = |name: &str| variable(name).is_some_and(|value| env::is_on(&value));
         let slice = slice::current();
         if on(env::DISABLE) && slice.is_none() {
             return None;
         }
-        let limits = HostMemory::read()
+        let limits = system::host()
             .ok_or_else(|| "cannot read /proc/meminfo".to_owned())
             .and_then(|host| limits(slice, variable, &host));
         let limits = match limits {
@@ -181,7 +189,10 @@ impl Session {
         if !on(env::QUIET) {
             hints::say();
         }
-        let run_dir = std::env::var_os(env::RUN_DIR).map(PathBuf::from);
+        let run_dir = system::run_dir();
+        if system::is_a_run_of_its_own() {
+            crate::entry::watch_exit();
+        }
         Some(Self {
             real,
             limits,
@@ -210,7 +221,7 @@ impl Session {
             quiet: on(env::QUIET),
             devices: [const { OnceLock::new() }; MAX_DEVICES],
             arenas: (AtomicU64::new(u64::MAX), AtomicU64::new(0)),
-            trace: std::env::var_os(env::TRACE).filter(|path| !path.is_empty()).map(PathBuf::from),
+            trace: system::variable_os(env::TRACE).filter(|path| !path.is_empty()).map(PathBuf::from),
             spill_said: AtomicBool::new(false),
             degraded: AtomicBool::new(false),
         })

@@ -15,7 +15,7 @@ use emuv_state::{
     uuid_text,
 };
 
-use crate::{log, real};
+use crate::{log, real, system};
 
 /// See the module's head.
 #[derive(Debug)]
@@ -37,14 +37,17 @@ pub(crate) fn current() -> Option<&'static Slice> {
 }
 
 fn join() -> Option<Slice> {
+    if system::stands_aside() {
+        return None;
+    }
+    let variable = system::variable;
     let entry = beside_the_library().map(|dir| Registry::entry_at(Path::new(dir.trim_end()))).or_else(|| {
-        let variable = |name: &str| std::env::var(name).ok();
         let name = variable(env::VGPU).filter(|name| !name.is_empty())?;
         Some(Registry::find(variable, &name))
     })?;
     let joined = entry.and_then(|entry| {
         let account = slices::open(&entry)?;
-        let turns = TurnBook::open(&entry, |name| std::env::var(name).ok());
+        let turns = TurnBook::open(&entry, variable);
         if let Err(error) = &turns {
             log::debug(format_args!("{error}; the slice takes no turns: the driver divides the GPU's time"));
         }
@@ -59,6 +62,11 @@ fn join() -> Option<Slice> {
 /// The folder of the slice, where one is said beside the folder that this library is in.
 fn beside_the_library() -> Option<String> {
     fs::read_to_string(real::own_path()?.parent()?.parent()?.join(SLICE_FILE)).ok()
+}
+
+/// Whether this library was put there for a slice.
+pub(crate) fn is_beside_the_library() -> bool {
+    beside_the_library().is_some()
 }
 
 impl Slice {

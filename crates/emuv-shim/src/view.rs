@@ -1,15 +1,15 @@
 //! What a process of the run sees as a card's memory when it asks by the card and not through CUDA:
 //! computed from the run's limits and from the live counters of every process in it.
 
-use std::{path::PathBuf, sync::OnceLock};
+use std::sync::OnceLock;
 
 use emuv_state::{
-    HostMemory, Limits, ProcessRecord, env, read_ledgers,
+    Limits, ProcessRecord, env, read_ledgers,
     slices::{SliceLimits, Usage},
     uuid_text,
 };
 
-use crate::{log, slice};
+use crate::{log, slice, system};
 
 /// A card as its driver sees it, in bytes, without what the driver keeps for itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,11 +30,11 @@ fn limits() -> Option<&'static Limits> {
     static LIMITS: OnceLock<Option<Limits>> = OnceLock::new();
     LIMITS
         .get_or_init(|| {
-            let variable = |name: &str| std::env::var(name).ok();
-            if variable(env::DISABLE).is_some_and(|value| env::is_on(&value)) {
+            let variable = system::variable;
+            if system::stands_aside() || variable(env::DISABLE).is_some_and(|value| env::is_on(&value)) {
                 return None;
             }
-            let read = HostMemory::read().ok_or_else(|| "cannot read /proc/meminfo".to_owned());
+            let read = system::host().ok_or_else(|| "cannot read /proc/meminfo".to_owned());
             read.and_then(|host| Limits::from_env(variable, &host))
                 .map_err(|error| log::error(format_args!("{error}; NVML's figures stay as they are")))
                 .ok()
@@ -49,8 +49,7 @@ pub(crate) fn seen(card: Card, uuid: &str) -> Option<Seen> {
         return Some(if is_its { in_slice(card, slice.limits(), slice.usage()) } else { Seen { total: 0, free: 0 } });
     }
     let limits = limits()?;
-    let run_dir = std::env::var_os(env::RUN_DIR).map(PathBuf::from);
-    let processes = run_dir.map(|dir| read_ledgers(&dir).processes).unwrap_or_default();
+    let processes: Vec<_> = system::run_dirs().iter().flat_map(|dir| read_ledgers(dir).processes).collect();
     (!is_left_to_driver(uuid, &processes)).then(|| combine(card, limits, uuid, &processes))
 }
 

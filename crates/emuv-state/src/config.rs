@@ -10,7 +10,7 @@ use serde::{
     de::{Error as _, Visitor},
 };
 
-use crate::{LogSetting, Setting, env};
+use crate::{LogSetting, Movement, Setting, env, system::System};
 
 /// Where the configuration file is unless `EMUV_CONFIG` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/emuv/emuv.toml";
@@ -34,7 +34,40 @@ struct Keys {
     ram_floor: Option<String>,
     quiet: Option<bool>,
     log: Option<String>,
+    policy: Option<String>,
+    safe: Option<bool>,
+    system: System,
 }
+
+/// Every key of the file with its type and meaning, for the reference and the default file.
+pub const KEYS: &[(&str, &str, &str)] = &[
+    ("vram", "size", "Most VRAM that a program may use, per GPU. Unset: all of it."),
+    (
+        "ram",
+        "size",
+        "RAM budget of a program for what does not fit in VRAM; 0 turns spilling off. Unset: half of what is free.",
+    ),
+    ("ram_floor", "size", "RAM that emuV always leaves to the host. Unset: 2 GiB or a tenth of it, whichever is more."),
+    ("quiet", "true or false", "No notice when memory spills."),
+    ("log", "text", "off, error (the default), info or debug, to standard error; debug:/path to a file."),
+    ("policy", "text", "What moves between VRAM and RAM: dynamic (the default) or static."),
+    ("safe", "true or false", "Data moves only while the GPU has nothing to do."),
+    (
+        "system.enabled",
+        "true or false",
+        "After 'emuv install --system': false leaves every program as without it. Unset: true.",
+    ),
+    (
+        "system.only",
+        "list of names",
+        "Only these programs use emuV; '*' stands for any text. Unset: all that are not excepted.",
+    ),
+    (
+        "system.except",
+        "list of names",
+        "These programs do not use emuV. Unset: those that measure, share or debug the GPU itself.",
+    ),
+];
 
 impl ConfigFile {
     /// Reads the file that `EMUV_CONFIG` names, or else [`DEFAULT_PATH`] if it exists. `get` looks a variable up.
@@ -65,6 +98,27 @@ impl ConfigFile {
             format!("{}: line {line}: {}", path.display(), error.message().replace('\n', ", "))
         })?;
         Ok(Self { path: path.to_owned(), keys })
+    }
+
+    /// Which programs use emuV where nobody starts them with it.
+    pub fn system(&self) -> &System {
+        &self.keys.system
+    }
+
+    /// What the file says in the place of a variable of this name that is not set.
+    pub fn variable(&self, name: &str) -> Option<String> {
+        let keys = &self.keys;
+        let switch = |on: Option<bool>| on.map(|on| if on { "1" } else { "0" }.to_owned());
+        match name {
+            env::VRAM => keys.vram.clone(),
+            env::RAM => keys.ram.clone(),
+            env::RAM_FLOOR => keys.ram_floor.clone(),
+            env::LOG => keys.log.clone(),
+            env::POLICY => keys.policy.clone(),
+            env::QUIET => switch(keys.quiet),
+            env::SAFE => switch(keys.safe),
+            _ => None,
+        }
     }
 
     fn setting(&self, key: &str, value: Option<&String>) -> Option<Setting> {
@@ -119,6 +173,10 @@ pub struct Settings {
     pub sim: Option<Setting>,
     pub report: Option<Setting>,
     pub log: Option<Setting>,
+    /// The file's, which a flag or variable overrules.
+    pub policy: Option<Movement>,
+    /// Likewise.
+    pub safe: bool,
     pub quiet: bool,
 }
 
@@ -132,6 +190,7 @@ impl Settings {
         let variable = |name: &str| get(name).filter(|value| !value.is_empty()).map(|value| Setting::new(value, name));
         let flag = |name: &str, value: Option<String>| value.map(|value| Setting::new(value, name));
         let keys = &file.keys;
+        let in_file = |key: &str, error: String| format!("{}: {key}: {error}", file.path.display());
         let settings = Self {
             vram: flag("--vram", flags.vram)
                 .or_else(|| variable(env::VRAM))
@@ -145,6 +204,13 @@ impl Settings {
             sim: flag("--sim", flags.sim).or_else(|| variable(env::SIM)),
             report: flag("--report", flags.report).or_else(|| variable(env::REPORT)),
             log: variable(env::LOG).or_else(|| file.setting("log", keys.log.as_ref())),
+            policy: keys
+                .policy
+                .as_ref()
+                .map(|policy| policy.parse())
+                .transpose()
+                .map_err(|error| in_file("policy", error))?,
+            safe: keys.safe.unwrap_or(false),
             quiet: flags.quiet
                 || variable(env::QUIET).map_or(keys.quiet.unwrap_or(false), |value| env::is_on(&value.value)),
         };
@@ -222,6 +288,40 @@ mod tests {
         let settings = Settings::resolve(Flags::default(), |_| None, &file("ram = '64G'").unwrap()).unwrap();
         let error = Limits::resolve(None, settings.ram.as_ref(), None, &host).unwrap_err();
         assert!(error.starts_with("/etc/emuv/emuv.toml: ram: 64 GiB"), "{error}");
+    }
+
+    #[test]
+    fn where_a_variable_is_unset_the_file_has_its_value() {
+        let found = file("ram = '4G'\nquiet = true\nsafe = false\npolicy = 'static'\n").unwrap();
+        assert_eq!(found.variable("EMUV_RAM").as_deref(), Some("4G"));
+        assert_eq!(found.variable("EMUV_QUIET").as_deref(), Some("1"));
+        assert_eq!(found.variable("EMUV_SAFE").as_deref(), Some("0"));
+        assert_eq!((found.variable("EMUV_VRAM"), found.variable("EMUV_SIM")), (None, None));
+        let settings = Settings::resolve(Flags::default(), |_| None, &found).unwrap();
+        assert_eq!((settings.policy, settings.safe), (Some(Movement::Static), false));
+    }
+
+    #[test]
+    fn a_policy_that_is_none_is_refused_with_file_and_key() {
+        let error = Settings::resolve(Flags::default(), |_| None, &file("policy = 'magic'").unwrap()).unwrap_err();
+        assert!(error.starts_with("/etc/emuv/emuv.toml: policy: 'magic' is none of"), "{error}");
+    }
+
+    #[test]
+    fn every_key_of_the_table_is_one_of_the_file() {
+        for (key, kind, _) in KEYS {
+            let value = match *kind {
+                "size" => "'4G'",
+                "text" => "'x'",
+                "list of names" => "['x']",
+                _ => "true",
+            };
+            let text = match key.split_once('.') {
+                Some((table, key)) => format!("[{table}]\n{key} = {value}\n"),
+                None => format!("{key} = {value}\n"),
+            };
+            file(&text).unwrap_or_else(|error| panic!("{key}: {error}"));
+        }
     }
 
     #[test]

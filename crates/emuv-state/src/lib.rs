@@ -4,7 +4,7 @@
 //! Part of this crate is loaded into other people's programs. So nothing here panics or writes to the
 //! standard streams, and what only the command line needs is behind the feature `cli`.
 
-#[cfg(feature = "cli")]
+#[cfg(feature = "config")]
 pub mod config;
 pub mod env;
 mod host;
@@ -19,6 +19,8 @@ mod run_dir;
 pub mod sharing;
 pub mod slices;
 mod state_dir;
+#[cfg(feature = "config")]
+pub mod system;
 mod verdict;
 
 /// Parsers of foreign bytes that nothing outside this crate calls but the fuzz targets (`fuzz/`).

@@ -7,9 +7,9 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Parser, Subcommand, error::ErrorKind};
+use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 
-use crate::{bench, cdi, demo, doctor, info, kubelet, run, simulate, vgpu};
+use crate::{bench, cdi, demo, doctor, info, install, kubelet, reference, run, simulate, vgpu};
 
 /// An argument, a variable or a key of the configuration file is wrong; nothing was started.
 pub const BAD_ARGUMENT: u8 = 2;
@@ -58,6 +58,13 @@ pub enum Command {
     Demo(demo::Options),
     /// Measure emuV on this machine: what it costs, beside other ways and beside what the link allows.
     Bench(bench::Options),
+    /// Give emuV to every CUDA program of this machine, without 'emuv run', and undo that.
+    Install(install::Options),
+    /// Print completions for a shell.
+    Completions(reference::Completions),
+    /// Make what packages and docs carry.
+    #[command(hide = true)]
+    Generate(reference::Generate),
     /// The program that the demo runs.
     #[command(hide = true)]
     DemoWorkload(demo::workload::Options),
@@ -87,6 +94,11 @@ impl Failure {
     pub fn wrong(what: impl Display, why: impl Display) -> Self {
         Self::bad_argument(format!("{what}: {why}"))
     }
+}
+
+/// The command line's definition.
+pub fn definition() -> clap::Command {
+    Cli::command()
 }
 
 /// Reads the command line.
@@ -139,8 +151,6 @@ pub fn complain(message: &str) {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

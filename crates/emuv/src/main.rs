@@ -7,8 +7,10 @@ mod demo;
 mod doctor;
 mod gpus;
 mod info;
+mod install;
 mod kubelet;
 mod libs;
+mod reference;
 mod run;
 mod simulate;
 mod vgpu;
@@ -36,6 +38,9 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::run(&options),
         Command::Simulate(options) => simulate::run(&options),
         Command::Demo(options) => demo::run(&options).map_err(other),
+        Command::Install(options) => install::run(&options),
+        Command::Completions(options) => reference::completions(&options).map_err(other),
+        Command::Generate(options) => reference::generate(&options).map_err(other),
         Command::DemoWorkload(options) => demo::workload::run(&options).map_err(other),
     };
     ended.unwrap_or_else(|failure| {

@@ -91,3 +91,12 @@ pub(crate) fn watch_forks() {
     // SAFETY: the handler only sets a flag and unmaps the shared counters.
     unsafe { libc::pthread_atfork(None, None, Some(child)) };
 }
+
+/// Has what is the process's own cleared away when it exits.
+pub(crate) fn watch_exit() {
+    extern "C" fn exit() {
+        let _ = catch_unwind(session::exiting);
+    }
+    // SAFETY: the handler only removes files. A preloaded library is never unloaded.
+    unsafe { libc::atexit(exit) };
+}

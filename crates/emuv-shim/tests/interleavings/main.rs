@@ -4,8 +4,8 @@
 //! handles that are left at the end.
 //!
 //! What runs is the shim itself: its sources are compiled here once more, entries, session, devices, arena, pools, moves
-//! and the mover's own loop, over four other rooms: `sync` (shuttle's primitives, and time), `thread` (the mover is a
-//! thread of shuttle's), `real` (nothing is loaded) and a driver of the test's own (`driver`, `gpu`). The
+//! and the mover's own loop, over five other rooms: `sync` (shuttle's primitives, and time), `thread` (the mover is a
+//! thread of shuttle's), `real` (nothing is loaded), `system` (variables only) and a driver of the test's own (`driver`, `gpu`). The
 //! residency and the memory's state are those of emuv-policy.
 //!
 //! Not covered: what the shim does before there is a session and after a fork; look-up of functions and pass-through;
@@ -60,6 +60,7 @@ mod real;
 mod scenarios;
 mod schedules;
 mod sync;
+mod system;
 mod thread;
 
 fn main() -> std::process::ExitCode {

@@ -123,6 +123,18 @@ pub fn locked_memory(pinning_worked: bool) -> Check {
     )
 }
 
+/// What `emuv install --system` did here, where it did.
+pub fn system_wide() -> Option<Check> {
+    Some(match crate::install::system_wide()? {
+        Ok(library) => Check::ok("system-wide", format!("every CUDA program uses emuV ({library} is preloaded)")),
+        Err(why) => Check::fail(
+            "system-wide",
+            format!("emuV is preloaded into every program, and {why}"),
+            "set that right, or undo it by `emuv install --uninstall`",
+        ),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::{super::check::Status, *};

@@ -95,6 +95,7 @@ fn examine(findings: &mut Findings, sim: Option<&str>) -> bool {
     let memory = host::memory();
     findings.checks.extend(host::platform());
     findings.checks.push(host::container());
+    findings.checks.extend(host::system_wide());
     findings.checks.push(host::ram(memory.as_ref()));
     findings.checks.push(host::control_group(memory.as_ref()));
     let (checks, driver) = driver::load(simulated);

@@ -166,8 +166,8 @@ pub fn run(options: &Options) -> Result<ExitCode, Failure> {
         sim: checked.sim.as_deref(),
         gpu: checked.gpu.as_deref(),
         hints: !options.no_framework_hints,
-        policy: options.policy.unwrap_or_default(),
-        safe: options.safe,
+        policy: options.policy.or(settings.policy).unwrap_or_default(),
+        safe: options.safe || settings.safe,
         trace: checked.trace.as_deref(),
         verify: options.verify,
     };

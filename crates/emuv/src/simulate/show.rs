@@ -23,28 +23,43 @@ pub(super) struct Shown<'a> {
 #[derive(Serialize)]
 struct Json<'a> {
     schema: u32,
+    /// What was recorded.
     trace: Trace,
+    /// Of the card that is asked about.
     vram_bytes: u64,
+    /// RAM behind it.
     ram_bytes: u64,
+    /// The most that the program held.
     peak_bytes: u64,
+    /// Of the link that is asked about, 10^9 bytes a second.
     link: LinkSpeeds,
+    /// How often the loop was run.
     iterations: usize,
+    /// The last of them, whose mean is given.
     iterations_measured: usize,
+    /// With all in VRAM.
     in_vram_seconds_per_iteration: f64,
+    /// The least that GPU and link allow.
     bound_seconds_per_iteration: f64,
+    /// The least that has to cross to VRAM.
     bound_bytes_in_per_iteration: f64,
+    /// And to RAM.
     bound_bytes_out_per_iteration: f64,
+    /// By their names, as in the table.
     policies: BTreeMap<&'static str, PolicyOutcome<'a>>,
 }
 
 #[derive(Serialize)]
 struct Trace {
     file: String,
+    /// Launches, copies and memsets.
     works: usize,
     /// Null: there is no loop, and the whole program is one iteration.
     works_per_iteration: Option<usize>,
     iterations: Option<usize>,
+    /// Kinds of work.
     kinds: usize,
+    /// Those that were timed while they read RAM.
     kinds_timed_in_place: usize,
 }
 
@@ -58,10 +73,15 @@ struct LinkSpeeds {
 #[derive(Serialize)]
 struct PolicyOutcome<'a> {
     seconds_per_iteration: f64,
+    /// While nothing is known of the loop.
     first_iteration_seconds: f64,
+    /// The bound / the time.
     percent_of_bound: f64,
+    /// Copied to VRAM.
     bytes_in_per_iteration: f64,
+    /// Copied to RAM.
     bytes_out_per_iteration: f64,
+    /// Read and written in RAM.
     bytes_in_place_per_iteration: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     schedule: Option<&'a str>,
