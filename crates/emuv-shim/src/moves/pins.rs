@@ -18,10 +18,10 @@ use crate::{
 const WAIT_FOR_GPU: Duration = Duration::from_millis(20);
 
 /// It is given up after so long without a move.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// It is given up after so long, whatever moves.
-const MOST: Duration = Duration::from_secs(10);
+pub(super) const MOST: Duration = Duration::from_secs(10);
 
 /// Brings the allocation that `address` lies in to VRAM, where it stays. Nothing to do for memory that is not emuV's.
 ///
