@@ -12,6 +12,7 @@ mod libs;
 mod run;
 mod simulate;
 mod vgpu;
+mod watch;
 
 use std::process::ExitCode;
 
