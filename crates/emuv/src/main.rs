@@ -10,6 +10,7 @@ mod info;
 mod kubelet;
 mod libs;
 mod run;
+mod serve;
 mod simulate;
 mod vgpu;
 mod watch;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Command::Vgpu(options) => vgpu::run(&options),
         Command::Cdi(options) => cdi::run(&options),
         Command::Kubelet(options) => kubelet::run(&options),
+        Command::Serve(options) => serve::run(&options),
         Command::Info(options) => info::run(&options),
         Command::Doctor(options) => doctor::run(&options).map_err(other),
         Command::Bench(options) => bench::run(&options),

@@ -59,7 +59,7 @@ class Chart {
       label.textContent = value === 0 ? "0" : this.format(value);
       parts.push(label);
     }
-    for (const [minutes, anchor] of [[5, "start"], [4, "middle"], [3, "middle"], [2, "middle"], [1, "middle"], [0, "end"]]) {
+    for (const [minutes, anchor] of [[4, "middle"], [3, "middle"], [2, "middle"], [1, "middle"], [0, "end"]]) {
       const label = svg("text", { x: x(this.now - minutes * 60_000), y: height - 4, "text-anchor": anchor });
       label.textContent = minutes === 0 ? "now" : `\u2212${minutes} min`;
       parts.push(label);
@@ -116,10 +116,9 @@ class Chart {
   }
 }
 
-/** The distance of grid lines, three or four of them, in round binary numbers. */
+/** The distance of grid lines, of which there are up to four: a power of two, as sizes are shown 1024-based. */
 function niceStep(most) {
   let step = 1;
   while (most / step > 4) step *= 2;
-  // Thousands of a unit would be shown as ones of the next.
   return step;
 }

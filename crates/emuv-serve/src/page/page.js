@@ -388,10 +388,11 @@ function askResize(slice) {
   open("resize", async () => {
     const number = (id, words) => {
       const text = $(id).value.trim();
-      if (text === "") return undefined;
+      if (text === "") return undefined; // It stays.
       if (!/^\d{1,9}$/.test(text)) throw new Error(`${words}: '${text}' is not a whole number`);
       return Number(text);
     };
+    if (known(slice.cap_percent) && $("resize-cap").value.trim() === "") throw new Error("cap: 100 lifts it");
     const body = {
       vram: $("resize-vram").value.trim(),
       ram: $("resize-ram").value.trim(),

@@ -29,7 +29,8 @@ function bytes(value) {
 
 /** "3.2 of 6 GiB": the unit is said once where it is one. */
 function bytesOf(used, most) {
-  if (!known(used) || !known(most)) return known(used) ? bytes(used) : UNKNOWN;
+  if (!known(used) || !known(most)) return bytes(used);
+  if (most === 0) return used === 0 ? "none" : `${bytes(used)} of none`;
   const [part, partUnit] = sized(used);
   const [whole, unit] = sized(most);
   return used === 0 || partUnit === unit ? `${part} of ${whole}${SPACE}${unit}` : `${bytes(used)} of ${bytes(most)}`;
