@@ -30,6 +30,11 @@ impl ProcessId {
     }
 }
 
+/// Clock ticks from the machine's start to that of the process that has this number now; `None`: none has.
+pub fn process_start_ticks(pid: u32) -> Option<u64> {
+    state_and_start(pid).map(|(_, start)| start)
+}
+
 fn state_and_start(pid: u32) -> Option<(char, u64)> {
     // Never longer: a name has 16 bytes, a number 20 digits. Read at once, as whoever watches reads many of these.
     let mut text = [0; 2048];

@@ -11,6 +11,7 @@ mod kubelet;
 mod libs;
 mod run;
 mod simulate;
+mod top;
 mod vgpu;
 mod watch;
 
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Command::Vgpu(options) => vgpu::run(&options),
         Command::Cdi(options) => cdi::run(&options),
         Command::Kubelet(options) => kubelet::run(&options),
+        Command::Top(options) => top::run(&options),
         Command::Info(options) => info::run(&options),
         Command::Doctor(options) => doctor::run(&options).map_err(other),
         Command::Bench(options) => bench::run(&options),
