@@ -1,5 +1,6 @@
 //! Screens as they look, at the sizes that people have. The files in `screens/` are what is expected; with
 //! `EMUV_BLESS=1` they are written anew.
+#![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
 
 use std::{fs, path::PathBuf};
 
@@ -150,7 +151,10 @@ fn snapshot() -> Snapshot {
             gpu_uuid: "GPU-0".into(),
             vram_bytes: Some(3 * GIB),
         }],
-        problems: vec![Problem { kind: ProblemKind::Damaged, words: "/run/emuv/run-1-0/1.ledger: not a ledger".into() }],
+        problems: vec![Problem {
+            kind: ProblemKind::Damaged,
+            words: "/run/emuv/run-1-0/1.ledger: not a ledger".into(),
+        }],
     }
 }
 
@@ -191,7 +195,7 @@ fn screen(model: &Model, width: u16, height: u16) -> String {
 }
 
 fn expect(name: &str, text: &str) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/top/screens").join(name);
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/screens").join(name);
     if std::env::var_os("EMUV_BLESS").is_some() {
         fs::write(&path, text).unwrap();
     }
@@ -296,7 +300,10 @@ fn the_order_is_chosen_and_reversed_and_the_selection_stays_with_its_process() {
     assert_eq!(model.selected_place(), Some(0));
     letter(&mut model, 'r');
     letter(&mut model, 'S');
-    assert_eq!((programs(&model), model.selected_place()), (vec!["Xorg", "python3", "server", "漢字-program"], Some(0)));
+    assert_eq!(
+        (programs(&model), model.selected_place()),
+        (vec!["Xorg", "python3", "server", "漢字-program"], Some(0))
+    );
     letter(&mut model, 's');
     letter(&mut model, 's');
     assert_eq!(model.sort.name(), "VRAM");
@@ -330,9 +337,12 @@ fn a_signal_goes_only_to_a_process_that_was_chosen_held_and_asked_about() {
     let key = model.rows[0].key.clone();
     assert_eq!(letter(&mut model, 'k'), Effect::Hold(key));
     let target = Target { pid: 4711, name: "python3".into(), uid: None };
-    for (answer, effect) in
-        [('n', Effect::Release), ('k', Effect::Release), ('y', Effect::Signal(Ending::Asked)), ('K', Effect::Signal(Ending::Killed))]
-    {
+    for (answer, effect) in [
+        ('n', Effect::Release),
+        ('k', Effect::Release),
+        ('y', Effect::Signal(Ending::Asked)),
+        ('K', Effect::Signal(Ending::Killed)),
+    ] {
         model.update(Event::Held(Ok(target.clone())));
         // What comes in meanwhile changes nothing of the question.
         model.update(Event::Sample(Box::default()));

@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    process::ExitCode,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -49,7 +48,7 @@ impl Drop for Screen {
 ///
 /// # Errors
 /// The terminal's own.
-pub fn run(sampler: &mut Sampler, mut model: Model) -> io::Result<ExitCode> {
+pub fn run(sampler: &mut Sampler, mut model: Model) -> io::Result<u8> {
     let signal = Arc::new(AtomicUsize::new(0));
     for number in [SIGTERM, SIGINT, SIGHUP, SIGQUIT] {
         let value = usize::try_from(number).unwrap_or(0);
@@ -109,5 +108,5 @@ pub fn run(sampler: &mut Sampler, mut model: Model) -> io::Result<ExitCode> {
     }
     drop(screen);
     let signal = u8::try_from(signal.load(Relaxed)).unwrap_or(0);
-    Ok(ExitCode::from(if signal == 0 { 0 } else { 128 + signal }))
+    Ok(if signal == 0 { 0 } else { 128 + signal })
 }

@@ -7,7 +7,7 @@ use ratatui::{
 };
 
 use super::{Paint, put};
-use crate::top::{
+use crate::{
     model::Model,
     rows::{Row, Sort},
     words::{count, percent, places, rate, size},

@@ -70,10 +70,7 @@ fn gpu_line(gpu: &Gpu, place: usize, look: Look) -> String {
 }
 
 fn slice_line(slice: &Slice, look: Look) -> String {
-    let parts = [
-        (slice.vram_used_bytes.unwrap_or(0), look.vram()),
-        (slice.ram_used_bytes.unwrap_or(0), look.ram()),
-    ];
+    let parts = [(slice.vram_used_bytes.unwrap_or(0), look.vram()), (slice.ram_used_bytes.unwrap_or(0), look.ram())];
     let whole = slice.vram_limit_bytes.saturating_add(slice.ram_limit_bytes);
     let used = |used: Option<u64>| used.map_or_else(|| "?".to_owned(), size);
     let mut text = format!(
@@ -98,8 +95,9 @@ fn slice_line(slice: &Slice, look: Look) -> String {
 }
 
 fn table(rows: &[Row], look: Look) -> Vec<String> {
-    let head =
-        ["PID", "GPU", "SLICE", "VRAM/RAM", "VRAM", "RAM", "SPILL", "IN/s", "OUT/s", "READ/s", "WAIT", "BOUND", "LAUN/s"];
+    let head = [
+        "PID", "GPU", "SLICE", "VRAM/RAM", "VRAM", "RAM", "SPILL", "IN/s", "OUT/s", "READ/s", "WAIT", "BOUND", "LAUN/s",
+    ];
     let most = rows.iter().map(Row::memory_bytes).max().unwrap_or(0);
     let mut lines = vec![(head.map(str::to_owned), "COMMAND".to_owned())];
     for row in rows {
@@ -128,9 +126,8 @@ fn table(rows: &[Row], look: Look) -> Vec<String> {
         lines.push((cells, command));
     }
     let wide = |text: &str| Span::raw(text.to_owned()).width();
-    let widths: Vec<_> = (0..head.len())
-        .map(|column| lines.iter().map(|(cells, _)| wide(&cells[column])).max().unwrap_or(0))
-        .collect();
+    let widths: Vec<_> =
+        (0..head.len()).map(|column| lines.iter().map(|(cells, _)| wide(&cells[column])).max().unwrap_or(0)).collect();
     let padded = |(column, cell): (usize, &String)| {
         let blanks = " ".repeat(widths[column] - wide(cell));
         if matches!(column, 2 | 3) { format!("{cell}{blanks}  ") } else { format!("{blanks}{cell}  ") }

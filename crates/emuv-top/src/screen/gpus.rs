@@ -4,7 +4,7 @@ use emuv_watch::{Gpu, Slice};
 use ratatui::{Frame, layout::Rect, text::Span};
 
 use super::{Column, Paint, TALL, put, rate_of};
-use crate::top::{
+use crate::{
     model::Model,
     words::{Look, count, percent, places, rate, size},
 };
@@ -192,7 +192,8 @@ pub(super) fn graphs(frame: &mut Frame<'_>, model: &Model, area: Rect) {
 /// Columns from the right, newest last.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Steps of a column.
 fn graph(frame: &mut Frame<'_>, look: Look, values: &[f64], scale: f64, paint: Paint, area: Rect) {
-    let letters: &[char] = if look.blocks { &['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'] } else { &['.', ':', '#'] };
+    let letters: &[char] =
+        if look.blocks { &['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'] } else { &['.', ':', '#'] };
     let steps = letters.len();
     let style = look.style(paint);
     for (place, value) in values.iter().rev().take(usize::from(area.width)).enumerate() {

@@ -9,7 +9,7 @@ use ratatui::{
 };
 
 use super::{Paint, put};
-use crate::top::{
+use crate::{
     model::{Mode, Model, Target},
     words::size,
 };
@@ -136,12 +136,7 @@ fn over(frame: &mut Frame<'_>, model: &Model, title: &'static str, lines: Vec<Li
     let inner = usize::from(width.saturating_sub(4)).max(1);
     let height: usize = lines.iter().map(|line| line.width().div_ceil(inner).max(1)).sum();
     let height = u16::try_from(height + 2).unwrap_or(u16::MAX).min(area.height);
-    let place = Rect {
-        x: area.x + (area.width - width) / 2,
-        y: area.y + (area.height - height) / 2,
-        width,
-        height,
-    };
+    let place = Rect { x: area.x + (area.width - width) / 2, y: area.y + (area.height - height) / 2, width, height };
     let block = bordered(model)
         .title(title)
         .padding(ratatui::widgets::Padding::horizontal(1))

@@ -15,10 +15,7 @@ impl Look {
         let set = |name: &str| get(name).filter(|value| !value.is_empty());
         let locale = set("LC_ALL").or_else(|| set("LC_CTYPE")).or_else(|| set("LANG")).unwrap_or_default();
         let locale = locale.to_ascii_lowercase();
-        Self {
-            colour: set("NO_COLOR").is_none(),
-            blocks: locale.contains("utf-8") || locale.contains("utf8"),
-        }
+        Self { colour: set("NO_COLOR").is_none(), blocks: locale.contains("utf-8") || locale.contains("utf8") }
     }
 
     /// VRAM of programs under emuV.

@@ -39,14 +39,14 @@ impl History {
     /// The last points of a GPU, oldest first.
     pub fn last(&self, uuid: &str, most: usize) -> Vec<Point> {
         let points = self.gpus.get(uuid);
-        points.map(|points| points.iter().skip(points.len().saturating_sub(most)).copied().collect()).unwrap_or_default()
+        points
+            .map(|points| points.iter().skip(points.len().saturating_sub(most)).copied().collect())
+            .unwrap_or_default()
     }
 
     /// The height of the graphs of a GPU: what its link brings, or else the most that was seen.
     pub fn scale(&self, uuid: &str, link: Option<Link>) -> (f64, f64) {
-        let most = |value: fn(&Point) -> f64| {
-            self.gpus.get(uuid).into_iter().flatten().map(value).fold(1.0, f64::max)
-        };
+        let most = |value: fn(&Point) -> f64| self.gpus.get(uuid).into_iter().flatten().map(value).fold(1.0, f64::max);
         let (into, out) = (most(|point| point.into), most(|point| point.out));
         #[allow(clippy::cast_precision_loss)] // Far below 2^52.
         link.map_or((into, out), |link| {
