@@ -217,10 +217,10 @@ impl Model {
                 self.filter.clear();
                 self.arrange();
             }
-            KeyCode::Up => self.select(|place, _| place.saturating_sub(1)),
-            KeyCode::Down => self.select(|place, _| place + 1),
-            KeyCode::PageUp => self.select(|place, _| place.saturating_sub(PAGE)),
-            KeyCode::PageDown => self.select(|place, _| place + PAGE),
+            KeyCode::Up => self.select(|place, _| place.map_or(0, |place| place.saturating_sub(1))),
+            KeyCode::Down => self.select(|place, _| place.map_or(0, |place| place + 1)),
+            KeyCode::PageUp => self.select(|place, _| place.map_or(0, |place| place.saturating_sub(PAGE))),
+            KeyCode::PageDown => self.select(|place, _| place.map_or(0, |place| place + PAGE)),
             KeyCode::Home => self.select(|_, _| 0),
             KeyCode::End => self.select(|_, last| last),
             _ => {}
@@ -228,10 +228,10 @@ impl Model {
         Effect::Nothing
     }
 
-    /// Selects another row; the first one if none was.
-    fn select(&mut self, to: impl FnOnce(usize, usize) -> usize) {
+    /// Selects another row: by the place of the one that is selected, and the last place.
+    fn select(&mut self, to: impl FnOnce(Option<usize>, usize) -> usize) {
         let last = self.rows.len().saturating_sub(1);
-        let place = self.selected_place().map_or(0, |place| to(place, last).min(last));
+        let place = to(self.selected_place(), last).min(last);
         self.selected = self.rows.get(place).map(|row| row.key.clone());
     }
 

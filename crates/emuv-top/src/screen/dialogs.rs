@@ -90,8 +90,7 @@ pub(super) fn ask(frame: &mut Frame<'_>, model: &Model, target: &Target, area: R
 }
 
 const HELP: &str = "\
-q, Ctrl-C    quit
-up, down     choose a process (page up, page down, home, end)
+q, Ctrl-C    quit           up, down, home, end   choose a process
 d, enter     more about it
 k            end it, after a question
 s, S         sort by the next column, the one before
@@ -101,6 +100,7 @@ g            graphs of the next GPU
 space        pause
 +, -         look less often, more often
 
+PROGRAM   in parentheses: it runs without emuV
 VRAM/RAM  what it has, to the scale of the largest process
 SPILL     bytes that were placed in RAM, in all
 IN, OUT   bytes moved into VRAM, out of it, a second

@@ -39,7 +39,8 @@ pub(super) fn gpus(frame: &mut Frame<'_>, model: &Model, rest: &mut Column, heig
 
 fn memory_line(frame: &mut Frame<'_>, look: Look, gpu: &Gpu, place: usize, area: Rect) {
     let number = gpu.index.map_or(place, |index| index as usize);
-    let name = gpu.name.clone().unwrap_or_else(|| gpu.uuid.clone());
+    let name = gpu.name.as_ref().unwrap_or(&gpu.uuid);
+    let name = name.strip_prefix("NVIDIA ").unwrap_or(name);
     let width = usize::from(area.width);
     // The name gives way to the bar.
     let name_width = if width >= 120 { 28 } else { width.saturating_sub(56).min(20) };
@@ -65,10 +66,9 @@ fn gpu_bar(look: Look, gpu: &Gpu, width: usize) -> Vec<Span<'static>> {
     let used = gpu.vram_used_bytes.unwrap_or(ours.vram_bytes).max(ours.vram_bytes);
     let total = gpu.vram_total_bytes.unwrap_or(used).max(used);
     let others = used - ours.vram_bytes;
-    let [vram_width] = places([total], total.saturating_add(ours.ram_bytes), width.saturating_sub(2));
-    let ram_width = width.saturating_sub(2 + vram_width);
-    let ram_width = if ours.ram_bytes > 0 { ram_width.max(1) } else { 0 };
-    let vram_width = width.saturating_sub(2 + ram_width);
+    let inside = width.saturating_sub(3);
+    let [ram_width] = places([ours.ram_bytes], total.saturating_add(ours.ram_bytes), inside);
+    let vram_width = inside - ram_width;
     let [vram, other] = places([ours.vram_bytes, others], total, vram_width);
     let run = |letter: char, count: usize| letter.to_string().repeat(count);
     vec![
@@ -78,6 +78,7 @@ fn gpu_bar(look: Look, gpu: &Gpu, width: usize) -> Vec<Span<'static>> {
         look.span(Paint::Quiet, run(look.free(), vram_width - vram - other)),
         look.span(Paint::Quiet, "|"),
         look.span(Paint::Ram, run(look.ram(), ram_width)),
+        look.span(Paint::Quiet, "]"),
     ]
 }
 
@@ -144,10 +145,10 @@ fn slice_line(frame: &mut Frame<'_>, model: &Model, slice: &Slice, name_width: u
         look.span(paint(vram, slice.vram_limit_bytes), share("VRAM", vram, slice.vram_limit_bytes)),
         look.span(paint(ram, slice.ram_limit_bytes), share(" RAM", ram, slice.ram_limit_bytes)),
     ];
-    let mut words = Vec::new();
     if !slice.enabled {
         spans.push(look.span(Paint::Bad, "  disabled"));
     }
+    let mut words = Vec::new();
     if let Some(time) = slice.time.filter(|time| time.used_micros > 0) {
         words.extend(time.share_percent.map(|share| format!("{share:.0} % of time")));
         words.push(format!("{} turns{}", count_whole(time.turns), if time.in_turn { ", now" } else { "" }));
@@ -155,7 +156,13 @@ fn slice_line(frame: &mut Frame<'_>, model: &Model, slice: &Slice, name_width: u
     words.push(format!("weight {}", slice.weight));
     words.extend(slice.cap_percent.map(|cap| format!("cap {cap} %")));
     words.extend(slice.schedule.as_ref().map(|schedule| format!("open {schedule}")));
-    spans.push(look.span(Paint::Plain, format!("  {}", words.join("  "))));
+    // Whole words, as far as they fit.
+    let mut left = usize::from(area.width).saturating_sub(spans.iter().map(Span::width).sum());
+    for word in words {
+        let Some(after) = left.checked_sub(word.len() + 2) else { break };
+        left = after;
+        spans.push(look.span(Paint::Plain, format!("  {word}")));
+    }
     put(frame, area, spans);
 }
 

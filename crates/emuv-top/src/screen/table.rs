@@ -189,7 +189,7 @@ fn cell(model: &Model, row: &Row, column: Column, width: u16, most: u64) -> Vec<
         Column::Gpu => (Paint::Plain, row.gpu.to_string()),
         Column::Slice => (Paint::Plain, row.slice.clone().unwrap_or_else(unknown)),
         Column::Program if row.under_emuv => (Paint::Strong, row.program.clone()),
-        Column::Program => (Paint::Other, row.program.clone()),
+        Column::Program => (Paint::Other, format!("({})", row.program)),
         Column::Command if row.under_emuv => (Paint::Plain, row.command.clone()),
         Column::Command => (Paint::Other, "(not under emuV)".to_owned()),
         Column::Vram => (Paint::Vram, bytes(row.vram_bytes)),
