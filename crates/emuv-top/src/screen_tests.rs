@@ -257,13 +257,10 @@ fn no_size_makes_it_panic_and_the_help_has_room_at_the_usual_one() {
     letter(&mut model, '?');
     expect("help.txt", &screen(&model, 80, 24));
     for mode in [Mode::Help, Mode::Filter(String::new()), Mode::Table] {
-        model.mode = mode;
-        for details in [false, true] {
-            model.details = details;
-            for width in (0..30).chain([79, 80, 81, 119, 120, 300]) {
-                for height in (0..40).chain([100]) {
-                    screen(&model, width, height);
-                }
+        (model.details, model.mode) = (mode == Mode::Table, mode);
+        for width in [0, 1, 5, 9, 10, 11, 19, 20, 21, 30, 55, 56, 57, 79, 80, 81, 120, 300] {
+            for height in (0..26).chain([36, 100]) {
+                screen(&model, width, height);
             }
         }
     }
