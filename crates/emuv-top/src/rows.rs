@@ -25,6 +25,7 @@ pub struct Row {
     pub vram_budget_bytes: Option<u64>,
     pub ram_bytes: Option<u64>,
     pub spilled_bytes: Option<u64>,
+    /// Moved and read in place: all that crosses the link this way.
     pub in_rate: Option<f64>,
     pub out_rate: Option<f64>,
     pub in_place_rate: Option<f64>,
@@ -76,7 +77,7 @@ pub fn rows(snapshot: &Snapshot) -> Vec<Row> {
                 vram_budget_bytes: device.vram.budget_bytes,
                 ram_bytes: Some(device.ram.used_bytes),
                 spilled_bytes: counters.map(|counters| counters.spilled_bytes),
-                in_rate: rates.map(|rates| rates.in_bytes_per_second),
+                in_rate: rates.map(|rates| rates.in_bytes_per_second + rates.in_place_bytes_per_second),
                 out_rate: rates.map(|rates| rates.out_bytes_per_second),
                 in_place_rate: rates.map(|rates| rates.in_place_bytes_per_second),
                 launch_rate: rates.map(|rates| rates.launches_per_second),
@@ -207,7 +208,7 @@ impl Sort {
             Self::Vram => other.vram_bytes.cmp(&one.vram_bytes),
             Self::Ram => other.ram_bytes.cmp(&one.ram_bytes),
             Self::Spilled => other.spilled_bytes.cmp(&one.spilled_bytes),
-            Self::Traffic => most(|row| Some(row.in_rate? + row.out_rate? + row.in_place_rate?)),
+            Self::Traffic => most(|row| Some(row.in_rate? + row.out_rate?)),
             Self::Launches => most(|row| row.launch_rate),
             Self::Waited => most(|row| row.waited_percent),
             Self::Bound => {

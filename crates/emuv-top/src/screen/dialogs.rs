@@ -103,8 +103,8 @@ space        pause
 PROGRAM   in parentheses: it runs without emuV
 VRAM/RAM  what it has, to the scale of the largest process
 SPILL     bytes that were placed in RAM, in all
-IN, OUT   bytes moved into VRAM, out of it, a second
-READ      bytes read in place in RAM
+IN, OUT   bytes that cross the link to the GPU, from it, a second
+READ      the part of IN that is read in place in RAM
 WAIT      of the time, how much the GPU waited for data
 BOUND     how close it is to what GPU and link allow
 TURNS     turns that its slice has had on a shared GPU";

@@ -46,7 +46,7 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model) {
     }
     let details = match area.height {
         TALLER.. if model.selected.is_some() || model.details => 8,
-        height if model.details => height / 3,
+        height @ 10.. if model.details => height / 3,
         _ => 0,
     };
     let details = rest.take_last(details);
