@@ -11,7 +11,10 @@ use std::{
 
 use emuv_watch::{Moment, Sampler};
 use ratatui::crossterm::event::{self, Event as Input, KeyEventKind};
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Signal, kill_current_process_group},
+};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 use super::{
@@ -44,6 +47,29 @@ impl Drop for Screen {
     }
 }
 
+/// What has come of waiting.
+enum Waited {
+    Input,
+    InVain,
+    /// There is no terminal any more.
+    Gone,
+}
+
+/// Waits for keys, for a signal (another size is one), or for time to pass. The library that reads keys does not notice that a
+/// terminal has gone, and would go on reading for ever.
+fn wait_for_input(most: Duration) -> Waited {
+    let stdin = io::stdin();
+    let mut polled = [PollFd::new(&stdin, PollFlags::IN)];
+    let most = Timespec { tv_sec: 0, tv_nsec: most.subsec_nanos().into() };
+    match poll(&mut polled, Some(&most)) {
+        Ok(0) => Waited::InVain,
+        Ok(_) if polled[0].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) => Waited::Gone,
+        Ok(_) => Waited::Input,
+        Err(rustix::io::Errno::INTR) => Waited::Input,
+        Err(_) => Waited::Gone,
+    }
+}
+
 /// Shows samples until somebody has seen enough.
 ///
 /// # Errors
@@ -67,15 +93,20 @@ pub fn run(sampler: &mut Sampler, mut model: Model) -> io::Result<u8> {
             screen.0.draw(|frame| draw(frame, &model))?;
         }
         let wait = if model.paused { LOOK } else { due.saturating_duration_since(Instant::now()).min(LOOK) };
-        match event::poll(wait) {
-            Ok(false) => continue,
-            Ok(true) => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
+        match wait_for_input(wait) {
+            Waited::Gone => {
+                signal.store(usize::try_from(SIGHUP).unwrap_or(0), Relaxed);
+                break;
+            }
+            Waited::InVain => continue,
+            Waited::Input => {}
         }
-        if let Input::Key(key) = event::read()?
-            && key.kind != KeyEventKind::Release
-        {
+        // All that is there: what was read with the first is not seen by the next wait.
+        while event::poll(Duration::ZERO)? {
+            let Input::Key(key) = event::read()? else { continue };
+            if key.kind == KeyEventKind::Release {
+                continue;
+            }
             match model.update(Event::Key(key)) {
                 Effect::Nothing => {}
                 Effect::Sample => {
@@ -96,10 +127,11 @@ pub fn run(sampler: &mut Sampler, mut model: Model) -> io::Result<u8> {
                 }
                 Effect::Suspend => {
                     drop(screen);
-                    kill_process(getpid(), Signal::TSTP)?;
+                    // The whole job, as the terminal itself would.
+                    kill_current_process_group(Signal::TSTP)?;
                     screen = Screen::open()?;
                 }
-                Effect::Quit => break,
+                Effect::Quit => return Ok(0),
             }
             due = due.min(Instant::now() + Duration::from_millis(model.interval_millis));
         }
