@@ -40,6 +40,7 @@ pub use ledger::{
 pub use limits::{Limits, MAX_SIZE, Setting};
 pub use log_setting::{LogLevel, LogSetting};
 pub use movement::Movement;
+pub use process::process_start_ticks;
 pub use run_dir::{RunDir, RunEntry, runs};
 pub use state_dir::state_dir;
 #[cfg(feature = "cli")]

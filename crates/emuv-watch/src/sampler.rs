@@ -162,7 +162,7 @@ struct Seen {
     /// Slices by folder, with who says to be in them.
     slices: HashMap<PathBuf, (Entry, Vec<SliceProcess>)>,
     /// Processes with ledgers, by the slice's folder: the same are in the slice's own list.
-    with_ledgers: Vec<(PathBuf, u32)>,
+    with_ledgers: HashMap<PathBuf, HashSet<u32>>,
     /// What is said of GPUs, by UUID.
     gpus: HashMap<String, Gpu>,
 }
@@ -198,12 +198,12 @@ impl Seen {
         let mut slices: Vec<_> = self.slices.iter().collect();
         slices.sort_by_key(|(dir, _)| *dir);
         for (dir, (entry, members)) in slices {
-            for member in members {
-                if member.same_namespace && self.with_ledgers.iter().any(|(d, pid)| d == dir && *pid == member.pid) {
-                    continue;
-                }
-                processes.push(slice_process(dir, entry, member));
-            }
+            let known = self.with_ledgers.get(dir);
+            let is_known = |member: &&SliceProcess| {
+                member.same_namespace && known.is_some_and(|known| known.contains(&member.pid))
+            };
+            let unknown = members.iter().filter(|member| !is_known(member));
+            processes.extend(unknown.map(|member| slice_process(dir, entry, member)));
         }
     }
 }
@@ -296,7 +296,7 @@ fn process(record: &ProcessRecord, run: &RunEntry, seen: &mut Seen) -> Process {
     let slice = run.slice.as_ref().and_then(|dir| seen.slices.get(dir));
     let slice = slice.map(|(entry, _)| (entry.slice.name.clone(), entry.dir.clone()));
     if let Some((_, dir)) = &slice {
-        seen.with_ledgers.push((dir.clone(), record.pid));
+        seen.with_ledgers.entry(dir.clone()).or_default().insert(record.pid);
     }
     let command = harmless(&record.command);
     Process {

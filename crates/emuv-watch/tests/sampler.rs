@@ -1,4 +1,5 @@
 //! Samples of directories that the tests make: what lies in them is seen, whatever it is, and nothing is changed.
+#![allow(clippy::unwrap_used, clippy::cast_precision_loss)] // A failed unwrap is a failed test; sizes as rates.
 
 use std::{
     fs,
@@ -144,7 +145,7 @@ fn counters_that_go_backwards_are_no_change() {
 #[test]
 fn the_percent_of_bound_is_that_of_all_iterations_and_of_the_last_few() {
     let state = tempfile::tempdir().unwrap();
-    let (_run, ledger) = program(state.path());
+    let (run, ledger) = program(state.path());
     let mut summary = Summary {
         watched_micros: 1_000_000,
         starved_micros: 100_000,
@@ -170,7 +171,7 @@ fn the_percent_of_bound_is_that_of_all_iterations_and_of_the_last_few() {
     assert_eq!((speed.percent_of_bound, speed.percent_of_bound_lately), (Some(70.0), Some(50.0)));
     assert_eq!(used.rates.unwrap().gpu_waited_percent, 25.0);
     assert_eq!(snapshot.gpus[0].link.unwrap().in_bytes_per_second, 25_000_000_000);
-    drop(ledger);
+    fs::remove_file(run.path().join(format!("{}.ledger", std::process::id()))).unwrap();
     assert_eq!(sampler.sample(at(2000)).gpus[0].link, snapshot.gpus[0].link);
 }
 
@@ -236,13 +237,10 @@ fn whatever_cannot_be_used_is_named_and_hides_nothing_else_and_stays_as_it_is() 
     let before = contents(state.path());
     let snapshot = sampler(state.path()).sample(at(0));
     assert_eq!((snapshot.processes.len(), snapshot.slices.len()), (1, 1));
-    let kinds: Vec<_> = words(&snapshot).iter().map(|(kind, _)| *kind).collect();
-    let expected = [ProblemKind::Damaged, ProblemKind::Damaged, ProblemKind::OtherVersion, ProblemKind::Damaged];
-    let count = |kind| (kinds.iter().filter(|k| **k == kind).count(), expected.iter().filter(|k| **k == kind).count());
-    for kind in [ProblemKind::Damaged, ProblemKind::OtherVersion] {
-        assert_eq!(count(kind).0, count(kind).1, "{:?}", words(&snapshot));
-    }
-    assert_eq!(kinds.len(), 4, "{:?}", words(&snapshot));
+    let mut kinds: Vec<_> = words(&snapshot).iter().map(|(kind, _)| *kind).collect();
+    kinds.sort();
+    let damaged = ProblemKind::Damaged;
+    assert_eq!(kinds, [damaged, damaged, damaged, ProblemKind::OtherVersion], "{:?}", words(&snapshot));
     assert!(words(&snapshot).iter().all(|(_, words)| words.starts_with('/') && !words.contains('\x1b')));
     assert_eq!(contents(state.path()), before);
 }

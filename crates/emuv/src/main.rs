@@ -12,6 +12,7 @@ mod libs;
 mod run;
 mod serve;
 mod simulate;
+mod top;
 mod vgpu;
 mod watch;
 
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Command::Vgpu(options) => vgpu::run(&options),
         Command::Cdi(options) => cdi::run(&options),
         Command::Kubelet(options) => kubelet::run(&options),
+        Command::Top(options) => top::run(&options),
         Command::Serve(options) => serve::run(&options),
         Command::Info(options) => info::run(&options),
         Command::Doctor(options) => doctor::run(&options).map_err(other),

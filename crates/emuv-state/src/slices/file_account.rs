@@ -154,7 +154,7 @@ impl Account for FileAccount {
 /// # Errors
 /// The system's own; most often that this user may not look.
 pub(super) fn look(dir: &Path) -> io::Result<(Usage, Vec<SliceProcess>)> {
-    let open = |name: &str| open_plain(&dir.join(USE).join(name));
+    let open = |name: &str| open_plain(&dir.join(USE).join(name)).map(|(file, _)| file);
     let used = |name: &str| LockLedger::new(open(name)?, 0).used_bytes();
     let usage = Usage { vram: used(VRAM)?, ram: used(RAM)?, own_vram: 0, own_ram: 0 };
     Ok((usage, super::records::read(&open(PROCESSES)?, None)?))
