@@ -131,7 +131,7 @@ fn figures_have_their_labels_and_base_units() {
     }
     assert!(moved.label("gpu").unwrap().starts_with("GPU-"));
     assert_eq!(find("emuv_process_held_seconds_total").value, 0.0025);
-    assert_eq!(find("emuv_process_bound_ratio").value, 0.842);
+    assert_eq!(find("emuv_process_bound_ratio").value, 0.75);
     assert_eq!(find("emuv_slice_gpu_seconds_total").value, 1.5);
     assert_eq!(find("emuv_slice_cap_ratio").value, 0.5);
     assert_eq!(find("emuv_build_info").label("version"), Some("1.2.3"));

@@ -58,7 +58,7 @@ fn process(number: usize, slice: &Slice) -> Process {
             vram: tier(20 << 20),
             ram: tier(1 << 20),
             counters: Some(Counters { in_bytes: 1 << 40, launches: 123_456, held_micros: 2500, ..Counters::default() }),
-            speed: Some(Speed { percent_of_bound: Some(84.2), iterations: 24, ..Speed::default() }),
+            speed: Some(Speed { percent_of_bound: Some(75.0), iterations: 24, ..Speed::default() }),
             rates: Some(rates()),
         }],
     }
