@@ -1,11 +1,14 @@
 """What the dashboard must do, seen in a browser. Waits for what is to come, never for a time."""
 
+import json
 import os
 import pathlib
 import re
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 
 from browser import Browser
 
@@ -48,6 +51,15 @@ class Place:
         server = self.start("serve", "--listen", address, "--admin", "--token-file", str(self.token))
         line = server.stdout.readline()
         return server, re.search(r"http://(\S+)/", line).group(1)
+
+    def change(self, address, path, body):
+        """Asks for a change with the token; gives the status and what is wrong."""
+        headers = {"Authorization": f"Bearer {self.token.read_text().strip()}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"http://{address}/api/v1/slices/{path}", body.encode(), headers, method="POST")
+        try:
+            return urllib.request.urlopen(request).status, ""
+        except urllib.error.HTTPError as refused:
+            return refused.code, json.load(refused)["error"]
 
     def run(self, program, *flags):
         """Starts a program; gives what tells it something and waits for its answer."""
@@ -144,6 +156,16 @@ def check(place, browser, shots):
     # The browser itself notes that a token was refused.
     refused = [("network", text) for source, text in browser.complaints() if "401" in text or "400" in text]
     assert browser.complaints() == refused and len(refused) == 2, browser.complaints()
+
+    # What no definition may say is refused, and nothing is lost.
+    before = (place.folder / "state/vgpu/ml-2/slice").read_bytes()
+    for body in ['{"weight": 0}', '{"weight": 10001}', '{"cap_percent": 0}', '{"cap_percent": 101}', '{"vram": 0}', "{}",
+                 '{"vram": "257M"}', '{"ram": "900T"}', '{"vram": "18446744073709551615"}', '{"vram": "-1"}']:
+        status, words = place.change(address, "ml-2/resize", body)
+        assert status in (400, 409) and words, (body, status, words)
+    assert place.change(address, "ml-3/enable", "")[0] == 404
+    assert place.change(address, "..%2fml-2/enable", "")[0] == 400
+    assert (place.folder / "state/vgpu/ml-2/slice").read_bytes() == before
 
     # A file that is damaged.
     damaged = place.folder / "state/vgpu/ml-2/slice"
