@@ -94,6 +94,8 @@ impl Token {
 /// Why a change is refused before it is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Denied {
+    /// The server was not started for changes.
+    NoChanges,
     /// Another web page asks.
     ForeignPage,
     /// There is no token.

@@ -142,6 +142,10 @@ impl IntoResponse for Denied {
             response
         };
         match self {
+            Self::NoChanges => {
+                let words = "this server changes nothing; emuv serve --admin --token-file FILE starts one that does";
+                error(StatusCode::NOT_FOUND, words)
+            }
             Self::ForeignPage => error(StatusCode::FORBIDDEN, "changes are for this server's own page only"),
             Self::NoToken => unauthorized("a token is needed: Authorization: Bearer TOKEN"),
             Self::WrongToken => unauthorized("this is not the token"),
@@ -239,11 +243,8 @@ async fn processes(State(app): State<App>) -> Result<Response, NoShot> {
 }
 
 /// Who carries changes out, for whoever may ask for some.
-fn permitted(app: &Shared, headers: &HeaderMap, peer: SocketAddr) -> Result<Arc<dyn Admin>, Response> {
-    let Some(changes) = &app.changes else {
-        let words = "this server changes nothing; emuv serve --admin --token-file FILE starts one that does";
-        return Err(error(StatusCode::NOT_FOUND, words));
-    };
+fn permitted(app: &Shared, headers: &HeaderMap, peer: SocketAddr) -> Result<Arc<dyn Admin>, Denied> {
+    let changes = app.changes.as_ref().ok_or(Denied::NoChanges)?;
     // What is not readable text is there all the same: it must not count as missing.
     let text = |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or_default());
     let asking = Asking {
@@ -253,15 +254,14 @@ fn permitted(app: &Shared, headers: &HeaderMap, peer: SocketAddr) -> Result<Arc<
         authorization: headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes),
     };
     let mut attempts = changes.attempts.lock().unwrap_or_else(PoisonError::into_inner);
-    access::judge(&changes.token, &mut attempts, &asking, peer.ip(), Instant::now())
-        .map_err(IntoResponse::into_response)?;
+    access::judge(&changes.token, &mut attempts, &asking, peer.ip(), Instant::now())?;
     Ok(Arc::clone(&changes.admin))
 }
 
 async fn admin(State(app): State<App>, ConnectInfo(peer): ConnectInfo<SocketAddr>, headers: HeaderMap) -> Response {
     match permitted(&app, &headers, peer) {
         Ok(admin) => answer(StatusCode::OK, json(&json!({ "registry": admin.registry() }))),
-        Err(response) => response,
+        Err(denied) => denied.into_response(),
     }
 }
 
@@ -278,7 +278,7 @@ async fn resize(
     });
     let admin = match permitted(&app, &headers, peer) {
         Ok(admin) => admin,
-        Err(response) => return response,
+        Err(denied) => return denied.into_response(),
     };
     if !is_json {
         return error(StatusCode::UNSUPPORTED_MEDIA_TYPE, "say what is to change as Content-Type: application/json");
@@ -311,7 +311,7 @@ async fn disable(
 async fn switch(app: &Shared, headers: &HeaderMap, peer: SocketAddr, name: String, enabled: bool) -> Response {
     match permitted(app, headers, peer) {
         Ok(admin) => change(name, move |name| admin.enable(name, enabled).map(|()| Vec::new())).await,
-        Err(response) => response,
+        Err(denied) => denied.into_response(),
     }
 }
 

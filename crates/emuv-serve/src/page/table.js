@@ -35,6 +35,10 @@ class Table {
     this.body = table.createTBody();
     this.body.setAttribute("role", "rowgroup");
     this.element = make("div", "scroll");
+    // It may be wider than the page: the keyboard scrolls it then.
+    this.element.tabIndex = 0;
+    this.element.setAttribute("role", "region");
+    this.element.setAttribute("aria-label", caption);
     this.element.append(table);
     host.replaceChildren(this.element);
     this.data = [];
