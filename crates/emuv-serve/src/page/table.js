@@ -67,20 +67,21 @@ class Table {
       .map((row) => ({ row, by: value(row) }))
       .sort((a, b) => compare(a.by, b.by, this.sort.descends))
       .map(({ row }) => row);
-    const gone = new Set(this.rows.keys());
+    // First of all what is gone: a row that is moved loses the focus.
+    const there = new Set(data.map((row) => this.key(row)));
+    for (const [key, element] of this.rows) {
+      if (there.has(key)) continue;
+      element.remove();
+      this.rows.delete(key);
+    }
     let place = this.body.firstChild;
     for (const row of sorted) {
       const key = this.key(row);
-      gone.delete(key);
       if (!this.rows.has(key)) this.rows.set(key, this.make());
       const element = this.rows.get(key);
       this.columns.forEach((column, index) => column.show(element.children[index], row));
       if (element === place) place = place.nextSibling;
       else this.body.insertBefore(element, place);
-    }
-    for (const key of gone) {
-      this.rows.get(key).remove();
-      this.rows.delete(key);
     }
     this.element.hidden = data.length === 0;
   }
