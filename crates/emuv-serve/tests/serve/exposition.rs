@@ -1,8 +1,12 @@
 //! The metrics, read by a parser that takes nothing but what the two forms allow.
 
-use std::{collections::HashSet, path::Path, time::Instant};
+use std::{
+    collections::HashSet,
+    path::Path,
+    time::{Duration, Instant},
+};
 
-use emuv_serve::sample_names;
+use emuv_serve::{Format, metrics_text, sample_names};
 
 use crate::{figures, server::Server};
 
@@ -170,16 +174,24 @@ fn the_dashboard_for_grafana_asks_for_what_there_is() {
 #[ignore = "a measurement"]
 fn how_long_a_scrape_takes() {
     for (slices, processes) in [(32, 6), (32, 200)] {
-        let server = Server::of(figures::machine(slices, processes));
-        let mut times: Vec<_> = (0..21)
-            .map(|_| {
-                let start = Instant::now();
-                let bytes = server.get("/metrics").body.len();
-                (start.elapsed(), bytes)
-            })
-            .collect();
-        times.sort();
-        let (time, bytes) = times[times.len() / 2];
-        println!("{slices} slices, {} processes: {time:?} (median), {bytes} bytes", slices * processes);
+        let snapshot = figures::machine(slices, processes);
+        let server = Server::of(snapshot.clone());
+        let [scrape, text] = [
+            median(|| server.get("/metrics").body.len()),
+            median(|| metrics_text(&snapshot, Duration::ZERO, "1.2.3", Format::OpenMetrics).len()),
+        ];
+        println!("{slices} slices, {} processes: {scrape:?} a scrape, {text:?} of it for the text", slices * processes);
     }
+}
+
+/// How long it takes, of 21 times the one in the middle.
+fn median(mut act: impl FnMut() -> usize) -> Duration {
+    let time = |_| {
+        let start = Instant::now();
+        assert!(act() > 0);
+        start.elapsed()
+    };
+    let mut times: Vec<_> = (0..21).map(time).collect();
+    times.sort();
+    times[10]
 }

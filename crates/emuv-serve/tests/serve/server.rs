@@ -120,8 +120,10 @@ impl Answer {
         let headers = lines.filter_map(|line| line.split_once(": "));
         let headers: Vec<_> = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect();
         let mut answer = Self { status, headers, body: String::new() };
-        let length = answer.header("content-length").expect("answers say how long they are").parse().unwrap();
-        stream.take(length).read_to_string(&mut answer.body).unwrap();
+        let length: usize = answer.header("content-length").expect("answers say how long they are").parse().unwrap();
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).unwrap();
+        answer.body = String::from_utf8(body).unwrap();
         answer
     }
 
