@@ -29,8 +29,10 @@ fn top_shows_who_has_what_in_a_slice_and_outside() {
     assert_eq!((&one["program"], &one["slice"], &two["slice"]), (&json!("on_command"), &json!("ml-1"), &Value::Null));
     let mib = |process: &Value, tier: &str| process["devices"][0][tier]["used_bytes"].as_u64().unwrap() >> 20;
     assert!(mib(one, "vram") <= 32 && mib(one, "vram") + mib(one, "ram") >= 40, "{one:#}");
-    assert_eq!((mib(two, "vram"), mib(two, "ram")), (20, 0), "{two:#}");
-    assert_eq!(seen["slices"][0]["ram_used_bytes"].as_u64().unwrap() >> 20, mib(one, "ram"));
+    // Its code takes some too.
+    assert!((20..=24).contains(&mib(two, "vram")) && mib(two, "ram") == 0, "{two:#}");
+    // Chunks that are made to be moved into are charged, and hold nothing yet.
+    assert!(seen["slices"][0]["ram_used_bytes"].as_u64().unwrap() >> 20 >= mib(one, "ram"), "{seen:#}");
     let uuid = &one["devices"][0]["gpu_uuid"];
     let gpu = seen["gpus"].as_array().unwrap().iter().find(|gpu| gpu["uuid"] == *uuid).unwrap();
     assert_eq!((&gpu["simulated"], &gpu["under_emuv"]["process_count"]), (&json!(true), &json!(2)));
