@@ -2,7 +2,10 @@
 
 use std::{cell::Cell, path::PathBuf};
 
-use emuv_cuda::{CUresult, CuError, types::CUdevice};
+use emuv_cuda::{
+    CUresult, CuError,
+    types::{CUdevice, CUstream},
+};
 use emuv_policy::{Bytes, Owner, Policy};
 use emuv_state::{DeviceCounters, HostMemory, Ledger, Limits, MAX_DEVICES, Movement, Setting, env};
 
@@ -10,6 +13,7 @@ use crate::{
     account::{Kind, Mappings},
     calls,
     capture::Captures,
+    context_charges::ContextCharges,
     device::Device,
     functions::Functions,
     globals::Globals,
@@ -17,13 +21,13 @@ use crate::{
     handles::Handles,
     hints,
     host_ranges::HostRanges,
-    images::Images,
     ipc::{self, Ipc},
     log,
     moves::verify::Verify,
     peers::Peers,
     real::Real,
     slice::{self, Slice},
+    streams::Name,
     sync::{
         OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -61,7 +65,7 @@ pub(crate) struct Session {
     /// Memory of the host that kernels can reach.
     pub host_ranges: HostRanges,
     /// What the driver takes for code and contexts' limits.
-    pub images: Images,
+    pub context_charges: ContextCharges,
     /// Where the program mapped handles of its own that the driver serves.
     pub mappings: Mappings,
     /// Memory that it shares with other processes.
@@ -75,6 +79,8 @@ pub(crate) struct Session {
     sole_device: OnceLock<bool>,
     /// Raised whenever a context goes.
     generation: AtomicU64,
+    /// Raised when a stream goes.
+    streams_gone: AtomicU64,
     devices: [OnceLock<Option<Device>>; MAX_DEVICES],
     /// All arenas lie between these addresses, most words of a kernel's arguments do not.
     arenas: (AtomicU64, AtomicU64),
@@ -192,9 +198,10 @@ impl Session {
             globals: Globals::default(),
             graphs: Graphs::default(),
             host_ranges: HostRanges::default(),
-            images: Images::default(),
+            context_charges: ContextCharges::default(),
             sole_device: OnceLock::new(),
             generation: AtomicU64::new(1),
+            streams_gone: AtomicU64::new(1),
             ledger: {
                 let ledger = Ledger::open(run_dir.as_deref());
                 ledger.process().ram.budget_bytes.store(limits.ram.0, Ordering::Relaxed);
@@ -260,12 +267,35 @@ impl Session {
         Some((owner, ordinal))
     }
 
+    /// The same for work on a stream. One that the program has created keeps its context for as long as it lives, so for
+    /// the last one that the thread used the driver need not be asked again.
+    pub fn whereabouts_on(&self, stream: CUstream) -> Option<(Owner, CUdevice)> {
+        thread_local! {
+            /// The stream, its context and device, and the generations when the thread last looked.
+            static LAST: Cell<(usize, Owner, CUdevice, [u64; 2])> = const { Cell::new((0, Owner(0), 0, [0; 2])) };
+        }
+        let Name::Created(handle) = Name::of(stream, false, Owner(0)) else { return self.whereabouts() };
+        let now = [self.generation.load(Ordering::Acquire), self.streams_gone.load(Ordering::Acquire)];
+        let (known, owner, ordinal, then) = LAST.with(Cell::get);
+        if known == handle && then == now {
+            return Some((owner, ordinal));
+        }
+        let (owner, ordinal) = self.whereabouts()?;
+        LAST.with(|last| last.set((handle, owner, ordinal, now)));
+        Some((owner, ordinal))
+    }
+
+    /// A stream is about to be destroyed: its handle may come again, in another context.
+    pub fn stream_going(&self) {
+        self.streams_gone.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// Contexts are gone, with their code: handles may come again, for another device.
     pub fn contexts_gone(&self, contexts: &[Owner]) {
         self.generation.fetch_add(1, Ordering::AcqRel);
         self.functions.forget();
         self.peers.contexts_gone(self, contexts);
-        self.images.contexts_gone(self, contexts);
+        self.context_charges.contexts_gone(self, contexts);
     }
 
     /// Every device that has been used.

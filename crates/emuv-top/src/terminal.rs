@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    mem::ManuallyDrop,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -10,7 +11,10 @@ use std::{
 };
 
 use emuv_watch::{Moment, Sampler};
-use ratatui::crossterm::event::{self, Event as Input, KeyEventKind};
+use ratatui::{
+    DefaultTerminal,
+    crossterm::event::{self, Event as Input, KeyEventKind},
+};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Signal, kill_current_process_group},
@@ -27,23 +31,25 @@ use super::{
 const LOOK: Duration = Duration::from_millis(250);
 
 /// The screen, until it is dropped. A panic gives the terminal back before it says what it has to say.
-struct Screen(ratatui::DefaultTerminal);
+struct Screen(ManuallyDrop<DefaultTerminal>);
 
 impl Screen {
     fn open() -> io::Result<Self> {
         let opened = ratatui::try_init();
         if opened.is_err() {
             // It may have come half-way.
-            ratatui::restore();
+            let _ = ratatui::try_restore();
         }
-        opened.map(Self)
+        opened.map(|terminal| Self(ManuallyDrop::new(terminal)))
     }
 }
 
 impl Drop for Screen {
     fn drop(&mut self) {
+        // The terminal's own drop, and the restoring that says what went wrong, panic where standard error is gone too: so the one
+        // does not happen (there is nothing in it but memory), and the other is not used.
         let _ = self.0.show_cursor();
-        ratatui::restore();
+        let _ = ratatui::try_restore();
     }
 }
 
@@ -60,7 +66,7 @@ enum Waited {
 fn wait_for_input(most: Duration) -> Waited {
     let stdin = io::stdin();
     let mut polled = [PollFd::new(&stdin, PollFlags::IN)];
-    let most = Timespec { tv_sec: 0, tv_nsec: most.subsec_nanos().into() };
+    let most = Timespec { tv_sec: i64::try_from(most.as_secs()).unwrap_or(0), tv_nsec: most.subsec_nanos().into() };
     match poll(&mut polled, Some(&most)) {
         Ok(0) => Waited::InVain,
         Ok(_) if polled[0].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) => Waited::Gone,

@@ -8,7 +8,10 @@ use std::{
 
 use emuv_state::env;
 
-use crate::snapshot::{Problem, ProblemKind};
+use crate::{
+    snapshot::{Problem, ProblemKind},
+    text::harmless,
+};
 
 /// The state directory of the machine: its slices count for users whatever directory they choose.
 const SYSTEM: &str = "/run/emuv";
@@ -78,7 +81,8 @@ fn users(folder: &Path, prefix: &str) -> Vec<(u32, PathBuf)> {
 /// Takes a directory that is there, if it is whose it should be: in a place where all may write, a directory may bear
 /// another user's name.
 fn enter(dir: &Path, owner: Option<u32>, found: &mut Vec<PathBuf>, problems: &mut Vec<Problem>) {
-    let mut problem = |kind, why: &str| problems.push(Problem { kind, words: format!("{}: {why}", dir.display()) });
+    let mut problem =
+        |kind, why: &str| problems.push(Problem { kind, words: harmless(&format!("{}: {why}", dir.display())) });
     match fs::symlink_metadata(dir) {
         // A closed folder around it shows nothing of whether it is there.
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => return,

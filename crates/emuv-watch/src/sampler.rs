@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     fs,
+    io::{self, ErrorKind},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -267,7 +268,8 @@ fn slice(listing: &Listing) -> Slice {
         gid: slice.user.gid,
         time: listing.time.map(|time| SliceTime {
             used_micros: time.used_micros,
-            share_percent: time.share_percent,
+            // Where nobody is, nobody has counted lately.
+            share_percent: time.share_percent.filter(|_| used.is_none_or(|(_, processes)| !processes.is_empty())),
             turns: time.turns,
             held: time.held,
             in_turn: time.in_turn,
@@ -415,13 +417,13 @@ fn others(readings: &[GpuReading], snapshot: &mut Snapshot) {
     }
 }
 
-fn unreadable(path: &Path, error: &std::io::Error) -> Problem {
-    let kind = match error.kind() {
-        std::io::ErrorKind::PermissionDenied => ProblemKind::NotAllowed,
-        std::io::ErrorKind::InvalidData => ProblemKind::Damaged,
-        _ => ProblemKind::Unreadable,
+fn unreadable(path: &Path, error: &io::Error) -> Problem {
+    let (kind, words) = match error.kind() {
+        ErrorKind::PermissionDenied => (ProblemKind::NotAllowed, "this user may not look into it".to_owned()),
+        ErrorKind::InvalidData => (ProblemKind::Damaged, error.to_string()),
+        _ => (ProblemKind::Unreadable, error.to_string()),
     };
-    Problem { kind, words: harmless(&format!("{}: {error}", path.display())) }
+    Problem { kind, words: harmless(&format!("{}: {words}", path.display())) }
 }
 
 fn slice_problem(error: &SliceError) -> Problem {
@@ -434,11 +436,9 @@ fn slice_problem(error: &SliceError) -> Problem {
 /// `None`: the run has ended meanwhile.
 fn ledger_problem(error: &LedgerError, run: &RunEntry) -> Option<Problem> {
     let kind = match error {
-        LedgerError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => return None,
+        LedgerError::Read { source, .. } if source.kind() == ErrorKind::NotFound => return None,
         // A run of another user's in a directory that all may enter.
-        LedgerError::Read { path, source }
-            if source.kind() == std::io::ErrorKind::PermissionDenied && *path == run.path =>
-        {
+        LedgerError::Read { path, source } if source.kind() == ErrorKind::PermissionDenied && *path == run.path => {
             let words = format!("{}: user {}'s: what runs there is not shown", path.display(), run.uid);
             return Some(Problem { kind: ProblemKind::NotAllowed, words: harmless(&words) });
         }

@@ -9,7 +9,9 @@ use core::ffi::{c_char, c_uint, c_void};
 
 use emuv_cuda::{CUresult, types::*};
 
-use crate::{calls, device::Device, entry::entries, globals::Global, images, moves, session::Session};
+use crate::{
+    account::Kind, calls, context_charges, device::Device, entry::entries, globals::Global, moves, session::Session,
+};
 
 entries! {
     /// Where the global lies is remembered.
@@ -128,8 +130,9 @@ entries! {
         // SAFETY: the program's own arguments.
         let call = || unsafe { driver.cuCtxSetLimit(limit, value) };
         let Some((context, device)) = session.here() else { return Some(call()) };
-        let (result, taken) = taken_by(session, device, call);
-        session.images.limit_set(session, device, context, limit, taken);
+        let most = context_charges::most_of_limit(limit, value as u64);
+        let (result, taken) = taken_by(session, device, most, call);
+        session.context_charges.limit_set(session, device, context, limit, taken);
         Some(result)
     }
 }
@@ -138,9 +141,10 @@ entries! {
 fn load(session: &Session, call: impl FnOnce() -> CUresult, handle: impl FnOnce() -> u64) -> Option<CUresult> {
     // A library may be loaded without a context; then its code is put into VRAM later, and is not seen.
     let Some((context, device)) = session.here() else { return Some(call()) };
-    let (result, taken) = taken_by(session, device, call);
+    let most = context_charges::most_of_image(calls::loads_lazily(session.real));
+    let (result, taken) = taken_by(session, device, most, call);
     if result == CUresult::SUCCESS {
-        session.images.loaded(session, device, context, handle(), taken);
+        session.context_charges.loaded(session, device, context, handle(), taken);
     }
     Some(result)
 }
@@ -148,14 +152,19 @@ fn load(session: &Session, call: impl FnOnce() -> CUresult, handle: impl FnOnce(
 fn unload(session: &Session, handle: usize, call: impl FnOnce() -> CUresult) -> CUresult {
     session.host_ranges.forget_library(handle);
     // Before the call: the handle may come again right after it.
-    session.images.unloading(session, handle as u64);
+    session.context_charges.gone(session, Kind::Image, handle as u64);
     let result = moves::code_going(session, handle, call);
     session.functions.forget();
     result
 }
 
 /// Makes a call, and says by how many bytes the driver's free memory fell meanwhile, apart from what emuV itself charged.
-fn taken_by(session: &Session, device: &Device, call: impl FnOnce() -> CUresult) -> (CUresult, i64) {
+/// It is no more than `most_bytes`. In a slice nothing is measured: others of the GPU allocate meanwhile, and what they take
+/// would be charged to this slice, again and again.
+fn taken_by(session: &Session, device: &Device, most_bytes: u64, call: impl FnOnce() -> CUresult) -> (CUresult, i64) {
+    if device.slice(session).is_some() {
+        return (call(), 0);
+    }
     let look = || {
         let free = calls::memory_info(session.real).ok()?.0;
         Some((free, device.arena.with_memory(|memory| memory.budgets().vram.used_bytes())))
@@ -163,7 +172,7 @@ fn taken_by(session: &Session, device: &Device, call: impl FnOnce() -> CUresult)
     let before = look();
     let result = call();
     let taken = match (before, look()) {
-        (Some(before), Some(after)) => images::taken(before, after),
+        (Some(before), Some(after)) => context_charges::taken(before, after, most_bytes),
         _ => 0,
     };
     (result, taken)
