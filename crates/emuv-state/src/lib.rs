@@ -12,6 +12,7 @@ mod ledger;
 mod limits;
 mod log_setting;
 mod movement;
+mod plain_file;
 mod process;
 #[cfg(feature = "cli")]
 pub mod report;
@@ -41,7 +42,8 @@ pub use ledger::{
 pub use limits::{Limits, MAX_SIZE, Setting};
 pub use log_setting::{LogLevel, LogSetting};
 pub use movement::Movement;
-pub use run_dir::RunDir;
+pub use process::process_start_ticks;
+pub use run_dir::{RunDir, RunEntry, runs};
 pub use state_dir::state_dir;
 #[cfg(feature = "cli")]
 pub use verdict::read_verdicts;

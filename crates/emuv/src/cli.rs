@@ -9,7 +9,7 @@ use std::{
 
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 
-use crate::{bench, cdi, demo, doctor, info, install, kubelet, reference, run, simulate, vgpu};
+use crate::{bench, cdi, demo, doctor, info, install, kubelet, reference, run, serve, simulate, top, vgpu};
 
 /// An argument, a variable or a key of the configuration file is wrong; nothing was started.
 pub const BAD_ARGUMENT: u8 = 2;
@@ -21,6 +21,8 @@ Examples:
   emuv run --sim=vram=256M -- ./prog       the same on a simulated GPU
   emuv vgpu create ml-1 --vram 6G --ram 2G a slice of the GPU, for 'emuv run --vgpu ml-1'
   emuv cdi generate                        containers in slices: docker run --device emuv.dev/vgpu=ml-1
+  emuv top                                 what goes on now, on the screen
+  emuv serve                               a dashboard at http://127.0.0.1:9464, metrics for Prometheus
   emuv info                                what this machine has
   emuv doctor                              whether emuV works here, and what to do if not
   emuv simulate run.trc --vram 12G         how a recorded program would run on a 12 GiB card
@@ -48,6 +50,10 @@ pub enum Command {
     Cdi(cdi::Options),
     /// Slices for pods: the device plugin of a Kubernetes node.
     Kubelet(kubelet::Options),
+    /// Show what goes on: GPUs, slices and processes, what each has in VRAM and RAM and what crosses the link.
+    Top(top::Options),
+    /// Publish what goes on over HTTP: a dashboard, metrics for Prometheus, JSON.
+    Serve(serve::Options),
     /// Show the GPUs, the host's memory and the defaults.
     Info(info::Options),
     /// Check whether emuV works on this machine, and say what to do if not.

@@ -6,6 +6,8 @@
 //! more is setting a variable of the own environment; see [`simulate`].
 #![allow(unsafe_code)]
 
+pub mod live;
+
 use std::{
     env,
     ffi::{CStr, CString, c_char},

@@ -12,8 +12,11 @@ mod kubelet;
 mod libs;
 mod reference;
 mod run;
+mod serve;
 mod simulate;
+mod top;
 mod vgpu;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -33,6 +36,8 @@ fn main() -> ExitCode {
         Command::Vgpu(options) => vgpu::run(&options),
         Command::Cdi(options) => cdi::run(&options),
         Command::Kubelet(options) => kubelet::run(&options),
+        Command::Top(options) => top::run(&options),
+        Command::Serve(options) => serve::run(&options),
         Command::Info(options) => info::run(&options),
         Command::Doctor(options) => doctor::run(&options).map_err(other),
         Command::Bench(options) => bench::run(&options),

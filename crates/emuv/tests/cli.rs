@@ -151,6 +151,41 @@ fn a_bad_file_is_refused_by_its_name_and_key() {
 }
 
 #[test]
+fn a_server_that_cannot_answer_as_asked_does_not_start() {
+    let place = Place::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    assert_refused(&place.output(&["serve", "--listen", &address]), 1, &format!("--listen {address}: another program"));
+    assert_refused(
+        &place.output(&["serve", "--listen", "192.0.2.1:9464"]),
+        1,
+        "--listen 192.0.2.1:9464: this machine has",
+    );
+    assert_refused(&place.output(&["serve", "--admin"]), 2, "the following required arguments");
+    let token = place.path("token");
+    fs::write(&token, "0123456789abcdef\n").unwrap();
+    fs::set_permissions(&token, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let output =
+        place.output(&["serve", "--listen", "127.0.0.1:0", "--admin", "--token-file", token.to_str().unwrap()]);
+    assert_refused(&output, 2, "--token-file: ");
+    assert!(stderr(&output).contains("chmod 600"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_server_says_where_it_answers_and_ends_when_it_is_told_to() {
+    let place = Place::new();
+    let mut command = place.emuv(&["serve", "--listen", "127.0.0.1:0"]);
+    let mut server = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim().strip_prefix("emuv serve answers at http://").and_then(|rest| rest.strip_suffix('/'));
+    assert!(std::net::TcpStream::connect(address.unwrap()).is_ok(), "{line}");
+    send("-TERM", &server);
+    assert!(server.wait().unwrap().success());
+    assert!(place.left_over().is_empty());
+}
+
+#[test]
 fn a_mistake_in_the_command_line_is_one_line() {
     let place = Place::new();
     assert_refused(&place.output(&["run", "--sim"]), 2, "the following required arguments were not provided");

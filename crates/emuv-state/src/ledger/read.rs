@@ -14,7 +14,7 @@ use super::layout::{
     COMMAND_BYTES, DeviceCounters, Header, Layout, MAGIC, MAX_DEVICES, NAME_BYTES, ProcessCounters, TierCounters,
     VERSION, device_offset,
 };
-use crate::process::ProcessId;
+use crate::{plain_file::read_plain, process::ProcessId};
 
 /// What a process counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,7 +127,8 @@ pub fn read_ledgers(run_dir: &Path) -> Ledgers {
     for path in
         entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "ledger"))
     {
-        match fs::read(&path) {
+        // One byte more than a ledger has, so that one that is too long is found out.
+        match read_plain(&path, size_of::<Layout>() + 1) {
             Ok(bytes) if bytes.is_empty() => {}
             Ok(bytes) => match parse(&path, &bytes) {
                 Ok(record) => found.processes.push(record),
@@ -310,6 +311,17 @@ mod tests {
         let found = read_ledgers(folder.path());
         assert_eq!((found.processes.len(), found.problems.len()), (1, 1));
         assert_eq!(read_ledgers(Path::new("/nonexistent")).problems.len(), 1);
+    }
+
+    #[test]
+    fn what_is_no_plain_file_is_neither_waited_for_nor_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (pipe, link) = (folder.path().join("1.ledger"), folder.path().join("2.ledger"));
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", link).unwrap();
+        fs::create_dir(folder.path().join("3.ledger")).unwrap();
+        let found = read_ledgers(folder.path());
+        assert_eq!((found.processes.len(), found.problems.len()), (0, 3), "{:?}", found.problems);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The account that the registry's files keep. See the module's head for what holds and why.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Read},
     os::{
         fd::OwnedFd,
@@ -19,12 +19,13 @@ use super::{
     records::OwnRecord,
     registry::{DEFINITION, PROCESSES, RAM, USE, VRAM},
 };
+use crate::plain_file::{open_plain, read_plain};
 
 /// Between two looks at a definition by whoever waits for a change of it.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// A definition is short; more is not read.
-const MOST_BYTES: u64 = 64 << 10;
+const MOST_BYTES: usize = 64 << 10;
 
 /// See the module's head.
 #[derive(Debug)]
@@ -153,7 +154,7 @@ impl Account for FileAccount {
 /// # Errors
 /// The system's own; most often that this user may not look.
 pub(super) fn look(dir: &Path) -> io::Result<(Usage, Vec<SliceProcess>)> {
-    let open = |name: &str| File::open(dir.join(USE).join(name));
+    let open = |name: &str| open_plain(&dir.join(USE).join(name)).map(|(file, _)| file);
     let used = |name: &str| LockLedger::new(open(name)?, 0).used_bytes();
     let usage = Usage { vram: used(VRAM)?, ram: used(RAM)?, own_vram: 0, own_ram: 0 };
     Ok((usage, super::records::read(&open(PROCESSES)?, None)?))
@@ -198,7 +199,7 @@ impl Definition {
         let read = || -> io::Result<(File, String)> {
             let file = File::open(&self.path)?;
             let mut text = String::new();
-            (&file).take(MOST_BYTES).read_to_string(&mut text)?;
+            (&file).take(MOST_BYTES as u64).read_to_string(&mut text)?;
             Ok((file, text))
         };
         match read() {
@@ -226,11 +227,8 @@ fn limits_of(slice: &Slice) -> SliceLimits {
 /// # Errors
 /// The system's own; a text that is no definition is [`io::ErrorKind::InvalidData`] with words.
 pub(super) fn read_definition(dir: &Path) -> io::Result<Slice> {
-    let mut text = String::new();
-    let path = dir.join(DEFINITION);
-    if !fs::symlink_metadata(&path)?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a file"));
-    }
-    File::open(path)?.take(MOST_BYTES).read_to_string(&mut text)?;
-    Slice::parse(&text).map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))
+    let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
+    let bytes = read_plain(&dir.join(DEFINITION), MOST_BYTES)?;
+    let text = String::from_utf8(bytes).map_err(|_| invalid("not a text".to_owned()))?;
+    Slice::parse(&text).map_err(invalid)
 }

@@ -102,8 +102,8 @@ pub(super) fn read(file: &File, own: Option<u64>) -> io::Result<Vec<SliceProcess
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
             Err(error) => return Err(error),
         }
-        if (own == Some(number) || locks::conflict(file, &bytes_of(number))?.is_some())
-            && let Some(process) = parse(&record)
+        if let Some(process) = parse(&record)
+            && (own == Some(number) || locks::conflict(file, &bytes_of(number))?.is_some())
         {
             found.push(process);
         }

@@ -412,7 +412,7 @@ pub(super) fn look(entry: &Entry) -> io::Result<TimeUse> {
         used_micros: head[4],
         share_percent: share.map(|span| used as f64 / span as f64 * 100.0),
         turns: head[8],
-        held: records(&file).map(|(_, record)| record[5]).sum(),
+        held: records(&file).fold(0, |sum, (_, record)| record[5].saturating_add(sum)),
         in_turn: tenant.as_ref().is_some_and(|tenant| tenant.turn.is_some()),
         wants: tenant.is_some_and(|tenant| tenant.wants),
     })

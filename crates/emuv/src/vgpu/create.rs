@@ -91,7 +91,9 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         }
         let entry = create(&registry, &mut places, &profile, options)?;
         let slice = &entry.slice;
-        have_limit_kept(slice);
+        if let Some(why) = have_limit_kept(slice) {
+            complain(&why);
+        }
         write(&format!(
             "{}: instance {} on {} ({}), {} VRAM, {} RAM\n",
             slice.name, slice.instance, slice.gpu.name, slice.gpu.uuid, slice.vram, slice.ram

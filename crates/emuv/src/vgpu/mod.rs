@@ -150,30 +150,62 @@ impl Resize {
         let size = |flag: &str, value: &Option<String>| {
             value.as_ref().map(|value| Setting::new(value, flag).bytes()).transpose().map_err(Failure::bad_argument)
         };
-        let (vram, ram) = (size("--vram", &self.vram)?, size("--ram", &self.ram)?);
-        if vram == Some(Bytes::ZERO) {
-            return Err(Failure::wrong("--vram", "0 is no share; 'emuv vgpu disable' lets no program in"));
-        }
-        if vram.is_none() && ram.is_none() && self.weight.is_none() && self.cap.is_none() {
-            return Err(Failure::bad_argument("nothing to change; give --vram, --ram, --weight or --cap"));
-        }
-        let registry = own_registry()?;
-        if let Some(ram) = ram {
-            create::check_ram(&registry, &self.name, ram, self.overcommit)?;
-        }
-        let entry = registry
-            .change(&self.name, |slice| {
-                slice.vram = vram.unwrap_or(slice.vram);
-                slice.ram = ram.unwrap_or(slice.ram);
-                slice.weight = self.weight.unwrap_or(slice.weight);
-                slice.cap_percent = self.cap.or(slice.cap_percent);
-                slice.overcommit |= self.overcommit;
-            })
-            .map_err(failed)?;
-        have_limit_kept(&entry.slice);
-        show::say_if_beyond(&registry, &entry);
+        let shares = Shares {
+            vram: size("--vram", &self.vram)?,
+            ram: size("--ram", &self.ram)?,
+            weight: self.weight,
+            cap_percent: self.cap,
+            overcommit: self.overcommit,
+        };
+        resize(&own_registry()?, &self.name, &shares)?.iter().for_each(|note| complain(note));
         Ok(())
     }
+}
+
+/// What is to change of a slice; `None` stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs)]
+pub struct Shares {
+    pub vram: Option<Bytes>,
+    pub ram: Option<Bytes>,
+    pub weight: Option<u32>,
+    pub cap_percent: Option<u32>,
+    pub overcommit: bool,
+}
+
+/// Changes a slice's shares. Gives what there is to say about it, a line each.
+///
+/// # Errors
+/// What is wrong, and nothing has changed.
+pub fn resize(registry: &Registry, name: &str, shares: &Shares) -> Result<Vec<String>, Failure> {
+    if *shares == (Shares { overcommit: shares.overcommit, ..Shares::default() }) {
+        return Err(Failure::bad_argument("nothing to change; give --vram, --ram, --weight or --cap"));
+    }
+    if shares.vram == Some(Bytes::ZERO) {
+        return Err(Failure::wrong("--vram", "0 is no share; 'emuv vgpu disable' lets no program in"));
+    }
+    // What the command line has checked already, others have not; a definition with such a number could not be read.
+    if let Some(weight) = shares.weight.filter(|weight| !(1..=slices::MAX_WEIGHT).contains(weight)) {
+        return Err(Failure::wrong("--weight", format!("{weight} is no weight from 1 to {}", slices::MAX_WEIGHT)));
+    }
+    if let Some(cap) = shares.cap_percent.filter(|cap| !(1..=100).contains(cap)) {
+        return Err(Failure::wrong("--cap", format!("{cap} is no percentage from 1 to 100")));
+    }
+    if let Some(ram) = shares.ram {
+        create::check_ram(registry, name, ram, shares.overcommit)?;
+    }
+    let entry = registry
+        .change(name, |slice| {
+            slice.vram = shares.vram.unwrap_or(slice.vram);
+            slice.ram = shares.ram.unwrap_or(slice.ram);
+            slice.weight = shares.weight.unwrap_or(slice.weight);
+            slice.cap_percent = shares.cap_percent.or(slice.cap_percent);
+            slice.overcommit |= shares.overcommit;
+        })
+        .map_err(failed)?;
+    let mut notes = show::beyond(registry, &entry);
+    notes.extend(have_limit_kept(&entry.slice));
+    Ok(notes)
 }
 
 fn change(names: &[String], change: impl Fn(&mut Slice)) -> Result<(), Failure> {
@@ -208,18 +240,17 @@ fn own_groups() -> Option<Groups> {
     rustix::process::geteuid().is_root().then(Groups::of_system)?
 }
 
-/// Has the system keep the slice's limit as well, where it can.
-fn have_limit_kept(slice: &Slice) {
-    let Some(groups) = own_groups().filter(|_| slice.sim.is_none()) else { return };
-    let Ok(real) = RealLibraries::find(libs::shim_path().ok().as_deref()) else { return };
+/// Has the system keep the slice's limit as well, where it can. Gives why not, where it could.
+fn have_limit_kept(slice: &Slice) -> Option<String> {
+    let groups = own_groups().filter(|_| slice.sim.is_none())?;
+    let real = RealLibraries::find(libs::shim_path().ok().as_deref()).ok()?;
     let kept = groups.keeper(&real, &slice.gpu.uuid).map(|keeper| groups.limit(&keeper, &real, slice));
-    if let Some(Err(why)) = kept {
-        complain(&format!("{}: its limit holds for programs that load emuV only: {why}", slice.name));
-    }
+    let why = kept?.err()?;
+    Some(format!("{}: its limit holds for programs that load emuV only: {why}", slice.name))
 }
 
 /// The registry that this user changes.
-fn own_registry() -> Result<Registry, Failure> {
+pub fn own_registry() -> Result<Registry, Failure> {
     Registry::for_changes(variable).map_err(failed)
 }
 

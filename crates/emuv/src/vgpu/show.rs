@@ -139,16 +139,18 @@ fn state(entry: &Entry) -> &'static str {
     if entry.slice.enabled { "enabled" } else { "disabled" }
 }
 
-/// After a change: says when more is in use than there is to be.
-pub fn say_if_beyond(registry: &Registry, entry: &Entry) {
-    let listing = registry.listing(&entry.slice.name).ok();
-    let Some((used, _)) = listing.and_then(|listing| listing.used) else { return };
-    for (what, used, share) in [("VRAM", used.vram, entry.slice.vram), ("RAM", used.ram, entry.slice.ram)] {
-        if used > share.0 {
-            let (name, used) = (&entry.slice.name, Bytes(used));
-            complain(&format!("{name}: {used} of {what} are in use; nobody gets more until it is {share} or less"));
-        }
-    }
+/// After a change: when more is in use than there is to be, what that means, in a line each.
+pub fn beyond(registry: &Registry, entry: &Entry) -> Vec<String> {
+    let slice = &entry.slice;
+    let Some((used, _)) = registry.listing(&slice.name).ok().and_then(|listing| listing.used) else {
+        return Vec::new();
+    };
+    let tiers = [("VRAM", used.vram, slice.vram), ("RAM", used.ram, slice.ram)].into_iter();
+    let tiers = tiers.filter(|(_, used, share)| *used > share.0);
+    let words = |(what, used, share)| {
+        format!("{}: {} of {what} are in use; nobody gets more until it is {share} or less", slice.name, Bytes(used))
+    };
+    tiers.map(words).collect()
 }
 
 fn json(listing: &Listing) -> Value {

@@ -9,3 +9,4 @@ mod sharing;
 mod storm;
 mod turns;
 mod users;
+mod watched;
