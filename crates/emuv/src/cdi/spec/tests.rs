@@ -19,6 +19,7 @@ pub fn slice(name: &str) -> Slice {
         user: SliceUser { uid: 0, gid: None },
         overcommit: false,
         enabled: true,
+        by_module: false,
     }
 }
 
