@@ -123,7 +123,8 @@ impl Registry {
         let is_free = |number: u32| taken(number).is_none();
         // Where the module has no number left, the files keep the account.
         let module = self.module();
-        let by_module = module.as_ref().map(|module| module.number_for(&slice.name, asked, is_free)).transpose()?.flatten();
+        let by_module =
+            module.as_ref().map(|module| module.number_for(&slice.name, asked, is_free)).transpose()?.flatten();
         slice.by_module = by_module.is_some();
         slice.instance = by_module.or(asked).unwrap_or_else(|| (1..).find(|number| is_free(*number)).unwrap_or(1));
         check_room(&entries, &slice)?;
@@ -185,9 +186,8 @@ impl Registry {
         let kept = entry.as_ref().filter(|entry| entry.slice.by_module).map(|entry| entry.slice.instance);
         let module = KernelModule::of_system();
         if let Some(entry) = entry.filter(|_| !force) {
-            let listed = file_account::processes(&entry)
-                .map_err(|error| SliceError::System(entry.dir.join(USE), error))?
-                .len();
+            let listed =
+                file_account::processes(&entry).map_err(|error| SliceError::System(entry.dir.join(USE), error))?.len();
             let holders = kept.and_then(|number| module.instance(number)).map_or(0, |instance| instance.holders);
             let processes = listed.max(holders as usize);
             if processes > 0 {

@@ -126,11 +126,9 @@ impl KernelModule {
         match fs::create_dir(&folder) {
             // One that a change left that died.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => write(&folder.join("enable"), "0")?,
-            made => made.map_err(|why| SliceError::Module {
-                path: folder.clone(),
-                what: "as a directory".to_owned(),
-                why,
-            })?,
+            made => {
+                made.map_err(|why| SliceError::Module { path: folder.clone(), what: "as a directory".to_owned(), why })?
+            }
         }
         for (name, value) in [
             ("gpu_model", model(slice).to_owned()),
@@ -249,7 +247,8 @@ mod tests {
 
     /// Of this user's own: only root gives files away.
     fn own(name: &str, instance: u32) -> Slice {
-        let user = SliceUser { uid: rustix::process::geteuid().as_raw(), gid: Some(rustix::process::getegid().as_raw()) };
+        let user =
+            SliceUser { uid: rustix::process::geteuid().as_raw(), gid: Some(rustix::process::getegid().as_raw()) };
         Slice { instance, user, ..slice(name) }
     }
 

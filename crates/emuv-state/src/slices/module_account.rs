@@ -87,8 +87,7 @@ impl<L: Ledger> Account for ModuleAccount<L> {
     fn limits(&self) -> SliceLimits {
         let state = self.state();
         // An open node answers; should it not, nothing is given out.
-        let (vram, ram) =
-            self.node.query().map_or((0, 0), |query| (query.vram_limit_bytes, query.ram_limit_bytes));
+        let (vram, ram) = self.node.query().map_or((0, 0), |query| (query.vram_limit_bytes, query.ram_limit_bytes));
         SliceLimits { vram, ram, state }
     }
 

@@ -33,7 +33,9 @@ fn accounts(entries: &[Entry], module: &KernelModule) -> String {
     let kept = entries.iter().filter(|entry| entry.slice.by_module).count();
     match (module.is_loaded(), kept) {
         (false, 0) => "accounts are kept in files (emuv.ko is not loaded)".to_owned(),
-        (true, 0) => "accounts are kept in files (emuv.ko is loaded: it keeps those of slices that root makes)".to_owned(),
+        (true, 0) => {
+            "accounts are kept in files (emuv.ko is loaded: it keeps those of slices that root makes)".to_owned()
+        }
         (_, kept) if kept == entries.len() => "the kernel module keeps their accounts".to_owned(),
         (_, kept) => format!("the kernel module keeps the accounts of {kept} of them, files the others"),
     }
