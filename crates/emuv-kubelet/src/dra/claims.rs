@@ -111,7 +111,8 @@ impl Claims {
 
     /// A uid is a file's name: letters, digits and `-`.
     fn path(&self, uid: &str) -> Result<PathBuf, String> {
-        let plain = (1..=128).contains(&uid.len()) && uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        let plain =
+            (1..=128).contains(&uid.len()) && uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
         if plain { Ok(self.folder.join(format!("{uid}.json"))) } else { Err(format!("'{uid}' is no uid of a claim")) }
     }
 }
@@ -170,7 +171,9 @@ mod tests {
         }
         claims.put("u-1", &claim("ml-1", false)).unwrap();
         for uid in ["", "../x", "a/b", ".", "a b"] {
-            assert!(claims.get(uid).is_err() && claims.put(uid, &claim("x", false)).is_err() && claims.forget(uid).is_err());
+            assert!(
+                claims.get(uid).is_err() && claims.put(uid, &claim("x", false)).is_err() && claims.forget(uid).is_err()
+            );
         }
     }
 }

@@ -171,7 +171,9 @@ mod tests {
     #[test]
     fn what_is_missing_is_said() {
         let root = tempfile::tempdir().unwrap();
-        let of_pod = |host: &str| Cluster::of_pod(|name| (name == "KUBERNETES_SERVICE_HOST").then(|| host.to_owned()), root.path());
+        let of_pod = |host: &str| {
+            Cluster::of_pod(|name| (name == "KUBERNETES_SERVICE_HOST").then(|| host.to_owned()), root.path())
+        };
         assert!(of_pod("").unwrap_err().contains("this is not a pod"));
         assert!(of_pod("fd00::1").unwrap_err().contains("ca.crt"));
         fs::write(root.path().join("ca.crt"), "nothing\n").unwrap();

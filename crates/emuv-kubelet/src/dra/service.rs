@@ -149,9 +149,10 @@ impl<P: Pool> dra::DraPlugin for Service<P> {
         request: Request<api::NodePrepareResourcesRequest>,
     ) -> Result<Response<api::NodePrepareResourcesResponse>, Status> {
         let answer = |shared: &Shared<P>, claim: &api::Claim| match prepare(shared, claim) {
-            Ok(devices) => {
-                api::NodePrepareResourceResponse { devices: devices.into_iter().map(told).collect(), ..Default::default() }
-            }
+            Ok(devices) => api::NodePrepareResourceResponse {
+                devices: devices.into_iter().map(told).collect(),
+                ..Default::default()
+            },
             Err(error) => api::NodePrepareResourceResponse { error, ..Default::default() },
         };
         let claims = self.each(request.into_inner().claims, answer).await?;

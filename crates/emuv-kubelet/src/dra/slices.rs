@@ -25,7 +25,8 @@ pub fn resource_slices(driver: &Driver, devices: &[PoolDevice], generation: u64,
     let slice = |(index, chunk): (usize, &&[PoolDevice])| {
         let mut metadata = json!({ "name": format!("{}-{}-{index}", driver.node, driver.name) });
         if let Some(uid) = node_uid {
-            let owner = json!({ "apiVersion": "v1", "kind": "Node", "name": driver.node, "uid": uid, "controller": true });
+            let owner =
+                json!({ "apiVersion": "v1", "kind": "Node", "name": driver.node, "uid": uid, "controller": true });
             metadata["ownerReferences"] = json!([owner]);
         }
         json!({
@@ -53,7 +54,8 @@ fn device(device: &PoolDevice) -> Value {
         Capacity::Bytes(bytes) => json!({ "value": quantity::of_bytes(*bytes) }),
         Capacity::Count(count) => json!({ "value": quantity::of_count(*count) }),
     };
-    let attributes: Map<_, _> = device.attributes.iter().map(|(name, value)| (name.clone(), attribute(value))).collect();
+    let attributes: Map<_, _> =
+        device.attributes.iter().map(|(name, value)| (name.clone(), attribute(value))).collect();
     let capacity: Map<_, _> = device.capacity.iter().map(|(name, value)| (name.clone(), capacity(value))).collect();
     json!({ "name": device.name, "attributes": attributes, "capacity": capacity })
 }
@@ -92,7 +94,8 @@ fn is_published(found: &[Value], driver: &Driver, devices: &[PoolDevice]) -> boo
     let by_name = |name: &str| found.iter().find(|slice| text(slice, &["metadata", "name"]) == name);
     found.len() == wanted.len()
         && wanted.iter().all(|slice| {
-            by_name(text(slice, &["metadata", "name"])).is_some_and(|there| has(field(there, &["spec"]), &slice["spec"]))
+            by_name(text(slice, &["metadata", "name"]))
+                .is_some_and(|there| has(field(there, &["spec"]), &slice["spec"]))
         })
 }
 
@@ -197,7 +200,9 @@ mod tests {
         let found: Vec<_> =
             resource_slices(&driver(), &devices(130), 4, Some("n")).into_iter().map(|slice| kept(slice, 9)).collect();
         assert!(is_published(&found, &driver(), &devices(130)));
-        assert!(!is_published(&found, &driver(), &devices(129)) && !is_published(&found[..1], &driver(), &devices(130)));
+        assert!(
+            !is_published(&found, &driver(), &devices(129)) && !is_published(&found[..1], &driver(), &devices(130))
+        );
         let mut mixed = found.clone();
         mixed[1]["spec"]["pool"]["generation"] = json!(3);
         assert!(!is_published(&mixed, &driver(), &devices(130)), "half of a change");

@@ -33,7 +33,7 @@ const DRIVER: &str = "emuv.dev";
 
 /// Flags of `emuv kubelet --dra`.
 #[derive(Debug, Args)]
-pub struct Options {
+pub struct DraOptions {
     /// Be a driver of Dynamic Resource Allocation (Kubernetes 1.34 or newer) in place of a device plugin
     #[arg(long)]
     pub dra: bool,
@@ -89,7 +89,7 @@ pub fn run(all: &super::Options) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-impl Options {
+impl DraOptions {
     fn node(&self) -> Result<String, Failure> {
         let host = || rustix::system::uname().nodename().to_string_lossy().to_lowercase();
         let name = self.node_name.clone().unwrap_or_else(host);

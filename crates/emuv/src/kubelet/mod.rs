@@ -46,7 +46,7 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
     interval: Duration,
     #[command(flatten)]
-    dra: dra::Options,
+    dra: dra::DraOptions,
     #[command(flatten)]
     content: cdi::Content,
 }

@@ -141,7 +141,8 @@ fn serve(stream: TcpStream, config: Arc<ServerConfig>, state: &State) -> Option<
             () => answer(state, method, path, serde_json::from_slice(&body).unwrap_or_default()),
         };
         let answer = answer.to_string();
-        let head = format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", answer.len());
+        let head =
+            format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", answer.len());
         stream.get_mut().write_all(format!("{head}{answer}").as_bytes()).ok()?;
         stream.get_mut().flush().ok()?;
     }
@@ -149,7 +150,8 @@ fn serve(stream: TcpStream, config: Arc<ServerConfig>, state: &State) -> Option<
 
 fn answer(state: &State, method: &str, path: &str, mut object: Value) -> (&'static str, Value) {
     let mut objects = state.objects.lock().unwrap();
-    let version = objects.values().filter_map(|object| object["metadata"]["resourceVersion"].as_str()?.parse::<u64>().ok());
+    let version =
+        objects.values().filter_map(|object| object["metadata"]["resourceVersion"].as_str()?.parse::<u64>().ok());
     let next = json!((version.max().unwrap_or(0) + 1).to_string());
     let answer = match (method, path.split_once('?')) {
         ("GET", Some((SLICES, selector))) => {

@@ -91,7 +91,11 @@ impl Driver {
                 let [request] = &device.request_names[..] else { panic!("one request") };
                 (request.clone(), device.device_name, device.cdi_device_ids)
             };
-            if answer.error.is_empty() { Ok(answer.devices.into_iter().map(device).collect()) } else { Err(answer.error) }
+            if answer.error.is_empty() {
+                Ok(answer.devices.into_iter().map(device).collect())
+            } else {
+                Err(answer.error)
+            }
         };
         claims.iter().map(answer).collect()
     }
@@ -195,14 +199,17 @@ fn a_claim_that_cannot_be_prepared_is_told_why_and_the_others_are_prepared() {
 fn what_is_published_is_what_there_is() {
     let node = Node::new();
     node.place.vgpu(&["create", "ml-1", "--vram", "6G", "--ram", "32M", "--cap", "40", "--sim=vram=24G"]);
-    node.place.slice("Not.A.Label", 32, 0);
+    node.place.vgpu(&["create", "Not.A.Label", "--vram", "32M", "--sim=vram=24G"]);
     block_on(async {
         let mut plugin = node.start();
         plugin.says("'Not.A.Label' is left out: a DRA device has lower-case letters");
         let slices = node.published(&["ml-1"]);
         let [slice] = &slices[..] else { panic!("one slice") };
         assert_eq!(slice["metadata"]["ownerReferences"][0]["uid"], "uid-of-node-1");
-        assert_eq!(slice["spec"]["pool"], serde_json::json!({ "name": NODE, "generation": 1, "resourceSliceCount": 1 }));
+        assert_eq!(
+            slice["spec"]["pool"],
+            serde_json::json!({ "name": NODE, "generation": 1, "resourceSliceCount": 1 })
+        );
         let device = &slice["spec"]["devices"][0];
         let capacity = serde_json::json!({
             "vram": { "value": "6Gi" }, "ram": { "value": "32Mi" }, "compute": { "value": "40" }
