@@ -106,16 +106,16 @@ impl Cluster {
     ///
     /// # Errors
     /// One line.
-    pub fn create(&self, path: &str, object: &Value) -> Result<Value, String> {
-        succeeded(&Method::POST, path, self.ask(&Method::POST, path, Some(object))?)
+    pub fn create(&self, path: &str, object: &Value) -> Result<(), String> {
+        succeeded(&Method::POST, path, self.ask(&Method::POST, path, Some(object))?).map(drop)
     }
 
     /// Replaces an object. The server refuses it if the object has been changed since it was read.
     ///
     /// # Errors
     /// One line.
-    pub fn replace(&self, path: &str, object: &Value) -> Result<Value, String> {
-        succeeded(&Method::PUT, path, self.ask(&Method::PUT, path, Some(object))?)
+    pub fn replace(&self, path: &str, object: &Value) -> Result<(), String> {
+        succeeded(&Method::PUT, path, self.ask(&Method::PUT, path, Some(object))?).map(drop)
     }
 
     /// Removes an object; that there is none is as well.

@@ -39,11 +39,10 @@ use std::{
 use serde_json::Value;
 use tokio::{select, task, time};
 
-pub use claims::{Given, Prepared};
 pub use cluster::{Cluster, SERVICE_ACCOUNT};
 pub use slices::resource_slices;
 
-use claims::Claims;
+use claims::{Claims, Given, Prepared};
 use service::Sockets;
 
 /// What a published list is compared with what the API server has, though nothing has changed here.
@@ -222,12 +221,12 @@ impl<P: Pool> Keeper<P> {
     }
 }
 
-/// The field of an object, `{}` where there is none.
+/// What an object has at a path of names, null where there is nothing.
 fn field<'v>(value: &'v Value, path: &[&str]) -> &'v Value {
     path.iter().fold(value, |value, name| &value[*name])
 }
 
-/// The text of a field, empty where there is none.
+/// The text there, empty where there is none.
 fn text<'v>(value: &'v Value, path: &[&str]) -> &'v str {
     field(value, path).as_str().unwrap_or_default()
 }

@@ -79,8 +79,8 @@ pub(super) fn publish(cluster: &Cluster, driver: &Driver, devices: &[PoolDevice]
     let wanted = resource_slices(driver, devices, generation, Some(text(&node, &["metadata", "uid"])));
     for step in steps(&found, wanted) {
         match step {
-            Step::Create(slice) => drop(cluster.create(PATH, &slice)?),
-            Step::Replace(name, slice) => drop(cluster.replace(&format!("{PATH}/{name}"), &slice)?),
+            Step::Create(slice) => cluster.create(PATH, &slice)?,
+            Step::Replace(name, slice) => cluster.replace(&format!("{PATH}/{name}"), &slice)?,
             Step::Delete(name) => cluster.delete(&format!("{PATH}/{name}"))?,
         }
     }
