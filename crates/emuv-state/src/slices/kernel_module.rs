@@ -124,11 +124,10 @@ impl KernelModule {
     fn make(&self, slice: &Slice) -> Result<(), SliceError> {
         let folder = self.root.join(CONFIGFS).join(&slice.name);
         match fs::create_dir(&folder) {
+            Ok(()) => {}
             // One that a change left that died.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => write(&folder.join("enable"), "0")?,
-            made => {
-                made.map_err(|why| SliceError::Module { path: folder.clone(), what: "as a directory".to_owned(), why })?
-            }
+            Err(why) => return Err(SliceError::Module { path: folder, what: "as a directory".to_owned(), why }),
         }
         for (name, value) in [
             ("gpu_model", model(slice).to_owned()),

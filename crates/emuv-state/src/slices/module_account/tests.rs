@@ -1,5 +1,6 @@
 //! The contract of [`Account`], for both backends: the files, and the module, of which a stand-in keeps the very ledger that the module
 //! keeps (`kernel/core`), without a kernel.
+#![allow(clippy::unwrap_used)] // In the functions that the tests share.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
