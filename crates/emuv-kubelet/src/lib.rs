@@ -1,5 +1,5 @@
 //! A Kubernetes device plugin: the kubelet's side of handing out devices, for devices that containers get by CDI names.
-//! What the devices are is said by an [`Offer`]; nothing here knows of GPUs.
+//! What the devices are is said by an [`Offer`]; nothing here knows of GPUs. [`dra`] is the newer way to do the same.
 //!
 //! Each *resource* is a plugin of its own, with a socket in the kubelet's folder of plugins. It is registered once with
 //! each kubelet, which then asks it for its devices, and what a container is to be given. [`keep`] looks at the folder again
@@ -19,6 +19,9 @@
 //! 3. A resource without devices stays registered with an empty list: the kubelet is told so, and forgets nothing else.
 //! 4. What goes wrong is said once, until something else goes wrong.
 
+pub mod dra;
+pub mod dra_v1;
+pub mod pluginregistration;
 pub mod v1beta1;
 
 mod keeper;

@@ -43,6 +43,7 @@ fn registry() -> (tempfile::TempDir, Registry) {
         user: SliceUser { uid: rustix::process::geteuid().as_raw(), gid: None },
         overcommit: false,
         enabled: true,
+        by_module: false,
     };
     registry.create(slice).unwrap();
     (state, registry)

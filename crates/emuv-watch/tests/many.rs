@@ -84,6 +84,7 @@ fn ledger(state: &Path) -> Vec<u8> {
 
 fn slice(number: usize) -> Slice {
     Slice {
+        by_module: false,
         name: format!("ml-{number}"),
         instance: 0,
         id: 7,

@@ -4,7 +4,11 @@ use std::{env, fmt::Write, process::ExitCode};
 
 use clap::Args;
 use emuv_policy::Bytes;
-use emuv_state::{HostMemory, Limits, state_dir};
+use emuv_state::{
+    HostMemory, Limits,
+    slices::{KernelInstance, KernelModule},
+    state_dir,
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -43,6 +47,8 @@ struct Facts {
     real: Option<RealLibraries>,
     host: Option<HostMemory>,
     limits: Option<Result<Limits, String>>,
+    /// The kernel module's instances; `None`: it is not loaded.
+    instances: Option<Vec<KernelInstance>>,
 }
 
 /// Shows it.
@@ -81,6 +87,7 @@ impl Facts {
             real: real.ok(),
             limits: host.as_ref().map(run::default_limits),
             host,
+            instances: Some(KernelModule::of_system()).filter(KernelModule::is_loaded).map(|module| module.instances()),
         }
     }
 
@@ -105,6 +112,9 @@ impl Facts {
                 "ram_bytes": limits.map(|limits| limits.ram.0),
                 "ram_floor_bytes": limits.map(|limits| limits.ram_floor.0),
             },
+            "kernel_module": self.instances.as_ref().map(|instances| json!({
+                "instances": instances.iter().map(instance_json).collect::<Vec<_>>(),
+            })),
             "state_dir": state_dir(|name| env::var(name).ok()).ok(),
             "libraries": {
                 "shim": libs::shim_path().ok(),
@@ -141,6 +151,11 @@ impl Facts {
             Some(Err(error)) => lines.add("a run gets", &format!("nothing: {error}")),
             None => {}
         }
+        let module = match self.instances.as_deref() {
+            None => "not loaded: files keep the accounts of slices".to_owned(),
+            Some(instances) => format!("emuv.ko, {} instances", instances.len()),
+        };
+        lines.add("module", &module);
         let state = state_dir(|name| env::var(name).ok());
         lines.add("state", &state.map_or_else(|error| error, |path| path.display().to_string()));
         for (name, path) in [("shim", libs::shim_path()), ("simulator", libs::simgpu_path())] {
@@ -163,6 +178,16 @@ impl Lines {
         // Writing to a string cannot fail.
         let _ = writeln!(self.0, "{name:<11} {value}");
     }
+}
+
+fn instance_json(instance: &KernelInstance) -> Value {
+    json!({
+        "instance": instance.number,
+        "label": instance.label,
+        "vram_bytes": instance.limits.0.0,
+        "ram_bytes": instance.limits.1.0,
+        "holders": instance.holders,
+    })
 }
 
 fn gpu_json(gpu: &GpuFacts) -> Value {
@@ -203,7 +228,7 @@ mod tests {
     use crate::gpus::Link;
 
     fn facts(machine: Result<Machine, NoMachine>) -> Facts {
-        Facts { simulated: false, machine, real: None, host: None, limits: None }
+        Facts { simulated: false, machine, real: None, host: None, limits: None, instances: None }
     }
 
     fn card() -> GpuFacts {
@@ -230,6 +255,7 @@ mod tests {
         assert_eq!(found.json()["gpus"], json!([]));
         assert_eq!(found.json()["problem"], "no NVIDIA driver: x");
         assert!(found.text().contains("driver      no NVIDIA driver: x\n"), "{}", found.text());
+        assert!(found.text().contains("module      not loaded") && found.json()["kernel_module"].is_null());
     }
 
     #[test]

@@ -6,22 +6,24 @@
 //! # Safety
 //!
 //! The ioctls pass a pointer to one structure of [`emuv_uapi::abi`], which is as large as the number says and which the kernel
-//! reads and writes during the call only.
+//! reads and writes during the call only. [`Node::leave`] puts another file behind a descriptor that stays owned by the node.
 
 #![allow(unsafe_code)]
 
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd},
+    mem::ManuallyDrop,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use emuv_uapi::abi::{self, Charge, Export, Query, VERSION};
+pub use emuv_uapi::abi::{self, Query};
+use emuv_uapi::abi::{Charge, Export, VERSION};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    io::Errno,
+    io::{DupFlags, Errno, dup3},
     ioctl::{Opcode, Updater, ioctl},
 };
 
@@ -58,6 +60,37 @@ pub struct News {
     pub removed: bool,
 }
 
+/// The account of an open node with its slice: what [`Node`] is, and what stands in for one where there is no kernel module.
+pub trait Ledger: Send + Sync + std::fmt::Debug {
+    /// Charges all of it or nothing, and says what the slice has left.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing has changed then.
+    fn charge(&self, amount: Amount) -> Result<Amount, Refused>;
+
+    /// Gives a part of what this account holds back, and says what the slice has left.
+    ///
+    /// # Errors
+    /// `EINVAL` if this account does not hold so much; nothing has changed then.
+    fn release(&self, amount: Amount) -> io::Result<Amount>;
+
+    /// Limits, use and holders of now.
+    ///
+    /// # Errors
+    /// The system's own words.
+    fn query(&self) -> io::Result<Query>;
+
+    /// Waits until the limits have changed since the last [`Ledger::query`], or the slice is removed, at most for `timeout`; with
+    /// `room`, also until a charge that was refused would fit. Says what is new.
+    ///
+    /// # Errors
+    /// The system's own words; `EINTR` if a signal came.
+    fn wait(&self, room: bool, timeout: Duration) -> io::Result<News>;
+
+    /// In a forked child: lets go of the parent's account, which must not be used here any more. `idle` takes its place.
+    fn leave(&self, idle: &OwnedFd);
+}
+
 /// An open `/dev/emuvN`.
 #[derive(Debug)]
 pub struct Node {
@@ -75,63 +108,10 @@ impl Node {
         Ok(node)
     }
 
-    /// The node of an instance.
+    /// The node of an instance, where devices are.
     #[must_use]
     pub fn path(instance_id: u32) -> PathBuf {
         PathBuf::from(format!("/dev/emuv{instance_id}"))
-    }
-
-    /// Charges all of it or nothing, and says what the slice has left.
-    ///
-    /// # Errors
-    /// [`Refused`]; nothing has changed then.
-    pub fn charge(&self, amount: Amount) -> Result<Amount, Refused> {
-        let mut charge = argument(amount);
-        match self.call::<{ abi::CHARGE as Opcode }, _>(&mut charge) {
-            Ok(()) => Ok(left(&charge)),
-            Err(Errno::DQUOT) => Err(Refused::NoRoom(left(&charge))),
-            Err(Errno::NOSPC) => Err(Refused::Cgroup),
-            Err(Errno::NODEV) => Err(Refused::Removed),
-            Err(errno) => Err(Refused::Failed(errno.into())),
-        }
-    }
-
-    /// Gives a part of what this node holds back, and says what the slice has left.
-    ///
-    /// # Errors
-    /// `EINVAL` if this node does not hold so much; nothing has changed then.
-    pub fn release(&self, amount: Amount) -> io::Result<Amount> {
-        let mut charge = argument(amount);
-        self.call::<{ abi::RELEASE as Opcode }, _>(&mut charge)?;
-        Ok(left(&charge))
-    }
-
-    /// Limits, use and holders of now.
-    ///
-    /// # Errors
-    /// The system's own words.
-    pub fn query(&self) -> io::Result<Query> {
-        let mut query = Query::default();
-        self.call::<{ abi::QUERY as Opcode }, _>(&mut query)?;
-        Ok(query)
-    }
-
-    /// Waits until the limits have changed since the last [`Node::query`], or the slice is removed, at most for `timeout`; with
-    /// `room`, also until a charge that was refused would fit. Says what is new.
-    ///
-    /// # Errors
-    /// The system's own words; `EINTR` if a signal came.
-    pub fn wait(&self, room: bool, timeout: Duration) -> io::Result<News> {
-        let wanted = if room { PollFlags::PRI | PollFlags::OUT } else { PollFlags::PRI };
-        let mut fds = [PollFd::new(&self.file, wanted)];
-        let timeout = Timespec::try_from(timeout).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-        poll(&mut fds, Some(&timeout))?;
-        let happened = fds[0].revents();
-        Ok(News {
-            limits: happened.contains(PollFlags::PRI),
-            room: happened.contains(PollFlags::OUT),
-            removed: happened.contains(PollFlags::HUP),
-        })
     }
 
     /// A dma-buf of a range of the RAM part: for other processes and devices. It is a holder of the slice of its own.
@@ -155,6 +135,57 @@ impl Node {
         // SAFETY: Every caller in this file pairs the number with the structure that `abi` gives for it.
         unsafe { ioctl(&self.file, Updater::<OPCODE, T>::new(argument)) }
     }
+}
+
+impl Ledger for Node {
+    fn charge(&self, amount: Amount) -> Result<Amount, Refused> {
+        let mut charge = argument(amount);
+        match self.call::<{ abi::CHARGE as Opcode }, _>(&mut charge) {
+            Ok(()) => Ok(left(&charge)),
+            Err(Errno::DQUOT) => Err(Refused::NoRoom(left(&charge))),
+            Err(Errno::NOSPC) => Err(Refused::Cgroup),
+            Err(Errno::NODEV) => Err(Refused::Removed),
+            Err(errno) => Err(Refused::Failed(errno.into())),
+        }
+    }
+
+    fn release(&self, amount: Amount) -> io::Result<Amount> {
+        let mut charge = argument(amount);
+        self.call::<{ abi::RELEASE as Opcode }, _>(&mut charge)?;
+        Ok(left(&charge))
+    }
+
+    fn query(&self) -> io::Result<Query> {
+        let mut query = Query::default();
+        self.call::<{ abi::QUERY as Opcode }, _>(&mut query)?;
+        Ok(query)
+    }
+
+    fn wait(&self, room: bool, timeout: Duration) -> io::Result<News> {
+        let wanted = if room { PollFlags::PRI | PollFlags::OUT } else { PollFlags::PRI };
+        let mut fds = [PollFd::new(&self.file, wanted)];
+        let timeout = Timespec::try_from(timeout).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        poll(&mut fds, Some(&timeout))?;
+        let happened = fds[0].revents();
+        Ok(News {
+            limits: happened.contains(PollFlags::PRI),
+            room: happened.contains(PollFlags::OUT),
+            removed: happened.contains(PollFlags::HUP),
+        })
+    }
+
+    fn leave(&self, idle: &OwnedFd) {
+        // SAFETY: The number is open and stays `file`'s: it is never closed here, only what is behind it is exchanged.
+        let mut number = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(self.file.as_raw_fd()) });
+        let _ = dup3(idle, &mut number, DupFlags::CLOEXEC);
+    }
+}
+
+/// A text of [`Query`], up to its zero; empty if it is none.
+#[must_use]
+pub fn text(field: &[u8; abi::NAME_BYTES]) -> &str {
+    let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
+    field.get(..end).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or("")
 }
 
 impl AsFd for Node {

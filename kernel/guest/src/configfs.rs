@@ -2,7 +2,7 @@
 
 use std::{fs, io, io::Read, path::Path, time::Duration};
 
-use emuv_kernel_client::{Amount, News, Refused};
+use emuv_kernel_client::{Amount, Ledger as _, News, Refused};
 
 use crate::{
     Test,

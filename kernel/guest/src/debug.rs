@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process};
 
-use emuv_kernel_client::{Amount, Node};
+use emuv_kernel_client::{Amount, Ledger as _, Node};
 
 use crate::{
     Test,

@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-use emuv_kernel_client::{Amount, Node};
+use emuv_kernel_client::{Amount, Ledger as _, Node};
 use emuv_uapi::abi;
 
 use crate::{

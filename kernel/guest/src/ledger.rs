@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use emuv_kernel_client::{Amount, News, Node, Refused};
+use emuv_kernel_client::{Amount, Ledger as _, News, Node, Refused};
 use emuv_uapi::abi;
 
 use crate::{

@@ -2,6 +2,8 @@
 
 use std::{fs, path::Path};
 
+use emuv_kernel_client::{Amount, Ledger as _};
+
 use crate::{
     Test,
     machine::{Module, attribute, errno, log, open},
@@ -135,10 +137,10 @@ fn attributes() {
         "holders",
         "generation",
     ];
-    let charge = emuv_kernel_client::Amount { vram_bytes: 100, ram_bytes: 50 };
+    let charge = Amount { vram_bytes: 100, ram_bytes: 50 };
     node.charge(charge).expect("there is room");
     node.release(charge).expect("it is held");
-    node.charge(emuv_kernel_client::Amount { vram_bytes: 7, ram_bytes: 5 }).expect("there is room");
+    node.charge(Amount { vram_bytes: 7, ram_bytes: 5 }).expect("there is room");
     sys::Mapping::new(node.ram(), 0, 4096, true).expect("it can be mapped").set(0, 1);
     let expected = [
         "NVIDIA GeForce RTX 4090",

@@ -14,6 +14,7 @@ mod load;
 mod machine;
 mod measure;
 mod ram;
+mod real;
 mod sys;
 
 use std::panic::catch_unwind;
@@ -33,6 +34,9 @@ fn main() {
 
     let all = [load::TESTS, ledger::TESTS, ram::TESTS, configfs::TESTS, measure::TESTS, hostile::TESTS];
     let mut tests: Vec<&Test> = all.into_iter().flatten().collect();
+    if real::is_here() {
+        tests.extend(real::TESTS);
+    }
     if debug::is_here() {
         sys::mount("debugfs", "/sys/kernel/debug").expect("debugfs mounts");
         tests.extend(debug::TESTS.iter().chain(debug::PLANTED));

@@ -2,7 +2,7 @@
 
 use std::{fs::File, time::Duration};
 
-use emuv_kernel_client::{Amount, Refused};
+use emuv_kernel_client::{Amount, Ledger as _, Refused};
 
 use crate::{
     Test,

@@ -6,7 +6,7 @@ use std::{
     os::{fd::AsRawFd, unix::fs::FileExt},
 };
 
-use emuv_kernel_client::{Amount, Refused};
+use emuv_kernel_client::{Amount, Ledger as _, Refused};
 
 use crate::{
     Test,

@@ -108,6 +108,12 @@ impl Child {
     }
 }
 
+/// SIGKILL to a process that another one waits for.
+pub fn kill(pid: i32) {
+    // SAFETY: No memory is involved. Nobody else is in this machine whom the number could mean by mistake.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+}
+
 /// Waits for ever: until killed.
 pub fn forever() -> ! {
     loop {

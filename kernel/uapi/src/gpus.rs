@@ -68,6 +68,8 @@ pub static GPUS: &[Gpu] = &[
     gpu("h200", "NVIDIA H200", &[141]),
     gpu("b200", "NVIDIA B200", &[180]),
     gpu("b300", "NVIDIA B300", &[288]),
+    // Whatever is not in the table, so that the table forbids no card.
+    gpu("other", "another GPU", &[1024]),
 ];
 
 /// Words before the model that may be left out.

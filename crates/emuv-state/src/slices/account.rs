@@ -2,7 +2,7 @@
 
 use std::{fmt, io, time::Duration};
 
-use super::{Entry, FileAccount, SliceError};
+use super::{Entry, FileAccount, ModuleAccount, SliceError};
 
 /// How much to charge, or to give back, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -84,8 +84,8 @@ pub struct SliceProcess {
 /// A process's account with the slice that it is in. Everything charged is given back when the process ends, however it
 /// ends. All methods may be called from any thread; none waits for another process, but for [`Self::wait_for_change`].
 ///
-/// The files keep one ([`FileAccount`]); a kernel module can keep it in an open device node: `charge`, `release` and
-/// `usage` are a call each, `wait_for_change` is a poll.
+/// Which of the two keeps it, the files ([`FileAccount`]) or the kernel module ([`ModuleAccount`]), the slice's definition says:
+/// a slice with two accounts would have its share twice.
 pub trait Account: Send + Sync + fmt::Debug {
     /// The slice's limits, as they are now.
     fn limits(&self) -> SliceLimits;
@@ -121,5 +121,5 @@ pub trait Account: Send + Sync + fmt::Debug {
 /// # Errors
 /// Why this process may not use the slice, in one line.
 pub fn open(entry: &Entry) -> Result<Box<dyn Account>, SliceError> {
-    Ok(Box::new(FileAccount::open(entry)?))
+    Ok(if entry.slice.by_module { Box::new(ModuleAccount::open(entry)?) } else { Box::new(FileAccount::open(entry)?) })
 }

@@ -14,7 +14,7 @@ use emuv_policy::Bytes;
 use rustix::fs::{FlockOperation, flock};
 
 use super::{
-    Entry, Registry, Slice, SliceError, SliceProcess, Usage, file_account,
+    Entry, KernelModule, Registry, Slice, SliceError, SliceProcess, Usage, file_account,
     registry::{DEFINITION, PROCESSES, RAM, SYSTEM, TURNS, USE, VRAM},
     turn_book::{self, TimeUse},
     valid_name,
@@ -41,7 +41,7 @@ pub struct Listing {
 
 impl Listing {
     fn of(entry: Entry) -> Self {
-        Self { used: file_account::look(&entry.dir).ok(), time: turn_book::look(&entry).ok(), entry }
+        Self { used: file_account::look(&entry).ok(), time: turn_book::look(&entry).ok(), entry }
     }
 }
 
@@ -90,7 +90,14 @@ impl Registry {
         self.entry(name).map(Listing::of)
     }
 
-    /// Makes a slice.
+    /// The kernel module, if the accounts of new slices are its to keep: it is loaded, and this is root's registry of the machine.
+    /// (Its instances have the slices' names, which two registries could both have.)
+    fn module(&self) -> Option<KernelModule> {
+        let is_the_machines = *self == Self::of(Path::new(SYSTEM)) && rustix::process::geteuid().is_root();
+        is_the_machines.then(KernelModule::of_system).filter(KernelModule::is_loaded)
+    }
+
+    /// Makes a slice. The kernel module keeps its account where it is loaded, and root makes it in the machine's registry.
     ///
     /// # Errors
     /// See [`SliceError`]; nothing has changed then.
@@ -109,21 +116,30 @@ impl Registry {
             return Err(SliceError::Exists(slice.name));
         }
         let taken = |number: u32| entries.iter().find(|entry| entry.slice.instance == number);
-        match taken(slice.instance) {
-            Some(other) => {
-                return Err(SliceError::InstanceTaken { instance: slice.instance, name: other.slice.name.clone() });
-            }
-            None if slice.instance == 0 => {
-                slice.instance = (1..).find(|number| taken(*number).is_none()).unwrap_or(1);
-            }
-            None => {}
+        let asked = Some(slice.instance).filter(|number| *number != 0);
+        if let Some(other) = asked.and_then(taken) {
+            return Err(SliceError::InstanceTaken { instance: slice.instance, name: other.slice.name.clone() });
         }
+        let is_free = |number: u32| taken(number).is_none();
+        // Where the module has no number left, the files keep the account.
+        let module = self.module();
+        let by_module =
+            module.as_ref().map(|module| module.number_for(&slice.name, asked, is_free)).transpose()?.flatten();
+        slice.by_module = by_module.is_some();
+        slice.instance = by_module.or(asked).unwrap_or_else(|| (1..).find(|number| is_free(*number)).unwrap_or(1));
         check_room(&entries, &slice)?;
         let (dir, new) = (self.dir().join(&slice.name), self.dir().join(format!("{NEW_PREFIX}{}", slice.name)));
+        let keeper = module.filter(|_| slice.by_module);
+        let in_kernel = || keeper.as_ref().map_or(Ok(()), |module| module.ensure(&slice));
         let made = build(&new, &slice)
+            .and_then(|()| in_kernel())
             .and_then(|()| fs::rename(&new, &dir).map_err(|error| SliceError::System(dir.clone(), error)));
         if let Err(error) = made {
             let _ = fs::remove_dir_all(&new);
+            // But not an instance of that name that has been somebody else's all along.
+            if let (Some(module), false) = (keeper, matches!(error, SliceError::InstanceTaken { .. })) {
+                module.remove(&slice.name, by_module);
+            }
             return Err(error);
         }
         Ok(Entry { dir, slice })
@@ -141,10 +157,19 @@ impl Registry {
         if entry.slice.vram > before.vram || entry.slice.overcommit != before.overcommit {
             check_room(&self.entries().0, &entry.slice)?;
         }
+        // First what may be refused. It is said again where nothing changes, so that an instance that is gone comes back.
+        let module = KernelModule::of_system();
+        if entry.slice.by_module {
+            module.ensure(&entry.slice)?;
+        }
         let new = entry.dir.join(format!("{DEFINITION}.new"));
-        write(&new, entry.slice.to_text().as_bytes(), 0o644)?;
-        fs::rename(&new, entry.dir.join(DEFINITION)).map_err(|error| SliceError::System(new, error))?;
-        Ok(entry)
+        let written = write(&new, entry.slice.to_text().as_bytes(), 0o644).and_then(|()| {
+            fs::rename(&new, entry.dir.join(DEFINITION)).map_err(|error| SliceError::System(new.clone(), error))
+        });
+        if written.is_err() && entry.slice.by_module {
+            let _ = module.ensure(&before);
+        }
+        written.map(|()| entry)
     }
 
     /// Removes a slice. With `force` also one that is in use: who is in it keeps what it has and gets nothing more.
@@ -154,16 +179,26 @@ impl Registry {
     pub fn delete(&self, name: &str, force: bool) -> Result<(), SliceError> {
         let _lock = self.lock()?;
         let dir = self.dir().join(name);
-        if !force || !dir.is_dir() || !valid_name(name) {
-            let entry = self.entry(name)?;
-            let (_, processes) =
-                file_account::look(&entry.dir).map_err(|error| SliceError::System(entry.dir.join(USE), error))?;
-            if !processes.is_empty() {
-                return Err(SliceError::InUse { name: name.to_owned(), processes: processes.len() });
+        let entry = match self.entry(name) {
+            Err(error) if !force || !dir.is_dir() || !valid_name(name) => return Err(error),
+            found => found.ok(),
+        };
+        let kept = entry.as_ref().filter(|entry| entry.slice.by_module).map(|entry| entry.slice.instance);
+        let module = KernelModule::of_system();
+        if let Some(entry) = entry.filter(|_| !force) {
+            let listed =
+                file_account::processes(&entry).map_err(|error| SliceError::System(entry.dir.join(USE), error))?.len();
+            let holders = kept.and_then(|number| module.instance(number)).map_or(0, |instance| instance.holders);
+            let processes = listed.max(holders as usize);
+            if processes > 0 {
+                return Err(SliceError::InUse { name: name.to_owned(), processes });
             }
         }
         let old = self.dir().join(format!("{OLD_PREFIX}{name}"));
         fs::rename(&dir, &old).map_err(|error| SliceError::System(dir, error))?;
+        if kept.is_some() {
+            module.remove(name, kept);
+        }
         fs::remove_dir_all(&old).map_err(|error| SliceError::System(old, error))
     }
 
@@ -174,11 +209,16 @@ impl Registry {
         let file =
             OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed)?;
         flock(&file, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
+        let module = self.module();
         for entry in fs::read_dir(self.dir()).map_err(failed)?.flatten() {
             let name = entry.file_name();
-            if name.to_str().is_some_and(|name| name.starts_with(NEW_PREFIX) || name.starts_with(OLD_PREFIX)) {
-                let _ = fs::remove_dir_all(entry.path());
+            let prefixes = [NEW_PREFIX, OLD_PREFIX];
+            let left = name.to_str().and_then(|name| prefixes.iter().find_map(|prefix| name.strip_prefix(prefix)));
+            let Some(slice) = left else { continue };
+            if let Some(module) = module.as_ref().filter(|_| !self.dir().join(slice).exists()) {
+                module.remove(slice, None);
             }
+            let _ = fs::remove_dir_all(entry.path());
         }
         Ok(file)
     }
@@ -241,13 +281,13 @@ fn change_mode(path: &Path, to: impl Fn(u32) -> u32) -> Result<(), SliceError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::{sync::Arc, thread, time::Duration};
 
     use super::*;
     use crate::slices::{Account, Demand, FileAccount, Refused, SliceState, SliceUser, definition::tests::slice};
 
-    fn registry() -> (tempfile::TempDir, Registry) {
+    pub(in crate::slices) fn registry() -> (tempfile::TempDir, Registry) {
         let folder = tempfile::tempdir().unwrap();
         let registry = Registry::of(folder.path());
         make_folder(registry.dir(), 0o755).unwrap();
@@ -257,7 +297,7 @@ mod tests {
     /// 6 GiB of 24 and 2 GiB of RAM, this user's.
     fn new(name: &str) -> NewSlice {
         let user = SliceUser { uid: rustix::process::geteuid().as_raw(), gid: None };
-        Slice { instance: 0, overcommit: false, enabled: true, user, ..slice(name) }
+        Slice { instance: 0, overcommit: false, enabled: true, by_module: false, user, ..slice(name) }
     }
 
     fn vram(bytes: u64) -> Demand {

@@ -14,6 +14,9 @@ use crate::{MAX_SIZE, Setting};
 /// The version of the file.
 const VERSION: &str = "1";
 
+/// What keeps the account, where it is not the files.
+const BY_MODULE: &str = "module";
+
 /// The weight of a slice for which nothing is said.
 pub const DEFAULT_WEIGHT: u32 = 100;
 
@@ -71,6 +74,8 @@ pub struct Slice {
     pub overcommit: bool,
     /// Programs may be started in it.
     pub enabled: bool,
+    /// The kernel module keeps its account, not the files. Never changed: all processes of a slice have one account.
+    pub by_module: bool,
 }
 
 /// Whether a slice may be called so: 1 to 63 letters, digits, `-`, `_` or `.`, a letter or digit first. Such names are
@@ -125,6 +130,10 @@ impl Slice {
         }
         pair("overcommit", &u8::from(self.overcommit));
         pair("enabled", &u8::from(self.enabled));
+        if self.by_module {
+            // An emuV that does not know the key must not take the files for the account: it refuses the slice.
+            pair("account", &BY_MODULE);
+        }
         text
     }
 
@@ -166,6 +175,7 @@ struct Found {
     gid: Option<u64>,
     overcommit: Option<u64>,
     enabled: Option<u64>,
+    account: Option<String>,
 }
 
 impl Found {
@@ -194,6 +204,8 @@ impl Found {
             "gid" => once(key, &mut self.gid, number),
             "overcommit" => once(key, &mut self.overcommit, number),
             "enabled" => once(key, &mut self.enabled, number),
+            "account" if value != BY_MODULE => Err(format!("account: '{value}' keeps none that is known")),
+            "account" => once(key, &mut self.account, text),
             _ => Err(format!("there is no key '{key}'")),
         }
     }
@@ -240,6 +252,7 @@ impl Found {
             },
             overcommit: self.overcommit == Some(1),
             enabled: self.enabled != Some(0),
+            by_module: self.account.is_some(),
         })
     }
 }
@@ -281,6 +294,7 @@ pub(super) mod tests {
             user: SliceUser { uid: 1000, gid: Some(100) },
             overcommit: true,
             enabled: false,
+            by_module: true,
         }
     }
 
@@ -295,6 +309,7 @@ pub(super) mod tests {
             user: SliceUser { uid: 0, gid: None },
             overcommit: false,
             enabled: true,
+            by_module: false,
             ..full.clone()
         };
         for slice in [full, bare] {
@@ -315,6 +330,7 @@ pub(super) mod tests {
             ("enabled=0", "name=b", "name is said twice"),
             ("uid=1000\n", "", "'uid' is missing"),
             ("enabled=0", "[a]", "no sections"),
+            ("account=module", "account=daemon", "account: 'daemon'"),
         ] {
             assert!(good.contains(from), "{from}");
             let error = Slice::parse(&good.replacen(from, to, 1)).unwrap_err();

@@ -22,7 +22,7 @@ use super::{
 use crate::plain_file::{open_plain, read_plain};
 
 /// Between two looks at a definition by whoever waits for a change of it.
-const LOOK: Duration = Duration::from_millis(100);
+pub(super) const LOOK: Duration = Duration::from_millis(100);
 
 /// A definition is short; more is not read.
 const MOST_BYTES: usize = 64 << 10;
@@ -44,31 +44,42 @@ impl FileAccount {
     /// # Errors
     /// The slice is disabled, outside its hours, or this user may not use it.
     pub fn open(entry: &Entry) -> Result<Self, SliceError> {
-        let folder = entry.dir.join(USE);
-        let open = |name: &str| {
-            let path = folder.join(name);
-            let opened = File::options().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(&path);
-            opened.map_err(|error| match error.kind() {
-                io::ErrorKind::PermissionDenied => SliceError::NotYours(entry.slice.name.clone()),
-                _ => SliceError::System(path, error),
-            })
-        };
         if !entry.slice.enabled {
             return Err(SliceError::Disabled(entry.slice.name.clone()));
         }
-        let (vram, ram, processes) = (open(VRAM)?, open(RAM)?, open(PROCESSES)?);
-        let record = OwnRecord::take(processes).map_err(|error| SliceError::System(folder.join(PROCESSES), error))?;
+        let (vram, ram, record) = (open_own(entry, VRAM)?, open_own(entry, RAM)?, take_record(entry)?);
         // Numbers in a row begin far apart: their bits, reversed.
         let base = u16::try_from(record.number()).unwrap_or(0).reverse_bits();
-        let idle = File::open("/dev/null").map_err(|error| SliceError::System("/dev/null".into(), error))?;
+        let idle = idle()?;
         Ok(Self {
             definition: Definition::new(&entry.dir, &entry.slice),
             vram: LockLedger::new(vram, base),
             ram: LockLedger::new(ram, base),
             record,
-            idle: idle.into(),
+            idle,
         })
     }
+}
+
+/// Opens a file that the slice's user may write to.
+fn open_own(entry: &Entry, name: &str) -> Result<File, SliceError> {
+    let path = entry.dir.join(USE).join(name);
+    let opened = File::options().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(&path);
+    opened.map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => SliceError::NotYours(entry.slice.name.clone()),
+        _ => SliceError::System(path, error),
+    })
+}
+
+/// Enters this process into the list of those in the slice.
+pub(super) fn take_record(entry: &Entry) -> Result<OwnRecord, SliceError> {
+    let failed = |error| SliceError::System(entry.dir.join(USE).join(PROCESSES), error);
+    OwnRecord::take(open_own(entry, PROCESSES)?).map_err(failed)
+}
+
+/// What takes the place of files that a forked child must not keep.
+pub(super) fn idle() -> Result<OwnedFd, SliceError> {
+    File::open("/dev/null").map(Into::into).map_err(|error| SliceError::System("/dev/null".into(), error))
 }
 
 impl Account for FileAccount {
@@ -153,16 +164,29 @@ impl Account for FileAccount {
 ///
 /// # Errors
 /// The system's own; most often that this user may not look.
-pub(super) fn look(dir: &Path) -> io::Result<(Usage, Vec<SliceProcess>)> {
-    let open = |name: &str| open_plain(&dir.join(USE).join(name)).map(|(file, _)| file);
+pub(super) fn look(entry: &Entry) -> io::Result<(Usage, Vec<SliceProcess>)> {
+    let open = |name: &str| open_plain(&entry.dir.join(USE).join(name)).map(|(file, _)| file);
     let used = |name: &str| LockLedger::new(open(name)?, 0).used_bytes();
-    let usage = Usage { vram: used(VRAM)?, ram: used(RAM)?, own_vram: 0, own_ram: 0 };
-    Ok((usage, super::records::read(&open(PROCESSES)?, None)?))
+    let usage = if entry.slice.by_module {
+        super::KernelModule::of_system().usage(entry.slice.instance)?
+    } else {
+        Usage { vram: used(VRAM)?, ram: used(RAM)?, own_vram: 0, own_ram: 0 }
+    };
+    Ok((usage, processes(entry)?))
+}
+
+#[cfg(feature = "cli")]
+/// Who is in a slice: for whoever looks from outside.
+///
+/// # Errors
+/// As [`look`].
+pub(super) fn processes(entry: &Entry) -> io::Result<Vec<SliceProcess>> {
+    super::records::read(&open_plain(&entry.dir.join(USE).join(PROCESSES))?.0, None)
 }
 
 /// The definition, read again when it has been replaced.
 #[derive(Debug)]
-struct Definition {
+pub(super) struct Definition {
     path: PathBuf,
     /// The slice that this process is in: another of the same name is not it.
     id: u64,
@@ -177,12 +201,12 @@ struct Known {
 }
 
 impl Definition {
-    fn new(dir: &Path, slice: &Slice) -> Self {
+    pub(super) fn new(dir: &Path, slice: &Slice) -> Self {
         let known = Known { file: None, limits: limits_of(slice) };
         Self { path: dir.join(DEFINITION), id: slice.id, known: Mutex::new(known) }
     }
 
-    fn limits(&self) -> SliceLimits {
+    pub(super) fn limits(&self) -> SliceLimits {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.limits.state == SliceState::Removed {
             return known.limits;

@@ -28,18 +28,23 @@
 //! This keeps apart programs that let emuV's library be loaded. A program that talks to the driver itself is not held by
 //! it: it is cooperation, not a security boundary, as long as neither the kernel module nor the driver enforces it.
 //!
-//! [`Account`] is what a process needs of a slice. The files are one backend of it, [`FileAccount`].
+//! [`Account`] is what a process needs of a slice. It has two backends: the files ([`FileAccount`]), and an open node of the kernel
+//! module ([`ModuleAccount`]), where `emuv vgpu create` has found it loaded. Then 1 and 2 are the kernel's to keep; the rest of the
+//! files are the same.
 
 mod account;
 #[cfg(feature = "cli")]
 mod admin;
 mod definition;
 mod file_account;
+#[cfg(feature = "cli")]
+mod kernel_module;
 mod keyed;
 mod lock_ledger;
 mod locks;
 #[cfg(feature = "cli")]
 pub mod models;
+mod module_account;
 #[cfg(feature = "cli")]
 mod profile;
 mod records;
@@ -52,6 +57,9 @@ pub use account::{Account, Demand, Refused, SliceLimits, SliceProcess, SliceStat
 pub use admin::{Listing, NewSlice};
 pub use definition::{DEFAULT_WEIGHT, MAX_WEIGHT, Slice, SliceGpu, SliceUser, valid_name};
 pub use file_account::FileAccount;
+#[cfg(feature = "cli")]
+pub use kernel_module::{KernelInstance, KernelModule};
+pub use module_account::{ModuleAccount, node_path};
 #[cfg(feature = "cli")]
 pub use profile::{DEFAULT_PATH as PROFILES_PATH, Profile, parse as parse_profiles};
 pub use registry::{Entry, Registry, SLICE_FILE, SliceError};

@@ -3,6 +3,9 @@
 use emuv_policy::Bytes;
 pub use emuv_uapi::gpus::{GPUS as MODELS, Gpu as Model};
 
+/// The label of cards that the table does not have.
+pub const OTHER: &str = "other";
+
 /// The most VRAM that one of a model has.
 pub fn most_vram(model: &Model) -> Bytes {
     Bytes::gib(u64::from(model.most_vram_gib()))

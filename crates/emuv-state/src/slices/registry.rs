@@ -78,6 +78,30 @@ pub enum SliceError {
     /// It is somebody else's.
     #[error("this user may not use the slice '{0}'; its administrator says who may (emuv vgpu create --user, --group)")]
     NotYours(String),
+    /// The kernel module keeps its account, and there is no node of it.
+    #[error(
+        "the kernel module keeps the account of '{name}', and {} is not its node: {why}; load emuv.ko, then \
+         'emuv vgpu enable {name}' (in a container: give it the device emuv.dev/vgpu={name})",
+        .node.display()
+    )]
+    NoNode {
+        /// The slice.
+        name: String,
+        /// Where the node would be.
+        node: PathBuf,
+        /// What is there.
+        why: String,
+    },
+    /// The kernel module has refused something.
+    #[error("the kernel module refuses {} {what}: {why}; the kernel's log says more (dmesg)", .path.display())]
+    Module {
+        /// Which of its files.
+        path: PathBuf,
+        /// What was written there.
+        what: String,
+        /// The system's own words.
+        why: io::Error,
+    },
     /// The shares of a GPU's slices exceed what it has.
     #[error(
         "{gpu} has {has} of VRAM, of which other slices have {given}: {wanted} more is not there. With --overcommit it \

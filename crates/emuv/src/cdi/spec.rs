@@ -19,7 +19,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use emuv_state::{
     env as variables,
-    slices::{SLICE_FILE, Slice},
+    slices::{SLICE_FILE, Slice, node_path},
 };
 use serde_json::{Map, Value, json};
 
@@ -150,6 +150,10 @@ fn edits(device: &Device<'_>) -> Versioned {
     let mut own = Edits::new();
     own.insert("env".into(), env.iter().map(|(name, value)| format!("{name}={value}")).collect());
     own.insert("mounts".into(), mounts.into());
+    if slice.by_module {
+        // The node is the right to the slice: no other slice's is in the container.
+        own.insert("deviceNodes".into(), json!([{ "path": node_path(slice.instance), "permissions": "rw" }]));
+    }
     if let Some(gid) = slice.user.gid.filter(|gid| *gid != 0) {
         own.insert("additionalGids".into(), json!([gid]));
         version = newer(version, VERSION_WITH_GROUPS.to_owned());

@@ -1,14 +1,16 @@
 //! `emuv kubelet`: slices for pods. A Kubernetes device plugin that offers the slices of this node, and gives each
-//! container its slice by its CDI name.
+//! container its slice by its CDI name; with `--dra` a driver of Dynamic Resource Allocation in its place ([`dra`]).
 //!
 //! Slices are made by the administrator (`emuv vgpu`); here they are only offered. One look a second reads the registry,
 //! brings the specification up to date, and tells the kubelet what has changed.
 
+mod dra;
 mod offer;
 
 use std::{
     fs::{self, File, OpenOptions},
     path::{Path, PathBuf},
+    pin::Pin,
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -44,6 +46,8 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
     interval: Duration,
     #[command(flatten)]
+    dra: dra::DraOptions,
+    #[command(flatten)]
     content: cdi::Content,
 }
 
@@ -51,6 +55,7 @@ const AFTER_HELP: &str = "\
 Runs until it is told to end; docs/kubernetes.md has the manifests. A pod asks for a slice by
   resources: { limits: { emuv.dev/vgpu: 1 } }
 Kubernetes 1.29 or newer, and a container engine with CDI on (containerd 2, CRI-O; containerd 1.7: enable_cdi).
+With --dra (Kubernetes 1.34 or newer) the scheduler chooses slices by their VRAM, RAM and compute, and pods ask for them by claims.
 Exit code: 0 after SIGTERM or SIGINT; 1 it cannot work here; 2 bad argument.";
 
 /// What the slices are to pods.
@@ -72,6 +77,9 @@ fn interval(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// It cannot work here.
 pub fn run(options: &Options) -> Result<ExitCode, Failure> {
+    if options.dra.dra {
+        return dra::run(options);
+    }
     if !options.plugins_dir.is_dir() {
         let words = format!("{} is not there: is this a node of Kubernetes?", options.plugins_dir.display());
         return Err(Failure::wrong("--plugins-dir", words));
@@ -80,22 +88,34 @@ pub fn run(options: &Options) -> Result<ExitCode, Failure> {
     let lock = lock(&options.cdi_dir)?;
     let slices = Slices::new(store, &options.cdi_dir, options.resources);
     let place = Place { folder: options.plugins_dir.clone(), interval: options.interval };
-    let cannot = |error: std::io::Error| Failure::new(REFUSED, format!("cannot start: {error}"));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
-    runtime.block_on(async {
-        let (mut term, mut int) =
-            (signal(SignalKind::terminate()).map_err(cannot)?, signal(SignalKind::interrupt()).map_err(cannot)?);
-        let stop = async {
-            tokio::select! {
-                _ = term.recv() => {}
-                _ = int.recv() => {}
-            }
-        };
+    until_signal(async |stop| {
         emuv_kubelet::keep(&place, Arc::new(slices), complain, stop).await;
         Ok(())
     })?;
     drop(lock);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs something that ends when `stop` does: with SIGTERM or SIGINT.
+fn until_signal(
+    work: impl AsyncFnOnce(Pin<Box<dyn Future<Output = ()>>>) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let cannot = |error: std::io::Error| Failure::new(REFUSED, format!("cannot start: {error}"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
+    let result = runtime.block_on(async {
+        let (mut term, mut int) =
+            (signal(SignalKind::terminate()).map_err(cannot)?, signal(SignalKind::interrupt()).map_err(cannot)?);
+        let stop = async move {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+        };
+        work(Box::pin(stop)).await
+    });
+    // What still waits for an answer is not waited for.
+    runtime.shutdown_background();
+    result
 }
 
 /// Keeps a second one away: each would take the other's sockets for removed. The kubelet clears its own folder, so the

@@ -67,9 +67,27 @@ impl Slices {
     }
 }
 
-impl Offer for Slices {
-    fn resources(&self) -> BTreeMap<String, Vec<Device>> {
-        let (registry, entries, mut problems) = self.entries();
+/// A slice, as it is found.
+#[derive(Debug)]
+pub struct Seen {
+    /// The slice.
+    pub slice: Slice,
+    /// Containers may be given it now.
+    pub healthy: bool,
+    /// The NUMA node of its GPU, if that is known.
+    pub numa_node: Option<u32>,
+}
+
+impl Slices {
+    /// All slices that can be devices. The engine knows them then. `unfit` says why one is none after all.
+    pub fn look(&self, unfit: impl Fn(&Slice) -> Option<String>) -> Vec<Seen> {
+        let (registry, mut entries, mut problems) = self.entries();
+        entries.retain(|entry| {
+            let why = unfit(&entry.slice);
+            let fits = why.is_none();
+            problems.extend(why);
+            fits
+        });
         let (written, left_out) = match self.write(registry.as_ref(), &entries) {
             Ok(left_out) => (true, left_out),
             Err(why) => {
@@ -78,24 +96,31 @@ impl Offer for Slices {
             }
         };
         let gpus = Gpus::look(Path::new(DRIVER), Path::new(PCI));
+        let mut all = Vec::new();
+        for Entry { slice, .. } in entries {
+            let gpu = gpus.find(&slice);
+            let left_out = left_out.iter().find(|(name, _)| *name == slice.name).map(|(_, why)| why);
+            let wrong = gpu.as_ref().err().or(left_out);
+            problems.extend(wrong.map(|why| format!("{}: {why}; no container gets it", slice.name)));
+            let healthy = written && wrong.is_none() && closed(&slice).is_none();
+            all.push(Seen { healthy, numa_node: gpu.ok().flatten(), slice });
+        }
+        self.say(problems);
+        all
+    }
+}
+
+impl Offer for Slices {
+    fn resources(&self) -> BTreeMap<String, Vec<Device>> {
         let mut resources = BTreeMap::new();
         if self.resources == Resources::One {
             resources.insert(spec::KIND.to_owned(), Vec::new());
         }
-        for Entry { slice, .. } in &entries {
-            let gpu = gpus.find(slice);
-            let left_out = left_out.iter().find(|(name, _)| *name == slice.name).map(|(_, why)| why);
-            let wrong = gpu.as_ref().err().or(left_out);
-            problems.extend(wrong.map(|why| format!("{}: {why}; no container gets it", slice.name)));
-            let device = Device {
-                id: slice.name.clone(),
-                healthy: written && wrong.is_none() && closed(slice).is_none(),
-                shared: slice.gpu.uuid.clone(),
-                numa_node: gpu.ok().flatten(),
-            };
-            resources.entry(resource(self.resources, slice)).or_insert_with(Vec::new).push(device);
+        for Seen { slice, healthy, numa_node } in self.look(|_| None) {
+            let resource = resource(self.resources, &slice);
+            let device = Device { id: slice.name, healthy, shared: slice.gpu.uuid, numa_node };
+            resources.entry(resource).or_insert_with(Vec::new).push(device);
         }
-        self.say(problems);
         resources
     }
 

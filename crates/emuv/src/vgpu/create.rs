@@ -217,6 +217,7 @@ fn create(registry: &Registry, places: &mut Places, profile: &Profile, options: 
         },
         overcommit: profile.overcommit,
         enabled: true,
+        by_module: false,
     };
     registry.create(new).map_err(failed)
 }

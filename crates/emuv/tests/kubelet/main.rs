@@ -1,6 +1,9 @@
 //! `emuv kubelet` beside a stand-in for the kubelet that speaks the real interface over real sockets.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // In the functions that the tests share.
 
+mod api_server;
+mod dra;
+mod manifests;
 #[allow(dead_code)]
 #[path = "../vgpu/place.rs"]
 mod place;

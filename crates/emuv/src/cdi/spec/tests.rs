@@ -19,6 +19,7 @@ pub fn slice(name: &str) -> Slice {
         user: SliceUser { uid: 0, gid: None },
         overcommit: false,
         enabled: true,
+        by_module: false,
     }
 }
 
@@ -79,6 +80,16 @@ fn it_can_read_the_slices_and_write_to_nothing_but_the_accounts() {
     assert_eq!(writable, 1);
     let place = |inside: &str| mounts.iter().position(|mount| mount["containerPath"] == inside);
     assert!(place("/run/emuv/vgpu") < place("/run/emuv/vgpu/ml-1/use"), "the inner one is mounted last");
+}
+
+#[test]
+fn a_slice_that_the_kernel_module_keeps_brings_its_node_and_no_other() {
+    let kept = Slice { by_module: true, instance: 3, ..slice("ml-1") };
+    let nvidia = json!({ "deviceNodes": [{ "path": "/dev/nvidia0" }] });
+    let spec = spec_of(&kept, Some((nvidia.as_object().unwrap().clone(), "0.5.0".to_owned())));
+    let expected = json!([{ "path": "/dev/nvidia0" }, { "path": "/dev/emuv3", "permissions": "rw" }]);
+    assert_eq!(applied(&spec)["deviceNodes"], expected);
+    assert!(applied(&spec_of(&slice("ml-1"), None)).get("deviceNodes").is_none());
 }
 
 #[test]
