@@ -41,6 +41,7 @@ fn device(ledger: &Ledger) -> &DeviceCounters {
 
 fn slice(name: &str) -> Slice {
     Slice {
+        by_module: false,
         name: name.into(),
         instance: 0,
         id: 7,
