@@ -23,6 +23,7 @@ mod slab;
 mod space;
 mod stream_clock;
 mod stream_pool;
+pub mod timeline;
 pub mod trace;
 pub mod turns;
 mod units;
