@@ -19,6 +19,7 @@ mod run_dir;
 pub mod sharing;
 pub mod slices;
 mod state_dir;
+mod timeline;
 mod verdict;
 
 /// Parsers of foreign bytes that nothing outside this crate calls but the fuzz targets (`fuzz/`).
@@ -41,6 +42,7 @@ pub use log_setting::{LogLevel, LogSetting};
 pub use movement::Movement;
 pub use run_dir::RunDir;
 pub use state_dir::state_dir;
+pub use timeline::{MarkRecord, Timeline, TimelineRecord, read_timeline};
 #[cfg(feature = "cli")]
 pub use verdict::read_verdicts;
 pub use verdict::{Verdict, verdict_file};

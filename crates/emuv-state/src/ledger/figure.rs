@@ -119,7 +119,7 @@ pub(crate) fn summary(words: &[u64; FIGURE_WORDS]) -> Summary {
     summary
 }
 
-const fn code(maker: Maker) -> u64 {
+pub(crate) const fn code(maker: Maker) -> u64 {
     match maker {
         Maker::Unknown => 0,
         Maker::Plain => 1,
@@ -127,7 +127,7 @@ const fn code(maker: Maker) -> u64 {
     }
 }
 
-const fn maker(code: u64) -> Maker {
+pub(crate) const fn maker(code: u64) -> Maker {
     match code {
         1 => Maker::Plain,
         2 => Maker::Pool,
