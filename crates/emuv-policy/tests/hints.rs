@@ -2,9 +2,7 @@
 //! `residency.rs`.
 #![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
 
-use emuv_policy::{
-    Begin, Begun, GRANULE, Heat, Hint, MoveRoom, Policy, Residency, Step, StreamId, Tier, Why, Work,
-};
+use emuv_policy::{Begin, Begun, GRANULE, Heat, Hint, MoveRoom, Policy, Residency, Step, StreamId, Tier, Why, Work};
 
 const ROOM: MoveRoom =
     MoveRoom { vram_bytes: 4 * GRANULE, ram_bytes: 64 * GRANULE, vram_coming_bytes: 0, vram_excess_bytes: 0 };
@@ -118,7 +116,11 @@ fn what_is_discarded_is_not_copied_until_a_work_touches_it_again() {
 fn a_chunk_that_is_discarded_in_part_is_kept() {
     let mut residency = residency(&[Tier::Vram; 2]);
     residency.hint(extent(0) + 1, u64::MAX, Hint::Discard);
-    assert_eq!(goes(&mut residency, 4), [(0, true), (0, false), (1, true), (1, true)], "and nothing of the next allocation");
+    assert_eq!(
+        goes(&mut residency, 4),
+        [(0, true), (0, false), (1, true), (1, true)],
+        "and nothing of the next allocation"
+    );
 }
 
 #[test]

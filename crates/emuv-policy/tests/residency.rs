@@ -4,9 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use emuv_policy::{
-    Begin, Begun, GRANULE, Heat, Hint, HoldId, MoveRoom, Policy, Residency, Step, StreamId, Tier, Work,
-};
+use emuv_policy::{Begin, Begun, GRANULE, Heat, Hint, HoldId, MoveRoom, Policy, Residency, Step, StreamId, Tier, Work};
 
 struct Random(u64);
 

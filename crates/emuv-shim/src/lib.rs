@@ -42,6 +42,7 @@ mod slice;
 mod streams;
 mod sync;
 mod thread;
+mod timeline;
 mod touch;
 mod turns;
 mod view;

@@ -364,7 +364,11 @@ impl Residency {
     /// Brings what the program said is hot, into room that nothing else wants.
     fn bring_hot(&mut self, spare_bytes: u64, needs_progress: &mut bool) -> Option<Step> {
         let is_out = |chunk: &ChunkState| {
-            chunk.heat == Heat::Hot && chunk.tier == Tier::Ram && chunk.moving.is_none() && !chunk.fixed && !chunk.escaped
+            chunk.heat == Heat::Hot
+                && chunk.tier == Tier::Ram
+                && chunk.moving.is_none()
+                && !chunk.fixed
+                && !chunk.escaped
         };
         let hot = self.live().filter(|(_, chunk)| is_out(chunk) && chunk.bytes <= spare_bytes);
         let hot: Vec<u32> = hot.map(|(index, _)| index).collect();

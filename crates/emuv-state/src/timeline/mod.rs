@@ -20,7 +20,7 @@ use emuv_policy::{
 
 pub use read::{MarkRecord, TimelineRecord, read_timeline};
 
-use crate::ledger::{cut, map, maker_code, new_file, store_bytes};
+use crate::ledger::{cut, maker_code, map, new_file, store_bytes};
 
 /// The first eight bytes of a timeline.
 const MAGIC: u64 = u64::from_ne_bytes(*b"emuVtime");

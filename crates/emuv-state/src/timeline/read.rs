@@ -65,8 +65,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<TimelineRecord, LedgerE
         return Err(LedgerError::Length { path, length_bytes: bytes.len() as u64 });
     }
     let count = |offset: usize, most: usize| usize::try_from(words.at(offset)).map_or(most, |count| count.min(most));
-    let mut points: Vec<Point> =
-        (0..count(offset_of!(Layout, points), POINTS)).map(|at| point(words, at)).collect();
+    let mut points: Vec<Point> = (0..count(offset_of!(Layout, points), POINTS)).map(|at| point(words, at)).collect();
     // Killed while all were written anew, a process leaves some twice.
     points.sort_by_key(|point| point.micros);
     points.dedup_by_key(|point| point.micros);
