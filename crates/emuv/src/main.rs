@@ -9,6 +9,9 @@ mod gpus;
 mod info;
 mod kubelet;
 mod libs;
+mod markup;
+mod progress;
+mod report;
 mod run;
 mod simulate;
 mod vgpu;
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
         Command::Info(options) => info::run(&options),
         Command::Doctor(options) => doctor::run(&options).map_err(other),
         Command::Bench(options) => bench::run(&options),
+        Command::Report(options) => report::run(&options),
         Command::Simulate(options) => simulate::run(&options),
         Command::Demo(options) => demo::run(&options).map_err(other),
         Command::DemoWorkload(options) => demo::workload::run(&options).map_err(other),

@@ -33,6 +33,7 @@ use crate::{
     cli::{Failure, complain},
     gpus::{self, Machine, NoMachine, OLDEST_CUDA},
     libs::{self, RealLibraries},
+    progress,
 };
 use child::{Ending, Signals};
 pub use environment::LIBRARY_NAMES;
@@ -173,7 +174,11 @@ pub fn run(options: &Options) -> Result<ExitCode, Failure> {
         timeline: checked.report.is_some(),
     };
     let program = signals.start(&mut command(options, &plan)).map_err(|error| not_started(options, &error))?;
-    let ending = program.wait().map_err(|error| failed("wait for the program", &error))?;
+    let telling =
+        if options.verify && progress::is_shown(settings.quiet) { verify::tell(run_dir.path()) } else { None };
+    let ending = program.wait();
+    drop(telling);
+    let ending = ending.map_err(|error| failed("wait for the program", &error))?;
     report(options, &checked, run_dir.path(), ending, settings.quiet);
     if options.verify {
         return Ok(verify::conclude(run_dir.path(), ending));
