@@ -7,7 +7,8 @@
 //! (it does not move under them), and whatever begins later makes it somebody's. It is not believed where somebody may write
 //! without naming it: what has escaped, what never moves, and before works are told.
 
-use super::{ChunkState, NONE, Residency};
+use super::{ChunkState, NONE, Obstacle, Residency, Step, Why};
+use crate::Tier;
 
 /// What the program says of a piece of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,5 +60,25 @@ impl Residency {
             }
             Hint::Discard => {}
         }
+    }
+
+    /// Brings what the program said is hot, into room that nothing else wants.
+    pub(super) fn bring_hot(&mut self, spare_bytes: u64, needs_progress: &mut bool) -> Option<Step> {
+        let is_out = |chunk: &ChunkState| {
+            chunk.heat == Heat::Hot
+                && chunk.tier == Tier::Ram
+                && chunk.moving.is_none()
+                && !chunk.fixed
+                && !chunk.escaped
+        };
+        let hot = self.live().filter(|(_, chunk)| is_out(chunk) && chunk.bytes <= spare_bytes);
+        let hot: Vec<u32> = hot.map(|(index, _)| index).collect();
+        for index in hot {
+            match self.may_move(index) {
+                Ok(mode) => return self.start(index, Tier::Vram, mode, Why::Hint),
+                Err(obstacle) => *needs_progress |= obstacle == Obstacle::Busy,
+            }
+        }
+        None
     }
 }

@@ -80,6 +80,10 @@ enum Before {
     Anything,
 }
 
+/// Who goes first, the greatest: how much it is to be in VRAM, whether it is planned to be out, whether what it holds will
+/// still be needed, and when it is used.
+type Rank = (Heat, bool, bool, u64);
+
 /// Room that is not promised to anybody yet, in bytes.
 struct Left {
     free: u64,
@@ -361,26 +365,6 @@ impl Residency {
         None
     }
 
-    /// Brings what the program said is hot, into room that nothing else wants.
-    fn bring_hot(&mut self, spare_bytes: u64, needs_progress: &mut bool) -> Option<Step> {
-        let is_out = |chunk: &ChunkState| {
-            chunk.heat == Heat::Hot
-                && chunk.tier == Tier::Ram
-                && chunk.moving.is_none()
-                && !chunk.fixed
-                && !chunk.escaped
-        };
-        let hot = self.live().filter(|(_, chunk)| is_out(chunk) && chunk.bytes <= spare_bytes);
-        let hot: Vec<u32> = hot.map(|(index, _)| index).collect();
-        for index in hot {
-            match self.may_move(index) {
-                Ok(mode) => return self.start(index, Tier::Vram, mode, Why::Hint),
-                Err(obstacle) => *needs_progress |= obstacle == Obstacle::Busy,
-            }
-        }
-        None
-    }
-
     /// Brings what held works wait for.
     fn demand(&mut self, left: &mut Left, room: Room, needs_progress: &mut bool) -> Option<Step> {
         let waiting = self.held.iter().filter(|held| held.promote && !held.hopeless);
@@ -443,7 +427,7 @@ impl Residency {
     /// where there is none, and a held work needs room, whichever will be needed last. What is hot goes only if it must.
     fn send_away(&mut self, what: Before, room: Room, why: Why, needs_progress: &mut bool) -> Option<Step> {
         let (position, place, turns) = self.now();
-        let mut best: Option<((Heat, bool, bool, u64), u32, Mode)> = None;
+        let mut best: Option<(Rank, u32, Mode)> = None;
         for index in 0..super::index_of(self.chunks.len()) {
             let Some(chunk) = self.chunk_mut(index) else { continue };
             if chunk.tier != Tier::Vram || chunk.fixed || chunk.claims > 0 || chunk.moving.is_some() {

@@ -134,6 +134,30 @@ impl<'c> Chart<'c> {
     }
 }
 
+/// Parts of the time that rates are drawn for: finer than that it is single moves that are seen.
+const PARTS: u32 = 160;
+
+/// Amounts that fell in spans of time (seconds, from and to), as rates in equal parts of all time up to `seconds`.
+pub fn rates(spans: &[(f64, f64)], amounts: impl Iterator<Item = f64>, seconds: f64) -> Vec<f64> {
+    let part = seconds.max(1e-6) / f64::from(PARTS);
+    let mut rates = vec![0.0; PARTS as usize];
+    for ((start, end), amount) in spans.iter().zip(amounts) {
+        let each = amount / (end - start);
+        for (rate, number) in rates.iter_mut().zip(0..PARTS) {
+            let from = part * f64::from(number);
+            let overlap = (end.min(from + part) - start.max(from)).max(0.0);
+            *rate += each * overlap / part;
+        }
+    }
+    rates
+}
+
+/// Where the parts of [`rates`] begin and end, in seconds.
+pub fn parts(seconds: f64) -> impl Iterator<Item = (f64, f64)> {
+    let part = seconds.max(1e-6) / f64::from(PARTS);
+    (0..PARTS).map(move |number| (part * f64::from(number), part * f64::from(number + 1)))
+}
+
 /// A time as people say it.
 pub fn duration(seconds: f64) -> String {
     match seconds {
@@ -174,6 +198,15 @@ mod tests {
         chart.steps("a", &[]);
         chart.columns("a", &[Column { start: 0.0, end: 0.0, from: 0.0, to: 0.0 }]);
         assert!(!chart.html(&[]).contains("NaN"));
+    }
+
+    #[test]
+    fn rates_keep_the_amounts() {
+        let spans = [(0.0, 0.3), (5.0, 5.000_001), (7.0, 10.0)];
+        let rates = rates(&spans, [30.0, 5.0, 300.0].into_iter(), 10.0);
+        let sum: f64 = rates.iter().zip(parts(10.0)).map(|(rate, (start, end))| rate * (end - start)).sum();
+        assert!((sum - 335.0).abs() < 1e-6, "{sum}");
+        assert!((rates[PARTS as usize - 1] - 100.0).abs() < 1e-6 && rates[PARTS as usize / 4].abs() < 1e-9);
     }
 
     #[test]

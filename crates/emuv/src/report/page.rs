@@ -8,7 +8,7 @@ use emuv_state::report::{CostReport, DeviceReport, MovementReport, ProcessReport
 use super::{
     GENERATOR,
     advice::{advice, both, percent},
-    chart::{Chart, Column, duration},
+    chart::{Chart, Column, duration, parts, rates},
 };
 use crate::markup::escaped;
 
@@ -180,7 +180,7 @@ fn over_time(out: &mut String, device: &DeviceReport, timeline: &TimelineReport)
 
     let spans = spans(timeline);
     movement(out, device, timeline, &spans, end, &marks);
-    waits(out, timeline, &spans, end, &marks);
+    waits(out, timeline, end, &marks);
     if !timeline.marks.is_empty() {
         out.push_str("<p class=\"soft\">The program's marks: ");
         let list: Vec<String> = timeline
@@ -218,7 +218,7 @@ fn movement(
     end: f64,
     marks: &[f64],
 ) {
-    let (mut up, mut down) = (vec![0.0; spans.len()], vec![0.0; spans.len()]);
+    let (mut up, mut down): (Vec<f64>, Vec<f64>) = parts(end).map(|_| (0.0, 0.0)).unzip();
     let mut layers = Vec::new();
     let ways = [
         (&INTO_VRAM, &timeline.into_vram_bytes, &mut up, 1.0),
@@ -227,10 +227,11 @@ fn movement(
     for (known, lanes, heights, sign) in ways {
         for (name, column) in lanes {
             let class = known.iter().find(|(known, _)| known == name).map_or("other", |(known, _)| known);
-            let columns = spans.iter().zip(heights.iter_mut()).zip(added(column)).map(|((span, height), bytes)| {
+            let rates = rates(spans, added(column).map(float), end);
+            let columns = parts(end).zip(heights.iter_mut()).zip(rates).map(|(((start, end), height), rate)| {
                 let from = *height;
-                *height += sign * float(bytes) / (span.1 - span.0);
-                Column { start: span.0, end: span.1, from, to: *height }
+                *height += sign * rate;
+                Column { start, end, from, to: *height }
             });
             layers.push((class, columns.collect::<Vec<Column>>()));
         }
@@ -254,7 +255,11 @@ fn movement(
     chart.marks = marks.to_vec();
     layers.iter().for_each(|(class, columns)| chart.columns(class, columns));
     let mut legend = used(&INTO_VRAM, &timeline.into_vram_bytes);
-    legend.extend(used(&OUT_OF_VRAM, &timeline.out_of_vram_bytes).into_iter().filter(|(class, _)| *class != "torture"));
+    for entry in used(&OUT_OF_VRAM, &timeline.out_of_vram_bytes) {
+        if !legend.contains(&entry) {
+            legend.push(entry);
+        }
+    }
     if let Some(link) = link {
         chart.level("link", link.h2d_gb_per_s * 1e9);
         chart.level("link", -link.d2h_gb_per_s * 1e9);
@@ -303,26 +308,20 @@ fn reasons(out: &mut String, timeline: &TimelineReport) {
     out.push_str("</tbody></table></div>\n");
 }
 
-fn waits(out: &mut String, timeline: &TimelineReport, spans: &[(f64, f64)], end: f64, marks: &[f64]) {
-    let columns: Vec<Column> = spans
-        .iter()
-        .zip(added(&timeline.held_micros))
-        .map(|(span, held)| Column { start: span.0, end: span.1, from: 0.0, to: micros(held) / (span.1 - span.0) })
-        .collect();
-    let most = columns.iter().map(|column| column.to).fold(0.0, f64::max);
+fn waits(out: &mut String, timeline: &TimelineReport, end: f64, marks: &[f64]) {
+    let most = micros(timeline.held_micros.last().copied().unwrap_or(0));
     if most <= 0.0 {
         return;
     }
-    let mut chart = Chart::new(
-        "Threads that waited for data over time",
-        end,
-        (0.0, "0".to_owned()),
-        (most, format!("{most:.1} threads")),
-    );
+    let zero = (0.0, "0".to_owned());
+    let mut chart = Chart::new("How long calls have waited for data so far", end, zero, (most, duration(most)));
     chart.marks = marks.to_vec();
-    chart.columns("held", &columns);
+    let held = timeline.held_micros.iter().map(|held| micros(*held));
+    chart.steps("held-line", &timeline.seconds.iter().copied().zip(held).collect::<Vec<_>>());
     out.push_str("<h3>Waiting for data</h3>\n");
-    out.push_str(&chart.html(&[("held", "threads of the program that waited, on average")]));
+    out.push_str(
+        &chart.html(&[("held-line", "time that calls of the program have waited so far, all threads together")]),
+    );
 }
 
 fn bound(out: &mut String, movement: &MovementReport) {
