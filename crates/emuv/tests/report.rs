@@ -21,6 +21,32 @@ fn refusal(folder: &Path, arguments: &[&str]) -> String {
 
 const HOSTILE: &str = "</title><script>alert(1)</script><img src=x onerror=\"alert(2)\"> ' & \u{202e}";
 
+fn movement() -> Value {
+    json!({
+        "watched_seconds": 2.0, "gpu_waited_seconds": 1.0, "in_place_seconds": 0.5, "in_place_bytes": 1 << 20,
+        "link": {"h2d_gb_per_s": 25.0, "d2h_gb_per_s": 25.0, "both_gb_per_s": 46.0},
+        "percent_of_bound": 50.0, "unknown_because": HOSTILE, "percent_of_vram_speed": 20.0, "iterations": 10,
+        "works_per_iteration": 12, "seconds_per_iteration": 0.2, "in_vram_seconds_per_iteration": 0.04,
+        "bound_seconds_per_iteration": 0.1, "bytes_in_per_iteration": 1, "bytes_out_per_iteration": 1,
+        "bytes_in_place_per_iteration": 1, "bound_bytes_in_per_iteration": 1, "bound_bytes_out_per_iteration": 1,
+        "most_moved": [], "warning": {"reason": HOSTILE, "remedy": HOSTILE},
+    })
+}
+
+fn timeline() -> Value {
+    let lanes = |names: [&str; 4]| {
+        names.iter().map(|name| ((*name).to_owned(), json!([0, 1 << 20, 5 << 20]))).collect::<Value>()
+    };
+    json!({
+        "interval_seconds": 0.001, "seconds": [0.1, 0.5, 2.0], "vram_bytes": [1, 2, 3],
+        "vram_most_bytes": [1 << 29, 1 << 30, 1 << 30], "ram_bytes": [0, 1, 2], "ram_most_bytes": [0, 1, 1 << 29],
+        "launches": [1, 2, 99], "held_micros": [0, 100, 700], "in_place_bytes": [0, 0, 1], "remapped_bytes": [0, 0, 0],
+        "into_vram_bytes": lanes(["demand", "ahead", "hint", HOSTILE]),
+        "out_of_vram_bytes": lanes(["room", "plan", "limit", "torture"]),
+        "marks": [{"seconds": 0.3, "label": HOSTILE}],
+    })
+}
+
 /// A report whose every text is hostile.
 fn report() -> Value {
     let tier = json!({"budget_bytes": 1 << 30, "used_bytes": 0, "peak_bytes": 1 << 30});
@@ -34,23 +60,7 @@ fn report() -> Value {
             "ordinal": 0, "uuid": HOSTILE, "name": HOSTILE, "vram": tier, "ram": tier, "vram_physical_bytes": 2_u64 << 30,
             "unspilled_bytes": 0, "allocations": 3, "frees": 3, "refused": 2, "spilled_bytes": 1, "launches": 99,
             "promoted_bytes": 20 << 20, "evicted_bytes": 20 << 20, "held": 5, "held_micros": 700, "searches": 1,
-            "movement": {
-                "watched_seconds": 2.0, "gpu_waited_seconds": 1.0, "in_place_seconds": 0.5, "in_place_bytes": 1 << 20,
-                "link": {"h2d_gb_per_s": 25.0, "d2h_gb_per_s": 25.0, "both_gb_per_s": 46.0},
-                "percent_of_bound": 50.0, "unknown_because": HOSTILE, "percent_of_vram_speed": 20.0, "iterations": 10,
-                "works_per_iteration": 12, "seconds_per_iteration": 0.2, "in_vram_seconds_per_iteration": 0.04,
-                "bound_seconds_per_iteration": 0.1, "bytes_in_per_iteration": 1, "bytes_out_per_iteration": 1,
-                "bytes_in_place_per_iteration": 1, "bound_bytes_in_per_iteration": 1, "bound_bytes_out_per_iteration": 1,
-                "most_moved": [], "warning": {"reason": HOSTILE, "remedy": HOSTILE},
-            },
-            "timeline": {
-                "interval_seconds": 0.001, "seconds": [0.1, 0.5, 2.0], "vram_bytes": [1, 2, 3],
-                "vram_most_bytes": [1 << 29, 1 << 30, 1 << 30], "ram_bytes": [0, 1, 2], "ram_most_bytes": [0, 1, 1 << 29],
-                "launches": [1, 2, 99], "held_micros": [0, 100, 700], "in_place_bytes": [0, 0, 1], "remapped_bytes": [0, 0, 0],
-                "into_vram_bytes": lanes(["demand", "ahead", "hint", HOSTILE]),
-                "out_of_vram_bytes": lanes(["room", "plan", "limit", "torture"]),
-                "marks": [{"seconds": 0.3, "label": HOSTILE}],
-            },
+            "movement": movement(), "timeline": timeline(),
             "costliest": [{"bytes": 64 << 20, "into_vram_bytes": 20 << 20, "out_of_vram_bytes": 1 << 20, "allocated_by": HOSTILE}],
         }]}],
     })

@@ -28,6 +28,9 @@ const OUT_OF_VRAM: [(&str, &str); 4] = [
     ("torture", "at random (--policy torture)"),
 ];
 
+/// No run is longer, in seconds: thirty years.
+const LONGEST: f64 = 1e9;
+
 /// The whole document.
 pub fn page(report: &Report) -> String {
     let command = escaped(&report.command.join(" "));
@@ -158,7 +161,8 @@ fn float(bytes: u64) -> f64 {
 }
 
 fn over_time(out: &mut String, device: &DeviceReport, timeline: &TimelineReport) {
-    let end = timeline.seconds.iter().copied().fold(0.0, f64::max);
+    let times: Vec<f64> = timeline.seconds.iter().map(|seconds| seconds.clamp(0.0, LONGEST)).collect();
+    let end = times.iter().copied().fold(0.0, f64::max);
     let marks: Vec<f64> = timeline.marks.iter().map(|mark| mark.seconds).collect();
     let most = |column: &[u64]| column.iter().copied().max().unwrap_or(0);
 
@@ -171,16 +175,15 @@ fn over_time(out: &mut String, device: &DeviceReport, timeline: &TimelineReport)
         chart.level("budget", float(vram_budget));
     }
     for (class, column) in [("vram-line", &timeline.vram_most_bytes), ("ram-line", &timeline.ram_most_bytes)] {
-        let values: Vec<(f64, f64)> =
-            timeline.seconds.iter().copied().zip(column.iter().map(|bytes| float(*bytes))).collect();
+        let values: Vec<(f64, f64)> = times.iter().copied().zip(column.iter().map(|bytes| float(*bytes))).collect();
         chart.steps(class, &values);
     }
     out.push_str("<h3>VRAM and RAM</h3>\n");
     out.push_str(&chart.html(&[("vram-line", "VRAM in use"), ("ram-line", "RAM in use"), ("budget", "VRAM allowed")]));
 
-    let spans = spans(timeline);
+    let spans = spans(&times, timeline.interval_seconds.clamp(1e-6, LONGEST));
     movement(out, device, timeline, &spans, end, &marks);
-    waits(out, timeline, end, &marks);
+    waits(out, timeline, &times, &marks);
     if !timeline.marks.is_empty() {
         out.push_str("<p class=\"soft\">The program's marks: ");
         let list: Vec<String> = timeline
@@ -193,11 +196,11 @@ fn over_time(out: &mut String, device: &DeviceReport, timeline: &TimelineReport)
 }
 
 /// For each point the time that its changes fall in: where nothing was sampled, nothing changed.
-fn spans(timeline: &TimelineReport) -> Vec<(f64, f64)> {
+fn spans(times: &[f64], interval: f64) -> Vec<(f64, f64)> {
     let mut before = 0.0;
     let mut spans = Vec::new();
-    for &end in &timeline.seconds {
-        let start = f64::max(before, end - timeline.interval_seconds.max(1e-6)).min(end);
+    for &end in times {
+        let start = f64::max(before, end - interval).min(end);
         spans.push((start, end.max(start + 1e-6)));
         before = end;
     }
@@ -308,7 +311,8 @@ fn reasons(out: &mut String, timeline: &TimelineReport) {
     out.push_str("</tbody></table></div>\n");
 }
 
-fn waits(out: &mut String, timeline: &TimelineReport, end: f64, marks: &[f64]) {
+fn waits(out: &mut String, timeline: &TimelineReport, times: &[f64], marks: &[f64]) {
+    let end = times.iter().copied().fold(0.0, f64::max);
     let most = micros(timeline.held_micros.last().copied().unwrap_or(0));
     if most <= 0.0 {
         return;
@@ -317,7 +321,7 @@ fn waits(out: &mut String, timeline: &TimelineReport, end: f64, marks: &[f64]) {
     let mut chart = Chart::new("How long calls have waited for data so far", end, zero, (most, duration(most)));
     chart.marks = marks.to_vec();
     let held = timeline.held_micros.iter().map(|held| micros(*held));
-    chart.steps("held-line", &timeline.seconds.iter().copied().zip(held).collect::<Vec<_>>());
+    chart.steps("held-line", &times.iter().copied().zip(held).collect::<Vec<_>>());
     out.push_str("<h3>Waiting for data</h3>\n");
     out.push_str(
         &chart.html(&[("held-line", "time that calls of the program have waited so far, all threads together")]),
