@@ -117,6 +117,20 @@ impl Budget {
         true
     }
 
+    /// Charges memory that is there whether it fits or not: beyond the limit, but of a shared budget no more than was
+    /// granted. Gives what it charged.
+    pub fn overdraw(&mut self, bytes: u64) -> u64 {
+        let charged = if self.shared.is_some() { bytes.min(self.room_bytes()) } else { bytes };
+        self.used = self.used.saturating_add(charged);
+        self.peak = self.peak.max(self.used);
+        charged
+    }
+
+    /// What is charged beyond the limit of a budget that nobody shares.
+    pub fn overdrawn_bytes(&self) -> u64 {
+        if self.shared.is_some() { 0 } else { self.used.saturating_sub(self.limit) }
+    }
+
     /// Gives a charge back.
     pub fn credit(&mut self, bytes: u64) {
         debug_assert!(bytes <= self.used, "more given back than was charged");
@@ -171,6 +185,19 @@ mod tests {
         assert!(budget.charge(60));
         assert!(!budget.charge(41));
         assert_eq!((budget.used_bytes(), budget.room_bytes(), budget.peak_bytes()), (60, 40, 60));
+    }
+
+    #[test]
+    fn what_is_there_already_is_charged_beyond_the_limit_but_not_beyond_a_grant() {
+        let mut own = Budget::new(100);
+        assert!(own.charge(80));
+        assert_eq!((own.overdraw(50), own.overdrawn_bytes(), own.room_bytes()), (50, 30, 0));
+        own.credit(80);
+        assert_eq!(own.room_bytes(), 50);
+
+        let mut shared = Budget::shared(100);
+        shared.grant(30);
+        assert_eq!((shared.overdraw(50), shared.used_bytes()), (30, 30));
     }
 
     #[test]

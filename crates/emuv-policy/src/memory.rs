@@ -428,6 +428,13 @@ impl DeviceMemory {
         charged
     }
 
+    /// The same for memory that is there whether it fits or not ([`crate::Budget::overdraw`]). Gives what it charged.
+    pub fn charge_lent(&mut self, bytes: u64) -> u64 {
+        let charged = self.budgets.vram.overdraw(bytes);
+        self.unspilled_bytes += charged;
+        charged
+    }
+
     /// Gives a charge of [`Self::charge_unspilled`] back.
     pub fn credit_unspilled(&mut self, bytes: u64) {
         let bytes = bytes.min(self.unspilled_bytes);

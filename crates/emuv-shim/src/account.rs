@@ -24,6 +24,8 @@ pub(crate) enum Kind {
     Image,
     /// What a limit of a context takes (stacks, heap, print buffer).
     Limit,
+    /// Memory of another interface (Vulkan, OpenGL, EGL), used from CUDA.
+    External,
 }
 
 #[derive(Debug, Default)]
@@ -66,8 +68,8 @@ impl Accounts {
         true
     }
 
-    /// Sets what something that grows and shrinks by itself holds now. What goes beyond the budget is
-    /// there all the same, so it is charged as far as the budget goes.
+    /// Sets what something that grows and shrinks by itself holds now. What goes beyond the budget is there all the same,
+    /// so it is charged as far as the budget goes; memory of other interfaces beyond it, so that chunks make room for it.
     pub fn settle(&self, session: &Session, device: &Device, kind: Kind, handle: u64, bytes: u64) {
         let before = lock(&self.0).get(&(kind, handle)).map_or(0, |entry| entry.bytes);
         let lease = device.lease(session, Wants::UpTo(Tier::Vram, bytes.saturating_sub(before)));
@@ -75,9 +77,8 @@ impl Accounts {
         let entry = entries.entry((kind, handle)).or_default();
         device.arena.with_memory(|memory| {
             memory.credit_unspilled(entry.bytes);
-            entry.bytes = bytes.min(memory.budgets().vram.room_bytes());
-            let charged = memory.charge_unspilled(entry.bytes);
-            debug_assert!(charged, "charged no more than the room");
+            let most = if kind == Kind::External { u64::MAX } else { memory.budgets().vram.room_bytes() };
+            entry.bytes = memory.charge_lent(bytes.min(most));
         });
         drop(entries);
         device.end_lease(lease);

@@ -157,8 +157,9 @@ impl Device {
         let others = session.devices().filter(|other| other.ordinal != self.ordinal);
         let kept: u64 = others.map(|other| other.moves.spare_ram_bytes()).sum();
         let ram = budgets.ram.prospect_bytes().min(session.ram_left_bytes() + kept);
-        budgets.vram.prospect_bytes().min(driver_free_bytes)
-            + ram
+        let placeable = budgets.vram.prospect_bytes().min(driver_free_bytes) + ram;
+        // Chunks will go to RAM for what is overdrawn.
+        placeable.saturating_sub(budgets.vram.overdrawn_bytes())
             + self.moves.spare_bytes()
             + self.pools.late_bytes(&self.arena)
     }
@@ -530,7 +531,8 @@ impl Device {
         if budgets.ram.used_bytes() > self.moves.spare_ram_bytes() {
             session.say_that_it_spills(budgets.vram.used_bytes(), budgets.ram.limit_bytes());
         }
-        if budgets.ram.used_bytes() > 0 || session.trace.is_some() {
+        let overdrawn = budgets.vram.overdrawn_bytes() > 0;
+        if budgets.ram.used_bytes() > 0 || overdrawn || session.trace.is_some() {
             self.moves.begin(session, self.ordinal);
         }
     }

@@ -184,10 +184,9 @@ impl Device {
     /// VRAM that this process has and must give up.
     pub fn vram_excess_bytes(&self) -> u64 {
         let share = self.share.own.load(Ordering::Relaxed);
-        if share == u64::MAX {
-            return 0;
-        }
-        self.arena.with_memory(|memory| memory.budgets().vram.used_bytes()).saturating_sub(share)
+        // Without a slice: more than the budget only if another interface has lent memory.
+        let vram = self.arena.with_memory(|memory| memory.budgets().vram);
+        if self.is_the_slices { vram.used_bytes().saturating_sub(share) } else { vram.overdrawn_bytes() }
     }
 
     /// The slice's limits are others than before.

@@ -10,6 +10,7 @@ use crate::{
     account::{Kind, Mappings},
     calls,
     capture::Captures,
+    context_charges::ContextCharges,
     device::Device,
     functions::Functions,
     globals::Globals,
@@ -17,7 +18,6 @@ use crate::{
     handles::Handles,
     hints,
     host_ranges::HostRanges,
-    images::Images,
     ipc::{self, Ipc},
     log,
     moves::verify::Verify,
@@ -62,7 +62,7 @@ pub(crate) struct Session {
     /// Memory of the host that kernels can reach.
     pub host_ranges: HostRanges,
     /// What the driver takes for code and contexts' limits.
-    pub images: Images,
+    pub context_charges: ContextCharges,
     /// Where the program mapped handles of its own that the driver serves.
     pub mappings: Mappings,
     /// Memory that it shares with other processes.
@@ -202,7 +202,7 @@ impl Session {
             globals: Globals::default(),
             graphs: Graphs::default(),
             host_ranges: HostRanges::default(),
-            images: Images::default(),
+            context_charges: ContextCharges::default(),
             sole_device: OnceLock::new(),
             generation: AtomicU64::new(1),
             ledger: {
@@ -277,7 +277,7 @@ impl Session {
         self.generation.fetch_add(1, Ordering::AcqRel);
         self.functions.forget();
         self.peers.contexts_gone(self, contexts);
-        self.images.contexts_gone(self, contexts);
+        self.context_charges.contexts_gone(self, contexts);
     }
 
     /// Every device that has been used.

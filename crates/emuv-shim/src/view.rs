@@ -102,7 +102,8 @@ pub(crate) fn combine(card: Card, limits: &Limits, uuid: &str, processes: &[Proc
     }
     let vram = limits.vram.map_or(card.total, |cap| cap.0.min(card.total));
     let vram_free = vram.saturating_sub(vram_used).min(card.free);
-    let ram_free = limits.ram.0.saturating_sub(ram_used);
+    // Chunks will go to RAM for what is overdrawn.
+    let ram_free = limits.ram.0.saturating_sub(ram_used).saturating_sub(vram_used.saturating_sub(vram));
     Seen { total: vram + limits.ram.0, free: vram_free + ram_free }
 }
 

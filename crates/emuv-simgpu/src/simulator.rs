@@ -21,7 +21,7 @@ use crate::{
         image::Image,
     },
     machine::{Gpu, Machine},
-    memory::physical::error,
+    memory::physical::{Physical, error},
     stream::{event::Event, set::Stream},
     sync::lock,
 };
@@ -107,6 +107,17 @@ pub struct Array {
     pub charge: Charge,
 }
 
+/// Memory of another interface that CUDA may use.
+#[derive(Debug)]
+pub struct External {
+    /// Context that it was brought into.
+    pub context: u64,
+    /// The memory.
+    pub physical: Arc<Physical>,
+    /// Where OpenGL's memory is mapped, while it is.
+    pub mapped: Mutex<Option<u64>>,
+}
+
 /// A memory pool. Allocations are made at once and freed when their stream gets there.
 #[derive(Debug)]
 pub struct Pool {
@@ -139,6 +150,8 @@ pub struct Simulator {
     pub functions: Handles<Function>,
     /// Arrays.
     pub arrays: Handles<Array>,
+    /// Memory of other interfaces.
+    pub externals: Handles<External>,
     /// Memory pools, default pools included.
     pub pools: Handles<Pool>,
 }
@@ -183,6 +196,7 @@ impl Simulator {
             libraries: Handles::default(),
             functions: Handles::default(),
             arrays: Handles::default(),
+            externals: Handles::default(),
             pools,
         }
     }
@@ -249,6 +263,7 @@ impl Simulator {
         self.streams.remove_all(|stream| stream.engine.context == handle);
         self.events.remove_all(|event| event.engine.context == handle);
         self.arrays.remove_all(|array| array.context == handle);
+        self.externals.remove_all(|external| external.context == handle);
         self.modules.remove_all(|module| module.context == handle);
     }
 

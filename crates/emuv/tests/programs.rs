@@ -189,9 +189,10 @@ fn everywhere(name: &str, arguments: &[&str]) -> Run {
 }
 
 /// As [`everywhere`], and a part of the memory must really have been in RAM.
-fn everywhere_and_spilled(name: &str, arguments: &[&str]) {
+fn everywhere_and_spilled(name: &str, arguments: &[&str]) -> Run {
     let run = everywhere(name, arguments);
     assert!(run.ram_peak_bytes() >= 16 * MIB, "{}: only {} bytes in RAM", run.what, run.ram_peak_bytes());
+    run
 }
 
 #[test]
@@ -310,6 +311,12 @@ fn stream_ordered_memory_spills_and_is_never_given_out_too_early() {
 #[test]
 fn handles_that_the_program_maps_itself_spill() {
     everywhere_and_spilled("own_vmm", &["320"]);
+}
+
+#[test]
+fn memory_of_other_interfaces_is_used_beside_memory_that_moves_and_is_charged() {
+    let run = everywhere_and_spilled("external", &["96", "288"]);
+    assert!(run.stdout().contains("external object used, buffer of OpenGL used"), "{}", run.all_output());
 }
 
 #[test]

@@ -72,15 +72,13 @@ fn create(
 }
 
 fn destroy(session: &Session, handle: u64, call: impl FnOnce() -> CUresult) -> CUresult {
-    let result = call();
-    if result == CUresult::SUCCESS {
-        session.release_account(Kind::Array, handle);
-    }
-    result
+    // Before the call: the handle may come again right after it.
+    session.release_account(Kind::Array, handle);
+    call()
 }
 
 /// Bytes of an array's texels; the driver's padding is not known.
-fn array_bytes(extents: &[usize], format: CUarray_format, channels: c_uint) -> u64 {
+pub(super) fn array_bytes(extents: &[usize], format: CUarray_format, channels: c_uint) -> u64 {
     let texels = extents.iter().fold(1_u64, |n, &extent| n.saturating_mul(extent.max(1) as u64));
     let channel = match format {
         CU_AD_FORMAT_UNSIGNED_INT8 | CU_AD_FORMAT_SIGNED_INT8 => 1,

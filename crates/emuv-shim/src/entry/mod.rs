@@ -20,6 +20,7 @@ pub(crate) mod array;
 pub(crate) mod capture;
 pub(crate) mod context;
 pub(crate) mod export;
+pub(crate) mod external;
 pub(crate) mod graph;
 pub(crate) mod host;
 pub(crate) mod init;

@@ -9,7 +9,9 @@ use core::ffi::{c_char, c_uint, c_void};
 
 use emuv_cuda::{CUresult, types::*};
 
-use crate::{calls, device::Device, entry::entries, globals::Global, images, moves, session::Session};
+use crate::{
+    account::Kind, calls, context_charges, device::Device, entry::entries, globals::Global, moves, session::Session,
+};
 
 entries! {
     /// Where the global lies is remembered.
@@ -129,7 +131,7 @@ entries! {
         let call = || unsafe { driver.cuCtxSetLimit(limit, value) };
         let Some((context, device)) = session.here() else { return Some(call()) };
         let (result, taken) = taken_by(session, device, call);
-        session.images.limit_set(session, device, context, limit, taken);
+        session.context_charges.limit_set(session, device, context, limit, taken);
         Some(result)
     }
 }
@@ -140,7 +142,7 @@ fn load(session: &Session, call: impl FnOnce() -> CUresult, handle: impl FnOnce(
     let Some((context, device)) = session.here() else { return Some(call()) };
     let (result, taken) = taken_by(session, device, call);
     if result == CUresult::SUCCESS {
-        session.images.loaded(session, device, context, handle(), taken);
+        session.context_charges.loaded(session, device, context, handle(), taken);
     }
     Some(result)
 }
@@ -148,7 +150,7 @@ fn load(session: &Session, call: impl FnOnce() -> CUresult, handle: impl FnOnce(
 fn unload(session: &Session, handle: usize, call: impl FnOnce() -> CUresult) -> CUresult {
     session.host_ranges.forget_library(handle);
     // Before the call: the handle may come again right after it.
-    session.images.unloading(session, handle as u64);
+    session.context_charges.gone(session, Kind::Image, handle as u64);
     let result = moves::code_going(session, handle, call);
     session.functions.forget();
     result
@@ -163,7 +165,7 @@ fn taken_by(session: &Session, device: &Device, call: impl FnOnce() -> CUresult)
     let before = look();
     let result = call();
     let taken = match (before, look()) {
-        (Some(before), Some(after)) => images::taken(before, after),
+        (Some(before), Some(after)) => context_charges::taken(before, after),
         _ => 0,
     };
     (result, taken)

@@ -36,7 +36,7 @@ rooms! {
     "../../src/handles.rs" handles;
     "../../src/hints.rs" hints;
     "../../src/host_ranges.rs" host_ranges;
-    "../../src/images.rs" images;
+    "../../src/context_charges.rs" context_charges;
     "../../src/ipc/mod.rs" ipc;
     "../../src/leases.rs" leases;
     "../../src/log.rs" log;

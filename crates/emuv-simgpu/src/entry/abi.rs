@@ -20,7 +20,9 @@ use emuv_cuda::{
     CUresult, CuResult,
     nvml_types::nvmlReturn_t,
     proc_address,
-    types::{CUhostFn, CUipcMemHandle, CUmemLocation, CUoccupancyB2DSize, CUstreamCallback},
+    types::{
+        CUDA_EXTERNAL_MEMORY_HANDLE_DESC, CUhostFn, CUipcMemHandle, CUmemLocation, CUoccupancyB2DSize, CUstreamCallback,
+    },
 };
 
 use super::call::Call;
@@ -282,8 +284,22 @@ pub fn location_id(location: &CUmemLocation) -> i32 {
 /// # Errors
 /// `CUDA_ERROR_INVALID_VALUE` where it is none.
 pub fn descriptor(file: Out<c_void>) -> CuResult<OwnedFd> {
-    let number = i32::try_from(file.address()).ok().filter(|number| *number >= 0);
-    let number = number.ok_or(error(CUresult::INVALID_VALUE))?;
+    duplicate(i32::try_from(file.address()).unwrap_or(-1))
+}
+
+/// A copy of the file descriptor that external memory is imported by.
+///
+/// # Errors
+/// `CUDA_ERROR_INVALID_VALUE` where it is none.
+pub fn external_file(description: &CUDA_EXTERNAL_MEMORY_HANDLE_DESC) -> CuResult<OwnedFd> {
+    // SAFETY: the description says by its type that this form of the union is meant; zero bytes are an integer too.
+    duplicate(unsafe { description.handle.fd })
+}
+
+fn duplicate(number: i32) -> CuResult<OwnedFd> {
+    if number < 0 {
+        return invalid();
+    }
     // SAFETY: the program owns the descriptor during the call (module head); it is only duplicated.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     borrowed.try_clone_to_owned().map_err(|_| error(CUresult::INVALID_VALUE))

@@ -42,7 +42,7 @@ entries! {
         let context = call.current()?;
         call.unsafe_in_capture()?;
         let machine = &call.simulator.machine;
-        let import = machine.imports.find(address).filter(|import| import.base == address);
+        let import = machine.imports.find(address).filter(|import| import.base == address && !import.is_lent());
         let import = import.ok_or(error(CUresult::INVALID_VALUE))?;
         call.simulator.contexts.get(import.context).unwrap_or(context).synchronize()?;
         machine.imports.close(&machine.space, address)

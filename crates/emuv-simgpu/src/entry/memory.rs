@@ -105,6 +105,11 @@ entries! {
             return Ok(());
         }
         let machine = &call.simulator.machine;
+        let lent = machine.imports.find(address).filter(|import| import.base == address && import.is_lent());
+        if let Some(lent) = lent {
+            call.simulator.contexts.get(lent.context).unwrap_or(context).synchronize()?;
+            return machine.imports.close(&machine.space, address);
+        }
         let found = machine.heap.find(address).filter(|found| found.base == address && !found.doomed);
         let found = found.ok_or(error(CUresult::INVALID_VALUE))?;
         // Freeing waits for work that may still use the memory.

@@ -9,6 +9,7 @@ pub mod context;
 pub mod copy;
 pub mod device;
 pub mod event;
+pub mod external;
 pub mod graph;
 pub mod init;
 pub mod ipc;

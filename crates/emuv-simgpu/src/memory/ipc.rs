@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     os::fd::{AsFd, AsRawFd},
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
 use emuv_cuda::{CUresult, CuResult};
@@ -47,7 +47,8 @@ pub struct Import {
     pub ordinal: i32,
     /// Number that tells allocations apart.
     pub id: u64,
-    name: Name,
+    /// By what it was opened, if more than once is the same.
+    name: Option<Name>,
     references: u64,
     /// The mapping: where it starts and its size in bytes.
     mapping: (u64, u64),
@@ -56,6 +57,13 @@ pub struct Import {
 /// All that is open in this process, by first address.
 #[derive(Debug, Default)]
 pub struct Imports(Mutex<BTreeMap<u64, Import>>);
+
+impl Import {
+    /// Whether it came from another interface: then it is freed as memory, not closed.
+    pub fn is_lent(&self) -> bool {
+        self.name.is_none()
+    }
+}
 
 fn gone() -> emuv_cuda::CuError {
     error(CUresult::CUDA_ERROR_INVALID_HANDLE)
@@ -112,7 +120,7 @@ impl Name {
     }
 
     /// Its memory, if that is still there.
-    fn fetch(&self) -> CuResult<std::sync::Arc<Physical>> {
+    fn fetch(&self) -> CuResult<Arc<Physical>> {
         let path = format!("/proc/{}/fd/{}", self.process, self.descriptor);
         let file = open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|_| gone())?;
         let ordinal = i32::try_from(self.ordinal).map_err(|_| gone())?;
@@ -120,6 +128,28 @@ impl Name {
         let fits = self.offset.checked_add(self.bytes).is_some_and(|end| end <= physical.bytes());
         if physical.inode() == self.inode && fits { Ok(physical) } else { Err(gone()) }
     }
+}
+
+/// Maps `part` (offset and size in bytes) of memory for a context and the device of an ordinal.
+fn map(space: &Space, physical: Arc<Physical>, part: (u64, u64), owner: (u64, i32)) -> CuResult<Import> {
+    let ((offset, bytes), (context, ordinal), whole) = (part, owner, physical.bytes());
+    if bytes == 0 || offset.checked_add(bytes).is_none_or(|end| end > whole) {
+        return Err(error(CUresult::INVALID_VALUE));
+    }
+    let start = space.reserve(whole, 0, 0)?;
+    let handle = space.adopt(physical);
+    let mapped = space
+        .map(start, whole, 0, handle)
+        .and_then(|()| space.set_access(start, whole, &[(ordinal, Access::ReadWrite)]));
+    space.release(handle)?;
+    if let Err(failure) = mapped {
+        // Whichever step failed; unmapping what is not mapped changes nothing.
+        let _ = space.unmap(start, whole);
+        space.unreserve(start, whole)?;
+        return Err(failure);
+    }
+    let (base, id) = (start + offset, handles::fresh());
+    Ok(Import { base, bytes, context, ordinal, id, name: None, references: 1, mapping: (start, whole) })
 }
 
 impl Imports {
@@ -132,29 +162,23 @@ impl Imports {
             return Err(error(CUresult::INVALID_CONTEXT));
         }
         let mut open = lock(&self.0);
-        if let Some(import) = open.values_mut().find(|import| import.name == name && import.context == context) {
+        if let Some(import) = open.values_mut().find(|import| import.name == Some(name) && import.context == context) {
             import.references += 1;
             return Ok(import.base);
         }
-        let physical = name.fetch()?;
-        let bytes = physical.bytes();
-        let start = space.reserve(bytes, 0, 0)?;
-        let handle = space.adopt(physical);
-        let mapped = space
-            .map(start, bytes, 0, handle)
-            .and_then(|()| space.set_access(start, bytes, &[(ordinal, Access::ReadWrite)]));
-        space.release(handle)?;
-        if let Err(failure) = mapped {
-            // Whichever step failed; unmapping what is not mapped changes nothing.
-            let _ = space.unmap(start, bytes);
-            space.unreserve(start, bytes)?;
-            return Err(failure);
-        }
-        let base = start + name.offset;
-        let id = handles::fresh();
-        let mapping = (start, bytes);
-        open.insert(base, Import { base, bytes: name.bytes, context, ordinal, id, name, references: 1, mapping });
-        Ok(base)
+        let import = map(space, name.fetch()?, (name.offset, name.bytes), (context, ordinal))?;
+        open.insert(import.base, Import { name: Some(name), ..import });
+        Ok(import.base)
+    }
+
+    /// Maps part of memory that came another way.
+    ///
+    /// # Errors
+    /// `CUDA_ERROR_INVALID_VALUE` for a part that is not in it.
+    pub fn lend(&self, space: &Space, physical: Arc<Physical>, part: (u64, u64), owner: (u64, i32)) -> CuResult<u64> {
+        let import = map(space, physical, part, owner)?;
+        lock(&self.0).insert(import.base, import);
+        Ok(import.base)
     }
 
     /// What is open at an address.

@@ -47,6 +47,14 @@ impl Physical {
         Ok(Arc::new(Self { file, bytes, place, handle_types, inode, _charge: Some(charge) }))
     }
 
+    /// Memory of another interface, which makes room for it by its own means.
+    ///
+    /// # Errors
+    /// `CUDA_ERROR_OUT_OF_MEMORY` when the system has no more.
+    pub fn uncharged(place: Place, bytes: u64) -> CuResult<Arc<Self>> {
+        Self::import(file(bytes).map_err(|_| error(CUresult::OUT_OF_MEMORY))?, place)
+    }
+
     /// Memory that another process created and charged.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
-//! What the driver takes of VRAM for a program's code (images of modules and libraries) and for its contexts' limits
-//! (stacks, heap, print buffers). Nobody says how much: what is free is compared before and after.
+//! What is charged for things that go with their context. What the driver takes of VRAM for a program's code (images of
+//! modules and libraries) and for its contexts' limits (stacks, heap, print buffers): nobody says how much, so what is
+//! free is compared before and after. And memory of other interfaces (Vulkan, OpenGL) that the program uses from CUDA.
 
 use std::collections::HashMap;
 
@@ -13,7 +14,7 @@ const ABSURD_BYTES: i64 = 4 << 30;
 
 /// What is charged, and with which context it goes. One per process.
 #[derive(Debug, Default)]
-pub(crate) struct Images(Mutex<HashMap<(Kind, u64), Charge>>);
+pub(crate) struct ContextCharges(Mutex<HashMap<(Kind, u64), Charge>>);
 
 #[derive(Debug, Clone, Copy)]
 struct Charge {
@@ -36,7 +37,7 @@ fn limit_handle(context: Owner, limit: CUlimit) -> u64 {
     context.0 ^ (u64::from(limit) << 57)
 }
 
-impl Images {
+impl ContextCharges {
     /// Code has been loaded.
     pub fn loaded(&self, session: &Session, device: &Device, context: Owner, handle: u64, taken: i64) {
         self.set(session, device, (Kind::Image, handle), context, u64::try_from(taken).unwrap_or(0));
@@ -49,9 +50,19 @@ impl Images {
         self.set(session, device, key, context, before.saturating_add_signed(taken));
     }
 
-    /// Code is about to be unloaded.
-    pub fn unloading(&self, session: &Session, handle: u64) {
-        self.release(session, |key, _| *key == (Kind::Image, handle));
+    /// Memory of another interface has come into use; nobody can refuse it, since it is there already. Said again of
+    /// the same handle, the larger figure counts.
+    pub fn lent(&self, session: &Session, device: &Device, context: Owner, handle: u64, bytes: u64) {
+        let key = (Kind::External, handle);
+        let before = lock(&self.0).get(&key).map_or(0, |charge| charge.bytes);
+        if bytes > before {
+            self.set(session, device, key, context, bytes);
+        }
+    }
+
+    /// Code is about to be unloaded, or lent memory has been given back.
+    pub fn gone(&self, session: &Session, kind: Kind, handle: u64) {
+        self.release(session, |key, _| *key == (kind, handle));
     }
 
     /// Contexts are gone, with their code and what their limits took.
