@@ -129,12 +129,19 @@ impl fmt::Display for Unanswered {
 
 impl std::error::Error for Unanswered {}
 
-/// Runs the program under each of these, several times; `played` is told how many of these runs are over, and how many there
-/// will be.
+/// Runs the program under each of these.
 ///
 /// # Errors
 /// It cannot be run so.
-pub fn compare(
+pub fn compare(program: &Program, setting: &Setting, ways: &[Way]) -> Result<Comparison, Unanswered> {
+    compare_telling(program, setting, ways, &|_, _| {})
+}
+
+/// The same; `played` is told how many of the runs that it takes are over, and how many there will be.
+///
+/// # Errors
+/// It cannot be run so.
+pub fn compare_telling(
     program: &Program,
     setting: &Setting,
     ways: &[Way],

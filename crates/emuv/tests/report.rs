@@ -50,9 +50,6 @@ fn timeline() -> Value {
 /// A report whose every text is hostile.
 fn report() -> Value {
     let tier = json!({"budget_bytes": 1 << 30, "used_bytes": 0, "peak_bytes": 1 << 30});
-    let lanes = |names: [&str; 4]| {
-        names.iter().map(|name| ((*name).to_owned(), json!([0, 1 << 20, 5 << 20]))).collect::<Value>()
-    };
     json!({
         "schema": 1, "emuv": HOSTILE, "command": [HOSTILE, HOSTILE], "exit_code": 0, "simulated": true,
         "limits": {"vram_bytes": 1 << 30, "ram_bytes": 1 << 30, "ram_floor_bytes": 0},

@@ -11,7 +11,7 @@ use emuv_policy::{
     Bytes, GRANULE,
     machine::Link,
     replay::Program,
-    simulate::{Setting, Unanswered, Way, compare},
+    simulate::{Setting, Unanswered, Way, compare_telling},
 };
 
 use crate::{
@@ -94,7 +94,7 @@ pub fn run(options: &Options) -> Result<ExitCode, Failure> {
         bar.set_length(all as u64);
         bar.set_position(over as u64);
     };
-    let compared = compare(&program, &setting, &ways, &played);
+    let compared = compare_telling(&program, &setting, &ways, &played);
     bar.finish_and_clear();
     let compared = compared.map_err(|why| match &why {
         Unanswered::TooLarge { .. } => {
