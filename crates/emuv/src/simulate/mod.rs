@@ -89,7 +89,7 @@ pub fn run(options: &Options) -> Result<ExitCode, Failure> {
     let program = Program::from_trace(file::events(&options.file)?.into_iter());
     let vram_bytes = vram_bytes.unwrap_or_else(|| part(program.peak_bytes(), factor));
     let setting = Setting { vram_bytes, ram_bytes, link, iterations };
-    let bar = progress::steps(0, options.quiet).with_message("simulating");
+    let bar = progress::steps(1, options.quiet).with_message("simulating");
     let played = |over: usize, all: usize| {
         bar.set_length(all as u64);
         bar.set_position(over as u64);
