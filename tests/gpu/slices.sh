@@ -5,11 +5,13 @@
 #   tests/gpu/slices.sh            needs: emuv built (EMUV=path/to/emuv, default target/release/emuv), python3 with torch,
 #                                  a GPU with 40 GiB, 16 GiB of RAM; gcc for the last part
 #   VRAM=6G RAM=2G PEAK=7G         shares of each slice, and about how much each program needs
+#   LOOK_AFTER=12                  seconds after which the four are looked at
 #   SET_PERCENT=60 LARGE_RAM=SIZE  sets of the last two, in percent of the VRAM, and RAM for each (default: as much as the set)
+#   LARGE_SECONDS=40               how long one of them runs alone; both at once run twice as long
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 EMUV=${EMUV:-target/release/emuv}
-VRAM=${VRAM:-6G} RAM=${RAM:-2G} PEAK=${PEAK:-7G} ITERATIONS=${ITERATIONS:-20}
+VRAM=${VRAM:-6G} RAM=${RAM:-2G} PEAK=${PEAK:-7G} ITERATIONS=${ITERATIONS:-20} LARGE_SECONDS=${LARGE_SECONDS:-40} LOOK_AFTER=${LOOK_AFTER:-12}
 WORK=$(mktemp -d)
 export EMUV_STATE_DIR=$WORK/state
 cleanup() { rm -rf "$WORK"; }
@@ -41,14 +43,20 @@ for name in "${PROGRAMS[@]}"; do
         --iterations "$ITERATIONS" --seconds 600 >"$WORK/$name.together" &
     pids+=($!)
 done
-sleep 20
+sleep "$LOOK_AFTER"
 "$EMUV" vgpu list
 "$EMUV" run -q --vgpu "${PROGRAMS[0]}" -- nvidia-smi || true
-for pid in "${pids[@]}"; do wait "$pid"; done
+wrong=0
+for index in "${!pids[@]}"; do
+    code=0
+    wait "${pids[index]}" || code=$?
+    [ "$code" -eq 0 ] && continue
+    echo "${PROGRAMS[index]}: exit code $code: $(tail -n 3 "$WORK/${PROGRAMS[index]}.together")"
+    wrong=1
+done
 echo "all: $((SECONDS - begin)) s"
 "$EMUV" vgpu list
 
-wrong=0
 for name in "${PROGRAMS[@]}"; do
     if [ "$(digests "$WORK/$name.solo")" = "$(digests "$WORK/$name.together")" ]; then
         echo "$name: the same output"
@@ -112,8 +120,8 @@ echo "== two sets that do not fit together: at once, and one after the other (ro
 vram_mib=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -1)
 BUFFERS=$((vram_mib * ${SET_PERCENT:-60} / 100 / 256))
 LARGE="--vram $((vram_mib - 2048))M --ram ${LARGE_RAM:-$((vram_mib * 62 / 100))M} --overcommit"
-together "alone" 40 256 "$LARGE"
-together "both" 80 256 "$LARGE" "$LARGE"
+together "alone" "$LARGE_SECONDS" 256 "$LARGE"
+together "both" $((2 * LARGE_SECONDS)) 256 "$LARGE" "$LARGE"
 
 "$EMUV" doctor | grep -i slices || true
 exit $wrong

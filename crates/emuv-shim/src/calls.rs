@@ -49,6 +49,14 @@ pub(crate) fn device_count(real: &Real) -> CuResult<i32> {
     Ok(count)
 }
 
+/// Whether the driver loads each kernel when it is first used, and not with its module.
+pub(crate) fn loads_lazily(real: &Real) -> bool {
+    let mut mode = 0;
+    // SAFETY: see the module's head.
+    let result = unsafe { real.driver.cuModuleGetLoadingMode(&raw mut mode) };
+    result == CUresult::SUCCESS && mode == CU_MODULE_LAZY_LOADING
+}
+
 /// The device of the calling thread's current context.
 pub(crate) fn current_device(real: &Real) -> CuResult<CUdevice> {
     let mut device = 0;

@@ -4,13 +4,20 @@
 
 use std::collections::HashMap;
 
-use emuv_cuda::types::CUlimit;
+use emuv_cuda::types::{CU_LIMIT_STACK_SIZE, CUlimit};
 use emuv_policy::Owner;
 
 use crate::{account::Kind, arena::lock, device::Device, session::Session, sync::Mutex};
 
 /// More than any image or limit takes: something else took the memory meanwhile.
-const ABSURD_BYTES: i64 = 4 << 30;
+const ABSURD_BYTES: u64 = 4 << 30;
+
+/// More than an image takes of which the driver loads each kernel when it is first used. Another process may well have taken
+/// more meanwhile.
+const LAZY_BYTES: u64 = 64 << 20;
+
+/// Threads that a GPU can have at once at most, each with a stack.
+const MOST_THREADS: u64 = 1 << 19;
 
 /// What is charged, and with which context it goes. One per process.
 #[derive(Debug, Default)]
@@ -22,14 +29,25 @@ struct Charge {
     bytes: u64,
 }
 
+/// What an image takes at most.
+pub(crate) fn most_of_image(is_lazy: bool) -> u64 {
+    if is_lazy { LAZY_BYTES } else { ABSURD_BYTES }
+}
+
+/// What a limit takes at most that is set to `value`.
+pub(crate) fn most_of_limit(limit: CUlimit, value: u64) -> u64 {
+    let each = if limit == CU_LIMIT_STACK_SIZE { value.saturating_mul(MOST_THREADS) } else { value };
+    each.saturating_add(LAZY_BYTES).min(ABSURD_BYTES)
+}
+
 /// What a call took, by (free in the driver's word, placed by emuV) before and after it, in bytes: negative if it gave
-/// something back, zero if the figures make no sense.
-pub(crate) fn taken(before: (u64, u64), after: (u64, u64)) -> i64 {
+/// something back, zero if the figures make no sense because it is more than `most_bytes`.
+pub(crate) fn taken(before: (u64, u64), after: (u64, u64), most_bytes: u64) -> i64 {
     let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
     let fell = signed(before.0).saturating_sub(signed(after.0));
     let placed = signed(after.1).saturating_sub(signed(before.1));
     let taken = fell.saturating_sub(placed);
-    if taken.unsigned_abs() > ABSURD_BYTES.unsigned_abs() { 0 } else { taken }
+    if taken.unsigned_abs() > most_bytes { 0 } else { taken }
 }
 
 /// A context's limit, as one number. Addresses have at most 57 bits.
@@ -99,12 +117,15 @@ impl ContextCharges {
 
 #[cfg(test)]
 mod tests {
+    use emuv_cuda::types::CU_LIMIT_MALLOC_HEAP_SIZE;
+
     use super::*;
 
     const MIB: u64 = 1 << 20;
 
     #[test]
     fn what_a_call_took_is_what_is_missing_apart_from_what_emuv_placed() {
+        let taken = |before, after| taken(before, after, most_of_image(true));
         assert_eq!(taken((100 * MIB, 10 * MIB), (98 * MIB, 10 * MIB)), 2 << 20);
         assert_eq!(taken((100 * MIB, 10 * MIB), (66 * MIB, 42 * MIB)), 2 << 20, "another thread allocated 32 MiB");
         assert_eq!(taken((100 * MIB, 10 * MIB), (104 * MIB, 10 * MIB)), -(4 << 20), "a limit was lowered");
@@ -112,9 +133,19 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_counts_as_nothing() {
-        assert_eq!(taken((8192 * MIB, 0), (1024 * MIB, 0)), 0, "another process took it");
-        assert_eq!(taken((0, 0), (8192 * MIB, 0)), 0);
-        assert_eq!(taken((u64::MAX, 0), (0, u64::MAX)), 0);
+        let most = most_of_image(false);
+        assert_eq!(taken((8192 * MIB, 0), (1024 * MIB, 0), most), 0, "another process took it");
+        assert_eq!(taken((0, 0), (8192 * MIB, 0), most), 0);
+        assert_eq!(taken((u64::MAX, 0), (0, u64::MAX), most), 0);
+        assert_eq!(taken((8192 * MIB, 0), (7192 * MIB, 0), most), 1000 << 20, "all kernels of a library");
+        assert_eq!(taken((8192 * MIB, 0), (7192 * MIB, 0), most_of_image(true)), 0, "they are loaded later");
+    }
+
+    #[test]
+    fn a_limit_takes_no_more_than_it_says() {
+        assert_eq!(most_of_limit(CU_LIMIT_MALLOC_HEAP_SIZE, 128 * MIB), 192 * MIB);
+        assert_eq!(most_of_limit(CU_LIMIT_STACK_SIZE, 1024), 576 * MIB);
+        assert_eq!(most_of_limit(CU_LIMIT_STACK_SIZE, u64::MAX), 4096 * MIB);
     }
 
     #[test]

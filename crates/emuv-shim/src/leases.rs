@@ -141,6 +141,11 @@ impl Device {
         Demand { vram, ram }
     }
 
+    /// Whether what the slice may have goes by turns: what others give up is to be taken soon.
+    pub fn goes_by_turns(&self) -> bool {
+        self.share.allotted.load(Ordering::Relaxed) != u64::MAX
+    }
+
     /// What the slice may have now.
     fn vram_limit(&self, limits: SliceLimits) -> u64 {
         limits.vram.min(self.share.allotted.load(Ordering::Relaxed))

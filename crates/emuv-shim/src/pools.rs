@@ -311,10 +311,12 @@ impl Pools {
         if session.captures.any() || self.with(|pools| pools.free_bytes()) == 0 && lock(&self.late).is_empty() {
             return false;
         }
-        let unsettled = self.with(|pools| pools.clocks.unsettled());
-        self.poll(session, &unsettled);
-        if wait {
-            for stream in self.with(|pools| pools.clocks.unsettled()) {
+        // The first wait may be for a fence that was there already; what was freed behind it gets its own after that.
+        for _ in 0..if wait { 2 } else { 1 } {
+            let unsettled = self.with(|pools| pools.clocks.unsettled());
+            self.poll(session, &unsettled);
+            let late = if wait { self.with(|pools| pools.clocks.unsettled()) } else { Vec::new() };
+            for stream in late {
                 let fenced = self.with(|pools| pools.clocks.fenced(stream));
                 if self.streams.wait(session.real, stream) {
                     self.with(|pools| pools.clocks.settled(stream, fenced));
@@ -410,6 +412,11 @@ impl Pools {
             }
         }
         !blocks.is_empty()
+    }
+
+    /// Bytes of blocks that nobody holds.
+    pub fn free_bytes(&self) -> u64 {
+        self.with(|pools| pools.free_bytes())
     }
 
     /// Bytes of blocks that are to be given back.

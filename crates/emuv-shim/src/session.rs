@@ -2,7 +2,10 @@
 
 use std::{cell::Cell, path::PathBuf};
 
-use emuv_cuda::{CUresult, CuError, types::CUdevice};
+use emuv_cuda::{
+    CUresult, CuError,
+    types::{CUdevice, CUstream},
+};
 use emuv_policy::{Bytes, Owner, Policy};
 use emuv_state::{DeviceCounters, HostMemory, Ledger, Limits, MAX_DEVICES, Movement, ProcessCounters, Setting, env};
 
@@ -24,6 +27,7 @@ use crate::{
     peers::Peers,
     real::Real,
     slice::{self, Slice},
+    streams::Name,
     sync::{
         Instant, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -80,6 +84,8 @@ pub(crate) struct Session {
     pub began: Instant,
     /// What devices hold and move is kept over time.
     keeps_timelines: bool,
+    /// Raised when a stream goes.
+    streams_gone: AtomicU64,
     devices: [OnceLock<Option<Device>>; MAX_DEVICES],
     /// All arenas lie between these addresses, most words of a kernel's arguments do not.
     arenas: (AtomicU64, AtomicU64),
@@ -205,6 +211,7 @@ impl Session {
             context_charges: ContextCharges::default(),
             sole_device: OnceLock::new(),
             generation: AtomicU64::new(1),
+            streams_gone: AtomicU64::new(1),
             ledger: {
                 let ledger = Ledger::open(run_dir.as_deref());
                 ledger.process().ram.budget_bytes.store(limits.ram.0, Ordering::Relaxed);
@@ -270,6 +277,29 @@ impl Session {
         }
         LAST.with(|last| last.set((owner, ordinal, generation)));
         Some((owner, ordinal))
+    }
+
+    /// The same for work on a stream. One that the program has created keeps its context for as long as it lives, so for
+    /// the last one that the thread used the driver need not be asked again.
+    pub fn whereabouts_on(&self, stream: CUstream) -> Option<(Owner, CUdevice)> {
+        thread_local! {
+            /// The stream, its context and device, and the generations when the thread last looked.
+            static LAST: Cell<(usize, Owner, CUdevice, [u64; 2])> = const { Cell::new((0, Owner(0), 0, [0; 2])) };
+        }
+        let Name::Created(handle) = Name::of(stream, false, Owner(0)) else { return self.whereabouts() };
+        let now = [self.generation.load(Ordering::Acquire), self.streams_gone.load(Ordering::Acquire)];
+        let (known, owner, ordinal, then) = LAST.with(Cell::get);
+        if known == handle && then == now {
+            return Some((owner, ordinal));
+        }
+        let (owner, ordinal) = self.whereabouts()?;
+        LAST.with(|last| last.set((handle, owner, ordinal, now)));
+        Some((owner, ordinal))
+    }
+
+    /// A stream is about to be destroyed: its handle may come again, in another context.
+    pub fn stream_going(&self) {
+        self.streams_gone.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Contexts are gone, with their code: handles may come again, for another device.

@@ -11,6 +11,9 @@ use crate::arena::lock;
 /// What to do when the process ends.
 static AT_EXIT: Mutex<Vec<Box<dyn FnOnce() + Send>>> = Mutex::new(Vec::new());
 
+/// What a thread raises by what it does itself: blocked, it would end the process without a word from whoever handles it.
+const OWN_FAULTS: [i32; 6] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP, libc::SIGABRT];
+
 /// Starts a thread that receives none of the program's signals.
 ///
 /// # Errors
@@ -21,6 +24,9 @@ pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Res
     // SAFETY: see the module's head. The new thread inherits the mask; this one gets its own back.
     unsafe {
         libc::sigfillset(all.as_mut_ptr());
+        for signal in OWN_FAULTS {
+            libc::sigdelset(all.as_mut_ptr(), signal);
+        }
         libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
     }
     let started = std::thread::Builder::new().name(name.to_owned()).stack_size(1 << 20).spawn(|| {

@@ -1,16 +1,16 @@
 //! What a piece of GPU work may touch, as far as its call shows.
 
+use smallvec::SmallVec;
+
 use crate::{host_ranges::Reach, session::Session};
 
 /// Addresses that most kernels have fewer of.
-const INLINE: usize = 24;
+const INLINE: usize = 16;
 
 /// See the module's head. Filled by the entries, read by `moves`.
 #[derive(Debug, Clone)]
 pub(crate) struct Touch {
-    inline: [u64; INLINE],
-    count: usize,
-    more: Vec<u64>,
+    addresses: SmallVec<[u64; INLINE]>,
     /// It may touch anything: its arguments cannot be read, or it can reach memory of the host in which the program may
     /// write pointers at any time.
     pub everything: bool,
@@ -33,9 +33,7 @@ impl Touch {
     /// Work that touches nothing of ours.
     pub fn nothing() -> Self {
         Self {
-            inline: [0; INLINE],
-            count: 0,
-            more: Vec::new(),
+            addresses: SmallVec::new(),
             everything: false,
             pinned: Vec::new(),
             may_store_pointers: false,
@@ -51,11 +49,6 @@ impl Touch {
         Self { everything: true, may_store_pointers: true, may_bring_pointers: true, ..Self::nothing() }
     }
 
-    /// It runs on the current device alone.
-    pub fn only_here(self) -> Self {
-        Self { only_here: true, ..self }
-    }
-
     /// It brings pointers from memory that is not searched.
     pub fn brings_pointers(&mut self) {
         self.may_store_pointers = true;
@@ -64,12 +57,7 @@ impl Touch {
 
     /// Adds an address in some arena; it stands for the whole allocation that it lies in.
     pub fn add(&mut self, address: u64) {
-        if let Some(slot) = self.inline.get_mut(self.count) {
-            *slot = address;
-            self.count += 1;
-        } else {
-            self.more.push(address);
-        }
+        self.addresses.push(address);
     }
 
     /// Takes a word for what it may be: an address in an arena, or one through which the host's memory is reached.
@@ -87,6 +75,6 @@ impl Touch {
 
     /// The addresses, in the order in which they were added.
     pub fn addresses(&self) -> impl Iterator<Item = u64> {
-        self.inline[..self.count].iter().chain(&self.more).copied()
+        self.addresses.iter().copied()
     }
 }

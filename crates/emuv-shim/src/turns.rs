@@ -299,6 +299,8 @@ impl Turns {
         let busy = in_turns && self.ask(session);
         let (vram_bytes, ram_bytes) =
             device.arena.with_memory(|memory| (memory.budgets().vram.used_bytes(), memory.budgets().ram.used_bytes()));
+        // What is kept to move chunks into is nothing to be brought.
+        let ram_bytes = ram_bytes.saturating_sub(device.moves.spare_ram_bytes());
         let (wants, held) = {
             let mut state = lock(&self.state);
             if state.stop {

@@ -37,7 +37,6 @@ const PASSED: &[(&str, &[&str])] = &[
             "cuGLMapBufferObjectAsync_v2_ptsz",
             "cuGLMapBufferObject_v2",
             "cuGLMapBufferObject_v2_ptds",
-            "cuGraphicsResourceGetMappedPointer_v2",
             "cuMemPoolImportPointer",
         ],
     ),

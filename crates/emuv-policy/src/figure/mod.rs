@@ -46,8 +46,13 @@ const SAME_WORKS: u64 = 16;
 /// What has to cross is counted again after ever more iterations, up to this.
 const MOST_ITERATIONS: u64 = 64;
 
-/// How long a program is slow before anything is said of it, in microseconds: twice this.
+/// How long is looked whether a program is slow, in microseconds.
 const WINDOW_US: f64 = 2e6;
+
+/// So many times in a row it is slow before anything is said of it; a program that is not seen to repeat itself may still
+/// be about to.
+const SLOW_WINDOWS: u32 = 2;
+const SLOW_WINDOWS_WITHOUT_LOOP: u32 = 5;
 
 /// Slow: less than this part of the time goes into anything else than waiting for data.
 const SLOW: f64 = 0.25;
@@ -363,9 +368,15 @@ impl Watch {
             return;
         }
         self.window = Some((self.now, done));
+        // Works count with what they read in place when they begin, so this may come out as less than nothing.
         let busy_us = (window.us - window.starved_us - window.in_place.micros).max(0.0);
-        self.slow_windows = if busy_us < window.us * SLOW { self.slow_windows + 1 } else { 0 };
-        if self.slow_windows < 2 {
+        // A loop that has just been found is not yet run as it will be.
+        let (is_learning, windows) = match &self.followed {
+            Some(followed) => (followed.seen < FEWEST_ITERATIONS, SLOW_WINDOWS),
+            None => (false, SLOW_WINDOWS_WITHOUT_LOOP),
+        };
+        self.slow_windows = if busy_us < window.us * SLOW && !is_learning { self.slow_windows + 1 } else { 0 };
+        if self.slow_windows < windows {
             return;
         }
         let iterations = self.followed.as_ref().map_or(0.0, |f| done.saturating_sub(works) as f64 / f.works as f64);
@@ -402,7 +413,7 @@ impl Watch {
             self.warning = Warning::Due;
             return;
         }
-        slow.twice_as_fast = slow.in_place_micros > slow.busy_micros;
+        slow.twice_as_fast = slow.busy_micros == 0 || slow.in_place_micros > slow.busy_micros;
         let link_us = if slow.twice_as_fast { link_us / HALF_SPEED } else { busy_us * HALF_SPEED };
         let bytes = (round.vram_bytes, round.vram_bytes.max(round.touched_bytes));
         self.search(Search { bytes, link_us, steps: 0 }, round);

@@ -67,7 +67,7 @@ pub struct Moved {
 pub struct Slow {
     /// How long was looked, in microseconds.
     pub micros: u64,
-    /// How much of that the GPU did not wait for data or read it in place.
+    /// How much of that the GPU did not wait for data or read it in place; 0: not known.
     pub busy_micros: u64,
     /// How much went into reading in place.
     pub in_place_micros: u64,
@@ -227,7 +227,8 @@ impl Summary {
     pub fn reason(&self) -> Option<String> {
         let slow = self.slow?;
         let lost = part(slow.micros.saturating_sub(slow.busy_micros), slow.micros) * 100.0;
-        let mut words = format!("data that is not in VRAM takes up {lost:.0} % of the time: ");
+        let lost = if slow.busy_micros > 0 { format!("{lost:.0} %") } else { "most".to_owned() };
+        let mut words = format!("data that is not in VRAM takes up {lost} of the time: ");
         let (count, per) = if slow.iterations_milli > 0 {
             (slow.iterations_milli, "an iteration")
         } else {
@@ -243,7 +244,10 @@ impl Summary {
         }
         if slow.iterations_milli > 0 {
             let [whole, busy, bound] = [slow.micros, slow.busy_micros, slow.bound_micros].map(|m| millis(each(m), 1));
-            words.push_str(&format!(" of {whole:.1} ms, in which the GPU's own work is {busy:.1} ms"));
+            words.push_str(&format!(" of {whole:.1} ms"));
+            if slow.busy_micros > 0 {
+                words.push_str(&format!(", in which the GPU's own work is {busy:.1} ms"));
+            }
             if slow.bound_micros > 0 {
                 words.push_str(&format!("; the link allows {bound:.1} ms"));
             }
@@ -355,6 +359,9 @@ mod tests {
             "data that is not in VRAM takes up 81 % of the time: 4 GiB come in and 4 GiB go out an iteration of 80.0 ms, in \
              which the GPU's own work is 15.0 ms; the link allows 78.0 ms"
         );
+        let unknown = Summary { slow: slow().slow.map(|slow| Slow { busy_micros: 0, ..slow }), ..slow() };
+        let reason = unknown.reason().unwrap();
+        assert!(reason.contains("takes up most of the time: ") && !reason.contains("own work"), "{reason}");
         let without_a_loop = Summary { slow: slow().slow.map(|slow| Slow { iterations_milli: 0, ..slow }), ..slow() };
         let reason = without_a_loop.reason().unwrap();
         assert!(reason.contains("50 GiB come in and 50 GiB go out a second; the program was not seen"), "{reason}");

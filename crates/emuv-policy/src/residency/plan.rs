@@ -563,8 +563,13 @@ impl Residency {
         }
         let first = usize::try_from(random % order.len() as u64).unwrap_or(0);
         order.rotate_left(first);
+        // What must come to VRAM gets its room, or chance might keep it away for ever.
+        let must_come = self.held.iter().any(|held| held.must);
         for index in order {
             let Some(chunk) = self.chunk(index) else { continue };
+            if must_come && (chunk.tier == Tier::Ram || self.held.iter().any(|h| h.must && h.chunks.contains(&index))) {
+                continue;
+            }
             let (to, has) =
                 if chunk.tier == Tier::Vram { (Tier::Ram, room.ram_bytes) } else { (Tier::Vram, room.vram_bytes) };
             if chunk.bytes > has {

@@ -1,10 +1,10 @@
 //! Room for a request: what there is, and how more is made.
 
-use emuv_policy::Room;
+use emuv_policy::{Budget, Bytes, Room};
 use emuv_state::HostMemory;
 
 use super::{DRIVER_RESERVE_BYTES, Device};
-use crate::{arena::Refusal, calls, leases::Wants, session::Session};
+use crate::{arena::Refusal, calls, leases::Wants, log, session::Session};
 
 impl Device {
     /// Tries, then makes room and tries again, until nothing more can be given back.
@@ -50,8 +50,35 @@ impl Device {
                 result = again.unwrap_or(result);
             }
         }
+        if matches!(result, Err(Refusal::NoRoom)) {
+            self.explain_refusal(session, bytes);
+        }
         self.settle_slice(session);
         result
+    }
+
+    /// Says in the log what there was when a request was refused.
+    fn explain_refusal(&self, session: &Session, bytes: u64) {
+        let (budgets, unspilled) = self.arena.with_memory(|memory| (*memory.budgets(), memory.unspilled_bytes()));
+        let part = |budget: &Budget| {
+            format!(
+                "{} of {} ({} may be had)",
+                Bytes(budget.used_bytes()),
+                Bytes(budget.limit_bytes()),
+                Bytes(budget.prospect_bytes())
+            )
+        };
+        log::debug(format_args!(
+            "no room for {}: VRAM {}, of it {} not placed by emuV; RAM {}, the host's room {}; spare {}, in pools {} free and {} late",
+            Bytes(bytes),
+            part(&budgets.vram),
+            Bytes(unspilled),
+            part(&budgets.ram),
+            Bytes(self.host_room(session)),
+            Bytes(self.moves.spare_bytes()),
+            Bytes(self.pools.free_bytes()),
+            Bytes(self.pools.late_bytes(&self.arena)),
+        ));
     }
 
     /// What there is outside the budgets for a request of `bytes`.

@@ -105,6 +105,7 @@ entries! {
 /// Before a stream is destroyed: it takes its capture along, and what it freed gets a last fence.
 fn gone(session: &Session, stream: CUstream) -> Option<CUresult> {
     session.captures.ended(key(stream, false));
+    session.stream_going();
     moves::stream_going(session, stream);
     if let Some(on) = pools::on(session, stream, false) {
         for device in session.devices() {

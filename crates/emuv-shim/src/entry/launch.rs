@@ -193,8 +193,12 @@ unsafe fn launch(
     call: impl FnOnce() -> CUresult,
 ) -> CUresult {
     session.count_launch();
-    // SAFETY: the caller's word.
-    let touch = || unsafe { session.functions.touch(session, shape, kernel_params, extra) }.only_here();
+    let touch = || {
+        // SAFETY: the caller's word.
+        let mut touch = unsafe { session.functions.touch(session, shape, kernel_params, extra) };
+        touch.only_here = true;
+        touch
+    };
     work(session, stream, What::Kernel(shape.function), touch, call)
 }
 

@@ -130,7 +130,8 @@ entries! {
         // SAFETY: the program's own arguments.
         let call = || unsafe { driver.cuCtxSetLimit(limit, value) };
         let Some((context, device)) = session.here() else { return Some(call()) };
-        let (result, taken) = taken_by(session, device, call);
+        let most = context_charges::most_of_limit(limit, value as u64);
+        let (result, taken) = taken_by(session, device, most, call);
         session.context_charges.limit_set(session, device, context, limit, taken);
         Some(result)
     }
@@ -140,7 +141,8 @@ entries! {
 fn load(session: &Session, call: impl FnOnce() -> CUresult, handle: impl FnOnce() -> u64) -> Option<CUresult> {
     // A library may be loaded without a context; then its code is put into VRAM later, and is not seen.
     let Some((context, device)) = session.here() else { return Some(call()) };
-    let (result, taken) = taken_by(session, device, call);
+    let most = context_charges::most_of_image(calls::loads_lazily(session.real));
+    let (result, taken) = taken_by(session, device, most, call);
     if result == CUresult::SUCCESS {
         session.context_charges.loaded(session, device, context, handle(), taken);
     }
@@ -157,7 +159,12 @@ fn unload(session: &Session, handle: usize, call: impl FnOnce() -> CUresult) -> 
 }
 
 /// Makes a call, and says by how many bytes the driver's free memory fell meanwhile, apart from what emuV itself charged.
-fn taken_by(session: &Session, device: &Device, call: impl FnOnce() -> CUresult) -> (CUresult, i64) {
+/// It is no more than `most_bytes`. In a slice nothing is measured: others of the GPU allocate meanwhile, and what they take
+/// would be charged to this slice, again and again.
+fn taken_by(session: &Session, device: &Device, most_bytes: u64, call: impl FnOnce() -> CUresult) -> (CUresult, i64) {
+    if device.slice(session).is_some() {
+        return (call(), 0);
+    }
     let look = || {
         let free = calls::memory_info(session.real).ok()?.0;
         Some((free, device.arena.with_memory(|memory| memory.budgets().vram.used_bytes())))
@@ -165,7 +172,7 @@ fn taken_by(session: &Session, device: &Device, call: impl FnOnce() -> CUresult)
     let before = look();
     let result = call();
     let taken = match (before, look()) {
-        (Some(before), Some(after)) => context_charges::taken(before, after),
+        (Some(before), Some(after)) => context_charges::taken(before, after, most_bytes),
         _ => 0,
     };
     (result, taken)

@@ -81,6 +81,8 @@ struct State {
     /// The context whose streams the mover uses, and its device.
     context: Option<Owner>,
     device: CUdevice,
+    /// Contexts that the mover's streams were in and that are gone.
+    losses: u64,
     /// Who wants the mover to keep still, and whether it does.
     pauses: u32,
     still: bool,
@@ -154,7 +156,7 @@ pub(crate) fn around(
         let result = calls::in_context(session.real, context, || around(session, stream, per_thread, touch, call).ok());
         return result.into();
     }
-    let Some((context, here)) = session.whereabouts() else { return call() };
+    let Some((context, here)) = session.whereabouts_on(stream) else { return call() };
     if session.captures.any() && calls::is_capturing(session.real, stream, per_thread) {
         // It becomes part of a graph and gives the GPU no work now. Kernels' arguments the driver does not look at.
         let copied: Vec<u64> = if touch.maker == 0 { touch.addresses().collect() } else { Vec::new() };
@@ -386,24 +388,11 @@ impl Moves {
 
     fn enter(&self, session: &Session, device: &Device, lane: Lane, touch: &Touch) -> Begun {
         let arena = &device.arena;
-        let mut offsets = [0; 32];
-        let mut count = 0;
-        let mut more = Vec::new();
-        for address in touch.addresses().filter(|address| arena.contains(*address)) {
-            let offset = address - arena.base();
-            match offsets.get_mut(count) {
-                Some(slot) => *slot = offset,
-                None => more.push(offset),
-            }
-            count += 1;
-        }
-        if !more.is_empty() {
-            more.extend_from_slice(&offsets);
-        }
-        let offsets = if more.is_empty() { &offsets[..count] } else { &more[..] };
+        let in_arena = touch.addresses().filter(|address| arena.contains(*address));
+        let offsets: SmallVec<[u64; 16]> = in_arena.map(|address| address - arena.base()).collect();
         let mut work = Work {
             stream: lane.stream,
-            offsets,
+            offsets: &offsets,
             everything: touch.everything,
             may_store_pointers: touch.may_store_pointers,
             may_bring_pointers: touch.may_bring_pointers,
@@ -522,6 +511,7 @@ impl Moves {
         }
         if state.context.is_some_and(|context| owners.contains(&context)) {
             state.context = None;
+            state.losses += 1;
         }
     }
 

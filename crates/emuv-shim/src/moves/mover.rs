@@ -40,8 +40,10 @@ const POLL_BESIDE: Duration = Duration::from_micros(100);
 /// Between two looks at fences when nothing waits for them.
 const POLL_IDLE: Duration = Duration::from_micros(500);
 
-/// Between two looks at what could be had of the slice.
+/// Between two looks at what could be had of the slice, and while slices exchange memory: at the link's speed they do some
+/// fifty megabytes in a millisecond.
 const LOOK_AT_SLICE: Duration = Duration::from_millis(10);
+const LOOK_IN_TURNS: Duration = Duration::from_millis(1);
 
 /// How long to wait for an order when there is nothing to look at.
 const SLEEP: Duration = Duration::from_secs(1);
@@ -86,6 +88,8 @@ struct Mover {
     device: &'static Device,
     /// The context whose streams are used, and what was made in it.
     context: Option<Owner>,
+    /// How many contexts had been lost when `copies` were made.
+    losses: u64,
     copies: Option<Copies>,
     prepared: bool,
     quiesced: bool,
@@ -109,6 +113,7 @@ pub(super) fn start(session: &'static Session, ordinal: CUdevice) -> io::Result<
             session,
             device,
             context: None,
+            losses: 0,
             copies: None,
             prepared: false,
             quiesced: false,
@@ -209,14 +214,17 @@ impl Mover {
             }
             state.still = false;
         }
-        let (context, stop) = (state.context, state.stop);
+        let (context, losses, stop) = (state.context, state.losses, state.stop);
         drop(state);
+        if losses != self.losses {
+            // What was made in the old context went with it, and is not to be touched even if this is the end.
+            self.losses = losses;
+            self.copies = None;
+        }
         if stop {
             return false;
         }
         if context != self.context {
-            // What was made in the old context went with it.
-            self.copies = None;
             self.context = context;
             if copies::settle_thread(self.session.real, context).is_err() {
                 self.context = None;
@@ -314,7 +322,8 @@ impl Mover {
     fn take_steps(&mut self) -> bool {
         let arena = &self.device.arena;
         let mut any = self.shrink();
-        if self.looked.elapsed() >= LOOK_AT_SLICE {
+        let pause = if self.device.goes_by_turns() { LOOK_IN_TURNS } else { LOOK_AT_SLICE };
+        if self.looked.elapsed() >= pause {
             self.device.look_at_slice(self.session);
             self.looked = Instant::now();
         }
