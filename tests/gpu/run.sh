@@ -163,6 +163,7 @@ step_programs() {
     program pools 320 "" 300
     program own_vmm 320
     program external 96 288
+    program hints 16 24 "" 300
     program model 400 "" 2000 240
     program pointer_array 12 32 20
     program device_list 12 32 12

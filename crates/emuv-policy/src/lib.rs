@@ -23,6 +23,7 @@ mod slab;
 mod space;
 mod stream_clock;
 mod stream_pool;
+pub mod timeline;
 pub mod trace;
 pub mod turns;
 mod units;
@@ -34,8 +35,8 @@ pub use memory::{
     Ticket,
 };
 pub use residency::{
-    Begin, Begun, HoldId, LastRound, Looped, Manner, Mode, MoveRoom, Policy, ReadInPlace, Residency, RoundChunk,
-    SearchRanges, Sight, Step, Touch, Work,
+    Begin, Begun, Heat, Hint, HoldId, LastRound, Looped, Manner, Mode, MoveRoom, Policy, ReadInPlace, Residency,
+    RoundChunk, SearchRanges, Sight, Step, Touch, Why, Work,
 };
 pub use stream_clock::{Freed, StreamClocks, StreamId};
 pub use stream_pool::{Block, PoolId, PoolUse, StreamPools, Waste, block_bytes};

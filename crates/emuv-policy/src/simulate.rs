@@ -1,6 +1,6 @@
 //! How a recorded program would run on another card behind another link, under several ways of placing its data.
 
-use std::fmt;
+use std::{cell::Cell, fmt};
 
 use crate::{
     Policy,
@@ -134,6 +134,19 @@ impl std::error::Error for Unanswered {}
 /// # Errors
 /// It cannot be run so.
 pub fn compare(program: &Program, setting: &Setting, ways: &[Way]) -> Result<Comparison, Unanswered> {
+    compare_telling(program, setting, ways, &|_, _| {})
+}
+
+/// The same; `played` is told how many of the runs that it takes are over, and how many there will be.
+///
+/// # Errors
+/// It cannot be run so.
+pub fn compare_telling(
+    program: &Program,
+    setting: &Setting,
+    ways: &[Way],
+    played: &dyn Fn(usize, usize),
+) -> Result<Comparison, Unanswered> {
     let peak_bytes = program.peak_bytes();
     let most_bytes = setting.vram_bytes.saturating_add(setting.ram_bytes);
     if peak_bytes > most_bytes {
@@ -155,7 +168,12 @@ pub fn compare(program: &Program, setting: &Setting, ways: &[Way]) -> Result<Com
     // What stays where it is put had better not be spread over more memory than there is need for: then emuV's pools
     // give out what is free whatever that wastes, and so do these.
     let tight = Script::new(&program.ops(peak_bytes));
-    Runs { window: Window::new(&script), machine, script, tight }.compare(ways)
+    // The best is sought among all others and schedules of its own.
+    let optimal = ways.contains(&Way::Optimal).then(|| Way::ALL.len() - 1 + variants(&machine).len());
+    let all = 1 + optimal.unwrap_or(ways.len());
+    let over = Cell::new(0);
+    let played = || played(over.replace(over.get() + 1) + 1, all);
+    Runs { window: Window::new(&script), machine, script, tight, played: &played }.compare(ways)
 }
 
 /// Which rounds are measured.
@@ -193,15 +211,17 @@ impl Window {
     }
 }
 
-struct Runs {
+struct Runs<'p> {
     machine: Machine,
     script: Script,
     /// The same in as little memory as possible.
     tight: Script,
     window: Window,
+    /// A run is over.
+    played: &'p dyn Fn(),
 }
 
-impl Runs {
+impl Runs<'_> {
     fn compare(&self, ways: &[Way]) -> Result<Comparison, Unanswered> {
         let roomy = Machine { vram_bytes: u64::MAX / 2, ..self.machine.clone() };
         let in_vram = self.play(&roomy, &self.tight, Way::Static, &mut InOrder)?;
@@ -265,6 +285,7 @@ impl Runs {
         placement: &mut impl Placement,
     ) -> Result<Outcome, Unanswered> {
         let costs = machine.play(script, placement).map_err(|stuck| Unanswered::Stuck(way, stuck))?;
+        (self.played)();
         let Window { first, end, .. } = self.window;
         let count = self.window.measured() as f64;
         let mean = |of: fn(&Cost) -> f64| costs[first..end.min(costs.len())].iter().map(of).sum::<f64>() / count;

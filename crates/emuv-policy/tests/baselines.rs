@@ -8,7 +8,7 @@ use std::{fs, io::Read, path::Path};
 use emuv_policy::{
     machine::Link,
     replay::Program,
-    simulate::{Comparison, Outcome, Setting, Way, compare},
+    simulate::{Comparison, Outcome, Setting, Way, compare, compare_telling},
     trace,
 };
 use flate2::read::GzDecoder;
@@ -110,6 +110,18 @@ fn a_trace_with_wrong_bytes_in_it_is_refused_or_simulated() {
             let few = Setting { iterations: 2, ..setting(8 * CHUNK) };
             let _ = compare(&program, &few, &[Way::Emuv, Way::Lru, Way::InPlace, Way::Static]);
         }
+    }
+}
+
+#[test]
+fn how_far_a_comparison_is_is_told_up_to_its_end() {
+    let scan = Loop { chunks: 12, micros: 100, slowness: 10 };
+    for ways in [&Way::ALL[..], &[Way::Optimal], &[Way::Lru, Way::Emuv]] {
+        let told = std::cell::RefCell::new(Vec::new());
+        let played = |over, all| told.borrow_mut().push((over, all));
+        compare_telling(&scan.cyclic(), &setting(8 * CHUNK), ways, &played).unwrap();
+        let told = told.into_inner();
+        assert!(told.iter().enumerate().all(|(at, (over, all))| *over == at + 1 && *all == told.len()), "{told:?}");
     }
 }
 

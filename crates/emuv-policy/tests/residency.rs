@@ -1,10 +1,10 @@
-//! The obligations of `residency` as properties: random programs, random completions, random moves. The model
-//! knows what each work really touches, through pointers in memory as well.
+//! The obligations of `residency` as properties: random programs, random completions, random moves, random hints. The
+//! model knows what each work really touches, through pointers in memory as well, and which contents are somebody's.
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // A failed unwrap is a failed test; seeds are printed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use emuv_policy::{Begin, Begun, GRANULE, HoldId, MoveRoom, Policy, Residency, Step, StreamId, Tier, Work};
+use emuv_policy::{Begin, Begun, GRANULE, Heat, Hint, HoldId, MoveRoom, Policy, Residency, Step, StreamId, Tier, Work};
 
 struct Random(u64);
 
@@ -74,6 +74,9 @@ struct World {
     unmapped: BTreeSet<u64>,
     leaving: BTreeSet<u64>,
     tiers: BTreeMap<u64, Tier>,
+    /// Chunks whose contents the program has discarded, and no work that touches them has begun since.
+    discarded: BTreeSet<u64>,
+    without_copy: u64,
     fences: Vec<(u64, u64)>,
     /// What searches behind works have found, and whose works they were.
     found: BTreeSet<u64>,
@@ -109,6 +112,8 @@ impl World {
             unmapped: BTreeSet::new(),
             leaving: BTreeSet::new(),
             tiers,
+            discarded: BTreeSet::new(),
+            without_copy: 0,
             fences: Vec::new(),
             found: BTreeSet::new(),
             storers: BTreeSet::new(),
@@ -179,6 +184,7 @@ impl World {
                 for offset in self.moving.iter().chain(&self.unmapped) {
                     assert!(!touches.contains(&extent_of(*offset)), "a work began whose chunk is moving or not mapped");
                 }
+                self.discarded.retain(|offset| !touches.contains(&extent_of(*offset)));
                 if begun.measure {
                     self.residency.measured(planned.kind, begun.ram_bytes, 1e6);
                 }
@@ -204,7 +210,7 @@ impl World {
     }
 
     fn step(&mut self) {
-        match self.random.below(18) {
+        match self.random.below(20) {
             0..2 => {
                 let planned = self.plan_work();
                 self.begin(planned, None);
@@ -214,7 +220,28 @@ impl World {
             7..9 => self.complete(),
             9 => self.retry(),
             10..14 => self.advance_mover(),
+            14 => self.hint(),
             _ => self.finish_move(),
+        }
+    }
+
+    /// The program says something of a part of an extent.
+    fn hint(&mut self) {
+        let (extent, r) = (self.random.below(EXTENTS), &mut self.random);
+        let first = extent_offset(extent) + r.below(CHUNKS_PER_EXTENT) * GRANULE;
+        let (offset, bytes) = (first + r.below(2), r.below(2 * CHUNKS_PER_EXTENT * GRANULE));
+        let hint = match r.below(6) {
+            0 => Hint::Heat(Heat::Hot),
+            1 => Hint::Heat(Heat::Cold),
+            2 => Hint::Heat(Heat::Usual),
+            _ => Hint::Discard,
+        };
+        self.residency.hint(offset, bytes, hint);
+        if hint == Hint::Discard {
+            // It ends with the extent, and what lies there in part is kept.
+            let end = (offset + bytes).min(extent_offset(extent + 1));
+            let chunks = (0..CHUNKS_PER_EXTENT).map(|chunk| extent_offset(extent) + chunk * GRANULE);
+            self.discarded.extend(chunks.filter(|chunk| *chunk >= offset && chunk + GRANULE <= end));
         }
     }
 
@@ -266,7 +293,9 @@ impl World {
                 assert!(self.unmapped.contains(&offset), "mapped twice");
                 assert!(self.shown.insert(offset) && !self.moving.contains(&offset));
             }
-            Step::Move { offset, map, .. } => {
+            Step::Move { offset, copy, map, .. } => {
+                assert!(copy || self.discarded.contains(&offset), "contents that are somebody's are not copied");
+                self.without_copy += u64::from(!copy);
                 if !map {
                     self.left += 1;
                     self.leaving.insert(offset);
@@ -345,48 +374,48 @@ impl World {
     }
 }
 
-fn run(policy: impl Fn(u64) -> Policy) -> (u64, u64, u64) {
+/// Moves in all, beside work, left without a mapping, without a copy.
+fn run(policy: impl Fn(u64) -> Policy) -> [u64; 4] {
     let seed = std::env::var("EMUV_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         u64::try_from(now.as_nanos() % 1_000_000_007).unwrap()
     });
     println!("EMUV_SEED={seed}");
-    let (mut moves, mut beside, mut left) = (0, 0, 0);
+    let mut sums = [0; 4];
     for case in 0..300 {
         let mut world = World::new(seed + case, policy(seed + case));
         for _ in 0..400 {
             world.step();
         }
         world.drain();
-        moves += world.moves;
-        beside += world.beside;
-        left += world.left;
+        let counts = [world.moves, world.beside, world.left, world.without_copy];
+        sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
     }
-    (moves, beside, left)
+    sums
 }
 
 #[test]
 fn nothing_moves_under_a_work_and_no_work_begins_on_what_moves() {
-    let (moves, beside, left) = run(|state| Policy::Torture { state, safe: false });
+    let [moves, beside, left, without_copy] = run(|state| Policy::Torture { state, safe: false });
     assert!(
-        moves > 1000 && beside > 100 && left > 20,
-        "the test tested little: {moves} moves, {beside} beside work, {left} left unmapped"
+        moves > 1000 && beside > 100 && left > 20 && without_copy > 20,
+        "the test tested little: {moves} moves, {beside} beside work, {left} left unmapped, {without_copy} not copied"
     );
 }
 
 #[test]
 fn in_safe_mode_nothing_moves_beside_work() {
-    let (moves, beside, left) = run(|state| Policy::Torture { state, safe: true });
+    let [moves, beside, left, _] = run(|state| Policy::Torture { state, safe: true });
     assert!(moves > 10 && beside == 0 && left == 0, "{moves} moves, {beside} beside work");
 }
 
 #[test]
 fn held_works_get_their_turn_while_chunks_are_brought_for_them() {
-    let (moves, ..) = run(|_| Policy::Dynamic { safe: false });
+    let [moves, ..] = run(|_| Policy::Dynamic { safe: false });
     assert!(moves > 100, "{moves} moves");
 }
 
 #[test]
 fn nothing_moves_under_the_static_policy() {
-    assert_eq!(run(|_| Policy::Static), (0, 0, 0));
+    assert_eq!(run(|_| Policy::Static), [0; 4]);
 }

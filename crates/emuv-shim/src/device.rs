@@ -21,6 +21,7 @@ use crate::{
     pools::{On, POOL_OWNER, Pools},
     session::{self, Session},
     sync::Mutex,
+    timeline::Timeline,
     turns,
 };
 
@@ -53,6 +54,8 @@ pub(crate) struct Device {
     pub pools: Pools,
     /// What moves between the tiers.
     pub moves: Moves,
+    /// What it holds and moves, over time.
+    pub timeline: Timeline,
     /// Freed, but not yet to be given back.
     deferred: Mutex<Vec<Deferred>>,
 }
@@ -110,6 +113,7 @@ impl Device {
             contexts: Mutex::default(),
             pools: Pools::default(),
             moves: Moves::default(),
+            timeline: session.new_timeline(ordinal),
             deferred: Mutex::default(),
         };
         if let Some(counters) = session.counters(ordinal) {
@@ -522,6 +526,7 @@ impl Device {
         counters.ram.set_used(budgets.ram.used_bytes());
         session.ram_used_bytes();
         counters.unspilled_bytes.store(unspilled, Relaxed);
+        self.timeline.sample(session.began, counters);
         self.settle_slice(session);
         if budgets.ram.used_bytes() > self.moves.spare_ram_bytes() {
             session.say_that_it_spills(budgets.vram.used_bytes(), budgets.ram.limit_bytes());
@@ -541,6 +546,7 @@ impl Device {
         for (tier, spare_bytes) in [(&counters.vram, vram_bytes), (&counters.ram, ram_bytes)] {
             tier.set_used(tier.used_bytes.load(Relaxed).saturating_sub(spare_bytes));
         }
+        self.timeline.sample(session.began, counters);
     }
 }
 

@@ -43,6 +43,7 @@ mod streams;
 mod sync;
 mod system;
 mod thread;
+mod timeline;
 mod touch;
 mod turns;
 mod view;

@@ -7,7 +7,7 @@ use emuv_cuda::{
     types::{CUdevice, CUstream},
 };
 use emuv_policy::{Bytes, Owner, Policy};
-use emuv_state::{DeviceCounters, HostMemory, Ledger, Limits, MAX_DEVICES, Movement, Setting, env};
+use emuv_state::{DeviceCounters, HostMemory, Ledger, Limits, MAX_DEVICES, Movement, ProcessCounters, Setting, env};
 
 use crate::{
     account::{Kind, Mappings},
@@ -29,11 +29,12 @@ use crate::{
     slice::{self, Slice},
     streams::Name,
     sync::{
-        OnceLock,
+        Instant, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
         thread_local,
     },
     system,
+    timeline::Timeline,
     turns::Turns,
 };
 
@@ -80,6 +81,10 @@ pub(crate) struct Session {
     sole_device: OnceLock<bool>,
     /// Raised whenever a context goes.
     generation: AtomicU64,
+    /// When the session was made: where timelines begin.
+    pub began: Instant,
+    /// What devices hold and move is kept over time.
+    keeps_timelines: bool,
     /// Raised when a stream goes.
     streams_gone: AtomicU64,
     devices: [OnceLock<Option<Device>>; MAX_DEVICES],
@@ -98,6 +103,11 @@ pub(crate) fn start(real: &'static Real) -> Option<&'static Session> {
         return None;
     }
     SESSION.get_or_init(|| Session::new(real)).as_ref()
+}
+
+/// The session, if there is one and this process is not a forked child.
+pub(crate) fn alive() -> Option<&'static Session> {
+    current().filter(|_| !FORKED.load(Ordering::Acquire))
 }
 
 /// The session, if there is one.
@@ -219,6 +229,8 @@ impl Session {
                 ledger
             },
             quiet: on(env::QUIET),
+            began: Instant::now(),
+            keeps_timelines: on(env::TIMELINE),
             devices: [const { OnceLock::new() }; MAX_DEVICES],
             arenas: (AtomicU64::new(u64::MAX), AtomicU64::new(0)),
             trace: system::variable_os(env::TRACE).filter(|path| !path.is_empty()).map(PathBuf::from),
@@ -346,6 +358,11 @@ impl Session {
         self.ledger.device(usize::try_from(ordinal).ok()?)
     }
 
+    /// The live counters of the process.
+    pub fn process_counters(&self) -> &ProcessCounters {
+        self.ledger.process()
+    }
+
     /// What the process's devices together leave of the RAM budget.
     pub fn ram_left_bytes(&self) -> u64 {
         let used = self.ram_used_bytes();
@@ -358,6 +375,12 @@ impl Session {
         let used = self.devices().map(|d| d.arena.with_memory(|memory| memory.budgets().ram.used_bytes())).sum();
         self.ledger.process().ram.set_used(used);
         used
+    }
+
+    /// What is to be kept of a device over time, if anything is.
+    pub fn new_timeline(&self, ordinal: CUdevice) -> Timeline {
+        let run_dir = std::env::var_os(env::RUN_DIR).filter(|_| self.keeps_timelines).map(PathBuf::from);
+        run_dir.map_or_else(Timeline::default, |run_dir| Timeline::create(&run_dir, self.ledger.name(), ordinal))
     }
 
     /// The program has launched work on the current device.

@@ -63,6 +63,8 @@ variables! {
     REAL_NVML = "EMUV_REAL_LIBNVML", None;
     /// File that the report of a run is written to, as JSON.
     REPORT = "EMUV_REPORT", Some("--report");
+    /// 1: what devices hold and move is kept over time, for the report (set by emuv run).
+    TIMELINE = "EMUV_TIMELINE", None;
     /// File that what moves, and why, is recorded in (one file for each process and GPU).
     TRACE = "EMUV_TRACE", Some("--trace");
     /// 1: whatever a launch may not touch is unmapped while it runs (set by emuv verify).

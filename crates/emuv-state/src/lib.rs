@@ -22,6 +22,7 @@ pub mod slices;
 mod state_dir;
 #[cfg(feature = "config")]
 pub mod system;
+mod timeline;
 mod verdict;
 
 /// Parsers of foreign bytes that nothing outside this crate calls but the fuzz targets (`fuzz/`).
@@ -45,6 +46,7 @@ pub use movement::Movement;
 pub use process::process_start_ticks;
 pub use run_dir::{RunDir, RunEntry, runs};
 pub use state_dir::state_dir;
+pub use timeline::{MarkRecord, Timeline, TimelineRecord, read_timeline};
 #[cfg(feature = "cli")]
 pub use verdict::read_verdicts;
 pub use verdict::{Verdict, verdict_file};

@@ -1,23 +1,21 @@
 //! The report of a run, as JSON. Sizes are bytes; what is unknown is `null`, never 0.
 
+mod file;
 mod movement;
+mod timeline;
 
-use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write},
-    path::{Path, PathBuf},
-};
+use serde::{Deserialize, Serialize};
 
-use serde::Serialize;
-
-use crate::{DeviceRecord, Limits, ProcessRecord, TierRecord, uuid_text};
-pub use movement::MovementReport;
+use crate::{DeviceRecord, Limits, ProcessRecord, TierRecord, TimelineRecord, uuid_text};
+pub use file::{check_writable, write_whole};
+pub use movement::{MovementReport, WarningReport};
+pub use timeline::{CostReport, MarkReport, TimelineReport};
 
 /// The version of the format.
 pub const SCHEMA: u32 = 1;
 
 /// What a run did.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -37,7 +35,7 @@ pub struct Report {
 
 /// [`Limits`], in bytes.
 #[allow(missing_docs)]
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimitsReport {
     /// `null`: all that the card has.
     pub vram_bytes: Option<u64>,
@@ -47,7 +45,7 @@ pub struct LimitsReport {
 
 /// One process.
 #[allow(missing_docs)]
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProcessReport {
     pub pid: u32,
     pub command: String,
@@ -58,7 +56,7 @@ pub struct ProcessReport {
 
 /// One device as one process used it; the fields are those of [`crate::DeviceCounters`].
 #[allow(missing_docs)]
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DeviceReport {
     pub ordinal: usize,
     pub uuid: Option<String>,
@@ -83,17 +81,25 @@ pub struct DeviceReport {
     /// Searches for pointers in GPU memory.
     pub searches: u64,
     /// Bytes of chunks exchanged between the tiers whose contents were nobody's: nothing was copied.
+    #[serde(default)]
     pub remapped_bytes: u64,
     /// Bytes that pointers in GPU memory lead to: they move only while the GPU has nothing to do.
+    #[serde(default)]
     pub escaped_bytes: u64,
     /// How fast it was, next to what GPU and link allow; `null`: nothing was moved ahead of need (everything fitted, or
     /// another policy than `dynamic` was chosen).
     pub movement: Option<MovementReport>,
+    /// What it held and moved over time; `null`: that was not kept.
+    #[serde(default)]
+    pub timeline: Option<TimelineReport>,
+    /// The allocations of which most was copied, most first; `null`: that was not kept.
+    #[serde(default)]
+    pub costliest: Option<Vec<CostReport>>,
 }
 
 /// One tier; the fields are those of [`crate::TierCounters`].
 #[allow(missing_docs)]
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TierReport {
     pub budget_bytes: Option<u64>,
     pub used_bytes: u64,
@@ -145,7 +151,17 @@ impl From<&DeviceRecord> for DeviceReport {
             remapped_bytes: record.remapped_bytes,
             escaped_bytes: record.escaped_bytes,
             movement: MovementReport::of(record),
+            timeline: None,
+            costliest: None,
         }
+    }
+}
+
+impl DeviceReport {
+    /// Adds what was kept over time.
+    pub fn add_timeline(&mut self, record: &TimelineRecord) {
+        self.timeline = Some(TimelineReport::from(record));
+        self.costliest = Some(CostReport::all(record));
     }
 }
 
@@ -157,78 +173,14 @@ fn known(value: u64) -> Option<u64> {
     (value != 0).then_some(value)
 }
 
-impl Report {
-    /// Writes it: a reader sees the old file or the whole new one, never a part. What is not a plain file (a
-    /// pipe, `/dev/stdout`) is written to as it is.
-    ///
-    /// # Errors
-    /// The system's own.
-    pub fn write(&self, path: &Path) -> io::Result<()> {
-        let mut text = serde_json::to_vec_pretty(self)?;
-        text.push(b'\n');
-        match destination(path)? {
-            Destination::Stream => OpenOptions::new().append(true).open(path)?.write_all(&text),
-            Destination::File(path) => {
-                let (temporary, mut file) = temporary(&path)?;
-                let written = file.write_all(&text).and_then(|()| fs::rename(&temporary, &path));
-                if written.is_err() {
-                    let _ = fs::remove_file(&temporary);
-                }
-                written
-            }
-        }
-    }
-}
-
-/// Finds out, leaving no trace, whether a report can be written there.
-///
-/// # Errors
-/// The system's own.
-pub fn check_writable(path: &Path) -> io::Result<()> {
-    match destination(path)? {
-        Destination::Stream => Ok(rustix::fs::access(path, rustix::fs::Access::WRITE_OK)?),
-        Destination::File(path) => fs::remove_file(temporary(&path)?.0),
-    }
-}
-
-enum Destination {
-    /// Exists and is no plain file.
-    Stream,
-    /// A plain file that exists, with links followed, or one to be made.
-    File(PathBuf),
-}
-
-fn destination(path: &Path) -> io::Result<Destination> {
-    match fs::metadata(path) {
-        Ok(data) if data.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
-        Ok(data) if data.is_file() => Ok(Destination::File(fs::canonicalize(path)?)),
-        Ok(_) => Ok(Destination::Stream),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Destination::File(std::path::absolute(path)?)),
-        Err(error) => Err(error),
-    }
-}
-
-/// A new file in the same directory, so that renaming it is one step.
-fn temporary(path: &Path) -> io::Result<(PathBuf, fs::File)> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let mut hidden = std::ffi::OsString::from(".");
-    hidden.push(name);
-    hidden.push(format!(".{}", std::process::id()));
-    let temporary = path.with_file_name(hidden);
-    let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
-    Ok((temporary, file))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
-
     use emuv_policy::{Bytes, figure::Summary};
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
-    fn report() -> Report {
+    pub(super) fn report() -> Report {
         let tier = TierRecord { budget_bytes: 0, used_bytes: 1, peak_bytes: 2 };
         let device = DeviceRecord {
             ordinal: 0,
@@ -269,8 +221,14 @@ mod tests {
             exit_code: 7,
             simulated: true,
             limits: LimitsReport::from(&Limits { vram: None, ram: Bytes(10), ram_floor: Bytes(20) }),
-            processes: vec![ProcessReport::from(&process)],
+            processes: vec![with_timeline(ProcessReport::from(&process))],
         }
+    }
+
+    fn with_timeline(mut process: ProcessReport) -> ProcessReport {
+        process.devices[0].timeline = Some(TimelineReport { seconds: vec![0.5, 1.0], ..TimelineReport::default() });
+        process.devices[0].costliest = Some(Vec::new());
+        process
     }
 
     #[test]
@@ -282,7 +240,8 @@ mod tests {
             "vram_physical_bytes": null, "unspilled_bytes": 0, "allocations": 3, "frees": 4, "refused": 5,
             "spilled_bytes": 6, "launches": 7, "promoted_bytes": 8, "evicted_bytes": 9,
             "held": 10, "held_micros": 11, "searches": 12, "remapped_bytes": 13, "escaped_bytes": 14,
-            "movement": null,
+            "movement": null, "timeline": TimelineReport { seconds: vec![0.5, 1.0], ..TimelineReport::default() },
+            "costliest": [],
         });
         let expected = json!({
             "schema": 1, "emuv": "0.1.0", "command": ["prog", "a b"], "exit_code": 7, "simulated": true,
@@ -290,43 +249,5 @@ mod tests {
             "processes": [{"pid": 42, "command": "prog", "internal_errors": 0, "devices": [device]}],
         });
         assert_eq!(serde_json::to_value(report()).unwrap(), expected);
-    }
-
-    #[test]
-    fn it_replaces_the_old_one_and_leaves_nothing_else() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("report.json");
-        fs::write(&path, "old").unwrap();
-        check_writable(&path).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "old", "a check changes nothing");
-        report().write(&path).unwrap();
-        let read: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        assert_eq!(read["exit_code"], 7);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_link_stays_a_link() {
-        let folder = tempfile::tempdir().unwrap();
-        let (path, link) = (folder.path().join("real.json"), folder.path().join("link.json"));
-        fs::write(&path, "old").unwrap();
-        symlink(&path, &link).unwrap();
-        report().write(&link).unwrap();
-        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
-        assert!(fs::read_to_string(&path).unwrap().contains("schema"));
-    }
-
-    #[test]
-    fn a_device_is_written_to_and_not_replaced() {
-        check_writable(Path::new("/dev/null")).unwrap();
-        report().write(Path::new("/dev/null")).unwrap();
-        assert!(!fs::metadata("/dev/null").unwrap().is_file());
-    }
-
-    #[test]
-    fn a_place_that_cannot_be_written_is_found_out_beforehand() {
-        assert!(check_writable(Path::new("/nonexistent/report.json")).is_err());
-        assert!(check_writable(Path::new("/")).is_err());
-        assert!(check_writable(Path::new("/proc/report.json")).is_err());
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 
-use crate::{bench, cdi, demo, doctor, info, install, kubelet, reference, run, serve, simulate, top, vgpu};
+use crate::{bench, cdi, demo, doctor, info, install, kubelet, reference, report, run, serve, simulate, top, vgpu};
 
 /// An argument, a variable or a key of the configuration file is wrong; nothing was started.
 pub const BAD_ARGUMENT: u8 = 2;
@@ -26,6 +26,7 @@ Examples:
   emuv info                                what this machine has
   emuv doctor                              whether emuV works here, and what to do if not
   emuv simulate run.trc --vram 12G         how a recorded program would run on a 12 GiB card
+  emuv report out.json                     what a run with --report held and moved, on one page
   emuv demo                                see it work
   emuv bench --quick                       what it costs on this machine";
 
@@ -58,6 +59,8 @@ pub enum Command {
     Info(info::Options),
     /// Check whether emuV works on this machine, and say what to do if not.
     Doctor(doctor::Options),
+    /// Turn what 'emuv run --report FILE' wrote into one page: what was held, what moved and why, what would help.
+    Report(report::Options),
     /// Show how a recorded program would run on another card, behind another link, by other policies.
     Simulate(simulate::Options),
     /// Show emuV at work, on this machine's GPU or on a simulated one.

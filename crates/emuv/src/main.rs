@@ -10,7 +10,10 @@ mod info;
 mod install;
 mod kubelet;
 mod libs;
+mod markup;
+mod progress;
 mod reference;
+mod report;
 mod run;
 mod serve;
 mod simulate;
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Command::Info(options) => info::run(&options),
         Command::Doctor(options) => doctor::run(&options).map_err(other),
         Command::Bench(options) => bench::run(&options),
+        Command::Report(options) => report::run(&options),
         Command::Simulate(options) => simulate::run(&options),
         Command::Demo(options) => demo::run(&options).map_err(other),
         Command::Install(options) => install::run(&options),

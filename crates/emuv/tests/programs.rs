@@ -291,6 +291,19 @@ fn what_does_not_move_has_no_figure() {
 }
 
 #[test]
+fn hints_change_nothing_but_what_was_discarded() {
+    everywhere_and_spilled("hints", &["16", "24", "", "60"]);
+    let run = Run::start("hints", &["16", "24", "7", "30"], TORTURE).expect_code(0);
+    let timeline = &run.report["processes"][0]["devices"][0]["timeline"];
+    let labels: Vec<_> = timeline["marks"].as_array().unwrap().iter().map(|mark| &mark["label"]).collect();
+    assert_eq!(labels, ["hints <begin>", "end"], "{timeline}");
+    assert!(
+        timeline["into_vram_bytes"]["torture"].as_array().unwrap().last().unwrap().as_u64() > Some(0),
+        "{timeline}"
+    );
+}
+
+#[test]
 fn stream_ordered_memory_spills_and_is_never_given_out_too_early() {
     everywhere_and_spilled("pools", &["320", "", "60"]);
 }

@@ -21,12 +21,14 @@
 //! A program is *slow* while for some seconds more than three quarters of the time goes into waiting for data and reading in
 //! place. Then what would help is looked for, and said once ([`Summary::reason`], [`Summary::remedy`]).
 
+mod costs;
 mod least;
 mod summary;
 
 use std::rc::Rc;
 
-use crate::{LastRound, ReadInPlace, Sight, Tier, hash::FastMap, machine::Link};
+use crate::{LastRound, ReadInPlace, Sight, Tier, machine::Link};
+pub use costs::{Cost, Costs};
 use least::{Crossing, Reckoning, Round};
 use summary::FEWEST_ITERATIONS;
 pub use summary::{Card, MOST_NAMED, Maker, Moved, Slow, Summary, Unknown};
@@ -61,9 +63,6 @@ const HALF_SPEED: f64 = 2.0;
 
 /// Steps of the search for it.
 const SEARCH_STEPS: u32 = 8;
-
-/// Allocations that are told apart by what was moved of them.
-const MOST_ALLOCATIONS: usize = 4096;
 
 /// What has happened up to a moment, or between two.
 #[derive(Debug, Clone, Copy, Default)]
@@ -178,7 +177,7 @@ pub struct Watch {
     window: Option<(Sum, u64)>,
     slow_windows: u32,
     warning: Warning,
-    moved: FastMap<(u64, u64), u64>,
+    costs: Costs,
     summary: Summary,
 }
 
@@ -196,12 +195,14 @@ impl Watch {
             Tier::Ram => self.now.out_bytes += bytes as f64,
         }
         self.summary.moved_bytes += bytes;
-        let Some(extent) = extent else { return };
-        *self.moved.entry(extent).or_default() += bytes;
-        if self.moved.len() > MOST_ALLOCATIONS {
-            let mean = self.moved.values().sum::<u64>() / self.moved.len() as u64;
-            self.moved.retain(|_, moved| *moved > mean);
+        if let Some(extent) = extent {
+            self.costs.add(extent, bytes, to);
         }
+    }
+
+    /// What was moved of which allocation.
+    pub fn costs(&self) -> &Costs {
+        &self.costs
     }
 
     /// What there is to see at this time, in microseconds from any moment on. True: [`Self::reckon`] wants a round.
@@ -464,25 +465,18 @@ impl Watch {
         let milli = |rate: f64| (rate * 1e3) as u64;
         let link =
             self.link.map(|link| [link.in_bytes_per_us, link.out_bytes_per_us, link.both_bytes_per_us].map(milli));
-        let mut most: Vec<Moved> = self
-            .moved
-            .iter()
-            .map(|((offset, bytes), moved)| Moved {
-                offset: *offset,
-                bytes: *bytes,
-                moved_bytes: *moved,
-                maker: Maker::Unknown,
-            })
-            .collect();
-        most.sort_unstable_by_key(|moved| (std::cmp::Reverse(moved.moved_bytes), moved.offset));
-        most.resize(MOST_NAMED, Moved::default());
+        let mut most_moved = [Moved::default(); MOST_NAMED];
+        for (moved, cost) in most_moved.iter_mut().zip(self.costs.most(MOST_NAMED)) {
+            let moved_bytes = cost.moved_bytes();
+            *moved = Moved { offset: cost.offset, bytes: cost.bytes, moved_bytes, maker: Maker::Unknown };
+        }
         Summary {
             watched_micros: self.now.us as u64,
             starved_micros: self.now.starved_us as u64,
             in_place_micros: (self.now.in_place.micros + self.now.in_place.unsure_micros) as u64,
             in_place_bytes: self.now.in_place.bytes,
             link_bytes_per_milli: link.unwrap_or_default(),
-            most_moved: [most[0], most[1], most[2]],
+            most_moved,
             ..self.summary
         }
     }

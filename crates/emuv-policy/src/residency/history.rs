@@ -107,6 +107,12 @@ impl History {
         self.uses.range(self.uses.partition_point(|used| used.position <= place)..)
     }
 
+    /// From now on it is always to be in VRAM, until something else is decided.
+    pub fn keep(&mut self) {
+        self.decision = Decision::Keep;
+        self.uses.iter_mut().for_each(|used| used.decision = Decision::Keep);
+    }
+
     /// Decides what comes behind each use behind `place`, in order; without any, what comes from now on.
     pub fn decide(&mut self, place: u64, decisions: impl Iterator<Item = Decision>) {
         let first = self.uses.partition_point(|used| used.position <= place);

@@ -34,6 +34,7 @@
 //! ([`Residency::fence`]), for which [`Residency::issued`] tells when a call has returned.
 
 mod foresight;
+mod hints;
 mod history;
 mod pins;
 mod plan;
@@ -44,9 +45,10 @@ mod works;
 
 pub use foresight::Manner;
 use foresight::{ExtentId, Foresight};
+pub use hints::{Heat, Hint};
 use history::History;
 use plan::Planned;
-pub use plan::{Policy, Room as MoveRoom, Step};
+pub use plan::{Policy, Room as MoveRoom, Step, Why};
 use pointers::Pointers;
 pub use pointers::SearchRanges;
 pub use sight::{LastRound, Looped, ReadInPlace, RoundChunk, Sight, Touch};
@@ -154,6 +156,8 @@ struct ChunkState {
     escaped: bool,
     /// Holds nothing that anybody may read.
     dead: bool,
+    /// What the program says of it.
+    heat: Heat,
     /// Held works that touch it.
     claims: u32,
     visit: u32,
@@ -232,6 +236,8 @@ pub struct Residency {
     /// Kinds of work that are being timed.
     measuring: Vec<u64>,
     in_place: sight::InPlace,
+    /// The program has said of something that it is hot.
+    saw_hot: bool,
     visit: u32,
     scratch: Vec<u32>,
     extent_scratch: Vec<ExtentId>,
@@ -268,6 +274,7 @@ impl Residency {
             planned: Planned::default(),
             measuring: Vec::new(),
             in_place: sight::InPlace::default(),
+            saw_hot: false,
             visit: 0,
             scratch: Vec::new(),
             extent_scratch: Vec::new(),
@@ -319,6 +326,7 @@ impl Residency {
             going: false,
             escaped: false,
             dead: self.quiesced && !fixed,
+            heat: Heat::default(),
             claims: 0,
             visit: 0,
             history: History::default(),
@@ -377,6 +385,7 @@ impl Residency {
         let dead = self.quiesced;
         self.each_in(offset, bytes, |chunk| {
             chunk.extent = id;
+            chunk.heat = Heat::default();
             chunk.dead = dead && !chunk.fixed;
         });
     }
@@ -393,6 +402,7 @@ impl Residency {
         let dead = self.quiesced;
         self.each_in(extent.offset, extent.bytes, |chunk| {
             chunk.extent = NONE;
+            chunk.heat = Heat::default();
             chunk.dead = dead && !chunk.fixed;
         });
     }
@@ -535,7 +545,7 @@ impl Residency {
         Err(Obstacle::Busy)
     }
 
-    fn start(&mut self, index: u32, to: Tier, mode: Mode) -> Option<Step> {
+    fn start(&mut self, index: u32, to: Tier, mode: Mode, why: Why) -> Option<Step> {
         let leave = to == Tier::Ram && mode == Mode::Beside && self.may_leave_unmapped(index);
         let chunk = self.chunk_mut(index)?;
         chunk.moving = Some(to);
@@ -544,7 +554,7 @@ impl Residency {
         self.tell(|| Event::Start { offset, to, copy, exclusive: mode == Mode::Exclusive });
         self.moving += 1;
         self.exclusive |= mode == Mode::Exclusive;
-        Some(Step::Move { offset, bytes, to, copy, map: !leave })
+        Some(Step::Move { offset, bytes, to, copy, map: !leave, why })
     }
 
     /// A move is over: the chunk at `offset` lies where it was to go, or (`moved` false) where it was.

@@ -6,7 +6,7 @@
 //! goes that will be needed last (Belady's rule), or, where nothing is foreseen, that has not been used for longest.
 
 use super::{
-    Manner, Mode, NONE, Obstacle, Residency,
+    ChunkState, Heat, Manner, Mode, NONE, Obstacle, Residency,
     history::{Decision, NEVER},
     schedule::{self, Gap, Round},
 };
@@ -80,6 +80,10 @@ enum Before {
     Anything,
 }
 
+/// Who goes first, the greatest: how much it is to be in VRAM, whether it is planned to be out, whether what it holds will
+/// still be needed, and when it is used.
+type Rank = (Heat, bool, bool, u64);
+
 /// Room that is not promised to anybody yet, in bytes.
 struct Left {
     free: u64,
@@ -118,6 +122,25 @@ pub struct Room {
     pub vram_excess_bytes: u64,
 }
 
+/// What a chunk moves for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// Into VRAM: something waits for it.
+    Demand,
+    /// Into VRAM, before it is used.
+    Ahead,
+    /// Into VRAM: the program said that it is hot.
+    Hint,
+    /// Out of VRAM: something waits for its place.
+    Room,
+    /// Out of VRAM, by plan: it is not used for a while.
+    Plan,
+    /// Out of VRAM: there is to be less of it.
+    Limit,
+    /// Either way, to show that results stay right.
+    Torture,
+}
+
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
@@ -133,6 +156,8 @@ pub enum Step {
         copy: bool,
         /// It is to be mapped where it then lies; otherwise nothing is behind its address.
         map: bool,
+        /// What for.
+        why: Why,
     },
     /// Map this chunk where it lies; then [`Residency::finish`].
     Show {
@@ -176,7 +201,7 @@ impl Residency {
         let mut needs_progress = self.pointers.stops_works() || self.needs_findings();
         let step = match self.policy {
             _ if room.vram_excess_bytes > room.vram_coming_bytes && !self.stopped => {
-                self.send_away(Before::Anything, room, &mut needs_progress)
+                self.send_away(Before::Anything, room, Why::Limit, &mut needs_progress)
             }
             Policy::Static if self.stopped => None,
             Policy::Static => self.demand(&mut Left::of(room), room, &mut needs_progress),
@@ -212,6 +237,11 @@ impl Residency {
     /// There is more or less VRAM than there was: what a plan was made for is no more.
     pub fn replan(&mut self) {
         self.planned = Planned::default();
+    }
+
+    /// A plan is made again within a round.
+    pub(super) fn plan_soon(&mut self) {
+        self.planned.until = self.planned.until.min(self.foresight.position() + self.planned.period);
     }
 
     /// Whether a held work is to go on as it is.
@@ -298,13 +328,16 @@ impl Residency {
         if let Some(step) = self.demand(&mut left, room, needs_progress) {
             return Some(step);
         }
-        self.foresight.place()?;
-        let wants = self.wants();
+        let foreseen = self.foresight.place().is_some();
+        if !foreseen && !self.saw_hot {
+            return None;
+        }
+        let wants = if foreseen { self.wants() } else { Vec::new() };
         let wanted_bytes: u64 = wants.iter().filter_map(|(_, index)| self.chunk(*index)).map(|chunk| chunk.bytes).sum();
         if let Some((soonest, _)) = wants.first()
             && left.free + left.coming < wanted_bytes.min(AHEAD_BYTES) + self.planned.slack_bytes
             && self.moving_to(Tier::Ram) < DEPTH_EACH
-            && let Some(step) = self.send_away(Before::Position(*soonest), room, needs_progress)
+            && let Some(step) = self.send_away(Before::Position(*soonest), room, Why::Plan, needs_progress)
         {
             return Some(step);
         }
@@ -321,11 +354,13 @@ impl Residency {
                         if let Some(chunk) = self.chunk_mut(index) {
                             chunk.history.decision = Decision::Keep;
                         }
-                        return self.start(index, Tier::Vram, mode);
+                        return self.start(index, Tier::Vram, mode, Why::Ahead);
                     }
                     Err(obstacle) => *needs_progress |= obstacle == Obstacle::Busy,
                 }
             }
+            let spare_bytes = left.free.saturating_sub(wanted_bytes.min(AHEAD_BYTES) + self.planned.slack_bytes);
+            return if self.saw_hot { self.bring_hot(spare_bytes, needs_progress) } else { None };
         }
         None
     }
@@ -342,7 +377,7 @@ impl Residency {
             }
             let bytes = chunk.bytes;
             match self.may_move(index) {
-                Ok(mode) if left.free >= bytes => return self.start(index, Tier::Vram, mode),
+                Ok(mode) if left.free >= bytes => return self.start(index, Tier::Vram, mode, Why::Demand),
                 Ok(_) => {}
                 Err(obstacle) => *needs_progress |= obstacle == Obstacle::Busy,
             }
@@ -351,7 +386,8 @@ impl Residency {
             let from_coming = left.coming.min(bytes - from_free);
             left.coming -= from_coming;
             if from_free + from_coming < bytes {
-                return self.send_away(if must { Before::Anything } else { Before::NotSoon }, room, needs_progress);
+                let what = if must { Before::Anything } else { Before::NotSoon };
+                return self.send_away(what, room, Why::Room, needs_progress);
             }
         }
         None
@@ -387,11 +423,11 @@ impl Residency {
         (self.foresight.position().saturating_sub(1), self.foresight.place(), self.foresight.turns())
     }
 
-    /// Sends a chunk away: of those that are planned to be out the one that will be needed last; where there is none, and a
-    /// held work needs room, whichever will be needed last.
-    fn send_away(&mut self, what: Before, room: Room, needs_progress: &mut bool) -> Option<Step> {
+    /// Sends a chunk away: of those that are cold, then of those that are planned to be out, the one that will be needed last;
+    /// where there is none, and a held work needs room, whichever will be needed last. What is hot goes only if it must.
+    fn send_away(&mut self, what: Before, room: Room, why: Why, needs_progress: &mut bool) -> Option<Step> {
         let (position, place, turns) = self.now();
-        let mut best: Option<(bool, bool, u64, u32, Mode)> = None;
+        let mut best: Option<(Rank, u32, Mode)> = None;
         for index in 0..super::index_of(self.chunks.len()) {
             let Some(chunk) = self.chunk_mut(index) else { continue };
             if chunk.tier != Tier::Vram || chunk.fixed || chunk.claims > 0 || chunk.moving.is_some() {
@@ -400,13 +436,15 @@ impl Residency {
             if chunk.bytes > room.ram_bytes && !chunk.dead {
                 continue;
             }
-            let planned = chunk.history.decision != Decision::Keep;
+            let (heat, planned) = (chunk.heat, chunk.history.decision != Decision::Keep);
             let next = chunk.history.next(position, place, turns);
             // Copied away now, it would never come back.
             let dies = chunk.history.dies() && !chunk.dead;
             let stays = match what {
-                Before::Position(before) => !planned || dies || next <= before.max(position + SOON_WORKS),
-                Before::NotSoon => next <= position + SOON_WORKS,
+                Before::Position(before) => {
+                    !(planned || heat == Heat::Cold) || dies || next <= before.max(position + SOON_WORKS)
+                }
+                Before::NotSoon => heat == Heat::Hot || next <= position + SOON_WORKS,
                 Before::Anything => false,
             };
             if stays {
@@ -414,18 +452,19 @@ impl Residency {
             }
             // Without a forecast: the least recently used.
             let later = if next == NEVER { NEVER - chunk.history.last() } else { next };
-            if best.is_some_and(|(other, lives, latest, ..)| (other, lives, latest) >= (planned, !dies, later)) {
+            let rank = (heat, planned, !dies, later);
+            if best.is_some_and(|(other, ..)| other >= rank) {
                 continue;
             }
             let escaped = chunk.escaped;
             match self.may_move(index) {
-                Ok(mode) => best = Some((planned, !dies, later, index, mode)),
+                Ok(mode) => best = Some((rank, index, mode)),
                 Err(Obstacle::Busy) if !escaped => *needs_progress = true,
                 Err(_) => {}
             }
         }
-        let (.., index, mode) = best?;
-        self.start(index, Tier::Ram, mode)
+        let (_, index, mode) = best?;
+        self.start(index, Tier::Ram, mode, why)
     }
 
     /// Makes a plan if it is time to.
@@ -444,7 +483,7 @@ impl Residency {
 
     #[allow(clippy::cast_precision_loss)] // Estimates.
     fn plan(&mut self, place: u64, room: Room) {
-        let movable = |chunk: &super::ChunkState| !chunk.fixed && !chunk.escaped;
+        let movable = |chunk: &ChunkState| !chunk.fixed && !chunk.escaped;
         let sum = |tier: Tier| -> u64 {
             self.live().filter(|(_, chunk)| movable(chunk) && chunk.tier == tier).map(|(_, chunk)| chunk.bytes).sum()
         };
@@ -463,7 +502,7 @@ impl Residency {
         let in_place = link_micros > round.micros / 2.0;
         let mut gaps = Vec::new();
         let mut owners = Vec::new();
-        for (index, chunk) in self.live().filter(|(_, chunk)| movable(chunk)) {
+        for (index, chunk) in self.live().filter(|(_, chunk)| movable(chunk) && chunk.heat != Heat::Hot) {
             let is_out = chunk.tier == Tier::Ram;
             let uses: Vec<_> = chunk.history.since(place).collect();
             let gap = Gap {
@@ -537,7 +576,7 @@ impl Residency {
                 continue;
             }
             match self.may_move(index) {
-                Ok(mode) => return self.start(index, to, mode),
+                Ok(mode) => return self.start(index, to, mode, Why::Torture),
                 Err(obstacle) => *needs_progress |= obstacle == Obstacle::Busy,
             }
         }

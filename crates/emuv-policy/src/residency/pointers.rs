@@ -274,7 +274,7 @@ impl Residency {
         match found {
             Some(offsets) => offsets.iter().for_each(|offset| self.escape(*offset)),
             None => {
-                self.chunks.iter_mut().flatten().for_each(|chunk| chunk.escaped = true);
+                self.chunks.iter_mut().flatten().for_each(|chunk| (chunk.escaped, chunk.dead) = (true, false));
                 self.escaped = self.live().count();
             }
         }

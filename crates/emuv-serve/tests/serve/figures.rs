@@ -13,7 +13,6 @@ fn uuid(number: usize) -> String {
 
 fn slice(number: usize) -> Slice {
     Slice {
-        by_module: false,
         name: format!("ml-{number}"),
         dir: format!("/run/emuv/vgpu/ml-{number}"),
         instance: u32::try_from(number).unwrap() + 1,

@@ -15,6 +15,7 @@ use crate::{
     session::{self, Session},
 };
 
+pub(crate) mod api;
 pub(crate) mod array;
 pub(crate) mod capture;
 pub(crate) mod context;

@@ -85,17 +85,25 @@ impl Figure {
         self.published = Instant::now();
         let mut summary = self.watch.as_ref().map(Watch::summary).unwrap_or_default();
         for moved in summary.most_moved.iter_mut().filter(|moved| moved.moved_bytes > 0) {
-            // What was made anew many times may just not be there.
-            let maker = self.makers.entry(moved.offset).or_default();
-            if *maker == Maker::Unknown {
-                *maker = maker_of(device, device.arena.base() + moved.offset);
-            }
-            moved.maker = *maker;
+            moved.maker = self.maker(device, moved.offset);
         }
+        device.timeline.set_costs(|count| {
+            let costs = self.watch.as_ref().map(|watch| watch.costs().most(count)).unwrap_or_default();
+            costs.into_iter().map(|cost| (cost, self.maker(device, cost.offset))).collect()
+        });
         if let Some(counters) = session.counters(device.ordinal) {
             counters.figure.store(&summary);
         }
         summary
+    }
+
+    fn maker(&mut self, device: &Device, offset: u64) -> Maker {
+        // What was made anew many times may just not be there.
+        let maker = self.makers.entry(offset).or_default();
+        if *maker == Maker::Unknown {
+            *maker = maker_of(device, device.arena.base() + offset);
+        }
+        *maker
     }
 }
 

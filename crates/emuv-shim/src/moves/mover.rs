@@ -12,7 +12,7 @@ use std::{
 };
 
 use emuv_cuda::{CUresult, CuError, CuResult, Handle, types::CUdevice};
-use emuv_policy::{MoveRoom, Owner, Step, Tier, machine::Link};
+use emuv_policy::{MoveRoom, Owner, Step, Tier, Why, machine::Link};
 use emuv_state::HostMemory;
 
 use super::{
@@ -69,6 +69,7 @@ struct Job {
     copy: bool,
     /// Whether it is mapped there.
     map: bool,
+    why: Why,
 }
 
 /// What the state machine wants.
@@ -79,6 +80,7 @@ struct Move {
     to: Tier,
     copy: bool,
     map: bool,
+    why: Why,
 }
 
 struct Mover {
@@ -175,6 +177,9 @@ impl Mover {
                 (residency.is_waited_for(), residency.awaits_findings(), residency.sight())
             };
             self.figure.look(self.session, self.device, &sight);
+            if let Some(counters) = self.session.counters(self.device.ordinal) {
+                self.device.timeline.sample_if_due(self.session.began, counters);
+            }
             wait = match () {
                 () if busy => None,
                 () if !self.quiesced || waited_for => Some(POLL),
@@ -335,8 +340,8 @@ impl Mover {
             let step = arena.residency().next_step(room);
             match step {
                 Step::Show { offset, bytes } => self.show(offset, bytes),
-                Step::Move { offset, bytes, to, copy, map } => {
-                    if !self.begin_move(Move { offset, bytes, to, copy, map }) {
+                Step::Move { offset, bytes, to, copy, map, why } => {
+                    if !self.begin_move(Move { offset, bytes, to, copy, map, why }) {
                         self.settle(offset, false);
                         break;
                     }
@@ -384,7 +389,7 @@ impl Mover {
 
     /// Starts a move. False: it cannot be made now; the chunk is as it was.
     fn begin_move(&mut self, step: Move) -> bool {
-        let Move { offset, bytes, to, copy, map } = step;
+        let Move { offset, bytes, to, copy, map, why } = step;
         let (arena, spares) = (&self.device.arena, &self.device.moves.spares);
         let session = self.session;
         let may_make = || to == Tier::Vram || host_has(session, bytes);
@@ -396,7 +401,7 @@ impl Mover {
                 return false;
             }
         };
-        let job = Job { offset, bytes, to, handle, copy, map };
+        let job = Job { offset, bytes, to, handle, copy, map, why };
         if !copy {
             self.swap(job);
             return true;
@@ -461,6 +466,7 @@ impl Mover {
                     moved.fetch_add(job.bytes, Ordering::Relaxed);
                 }
                 if job.copy {
+                    self.device.timeline.moved(job.why, job.to, job.bytes);
                     self.figure.moved(self.device, job.offset, job.bytes, job.to);
                 }
                 self.settle(job.offset, true);

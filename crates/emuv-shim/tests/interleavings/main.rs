@@ -47,6 +47,7 @@ rooms! {
     "../../src/session.rs" session;
     "../../src/slice.rs" slice;
     "../../src/streams.rs" streams;
+    "../../src/timeline.rs" timeline;
     "../../src/touch.rs" touch;
     "../../src/turns.rs" turns;
     "../../src/view.rs" view;

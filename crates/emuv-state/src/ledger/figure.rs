@@ -22,6 +22,16 @@ impl Default for FigureCounters {
 }
 
 impl FigureCounters {
+    /// What works have read in place, as of the last [`Self::store`], in bytes.
+    pub fn in_place_bytes(&self) -> u64 {
+        self.0[3].load(Relaxed)
+    }
+
+    /// The percent of the bound, as of the last [`Self::store`], if it is known.
+    pub fn percent_of_bound(&self) -> Option<f64> {
+        summary(&std::array::from_fn(|word| self.0[word].load(Relaxed))).percent_of_bound().ok()
+    }
+
     /// Notes the figure as it is now.
     pub fn store(&self, summary: &Summary) {
         for (word, value) in self.0.iter().zip(words(summary)) {
@@ -119,7 +129,7 @@ pub(crate) fn summary(words: &[u64; FIGURE_WORDS]) -> Summary {
     summary
 }
 
-const fn code(maker: Maker) -> u64 {
+pub(crate) const fn code(maker: Maker) -> u64 {
     match maker {
         Maker::Unknown => 0,
         Maker::Plain => 1,
@@ -127,7 +137,7 @@ const fn code(maker: Maker) -> u64 {
     }
 }
 
-const fn maker(code: u64) -> Maker {
+pub(crate) const fn maker(code: u64) -> Maker {
     match code {
         1 => Maker::Plain,
         2 => Maker::Pool,

@@ -6,25 +6,27 @@
 
 mod figure;
 mod layout;
-mod map;
+pub(crate) mod map;
 mod read;
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
+    fs::{File, OpenOptions},
+    io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
 pub use figure::FigureCounters;
+pub(crate) use figure::{code as maker_code, maker};
 pub use layout::{DeviceCounters, MAX_DEVICES, ProcessCounters, TierCounters};
 pub use read::parse;
 pub use read::{DeviceRecord, LedgerError, Ledgers, ProcessRecord, TierRecord, read_ledgers, uuid_text};
 
 use crate::process::{ProcessId, command_line};
-pub(crate) use layout::cut;
-use layout::{COMMAND_BYTES, Layout, MAGIC, VERSION, store_bytes};
+use layout::{COMMAND_BYTES, Layout, MAGIC, VERSION};
+pub(crate) use layout::{cut, store_bytes};
+pub(crate) use read::Words;
 
 /// Programs that one process may be, by exec, and still find a free file name.
 const MAX_GENERATIONS: u64 = 1000;
@@ -37,6 +39,7 @@ const MAX_GENERATIONS: u64 = 1000;
 pub struct Ledger {
     layout: &'static Layout,
     shared: AtomicBool,
+    name: Option<String>,
 }
 
 impl Ledger {
@@ -44,14 +47,21 @@ impl Ledger {
     /// file cannot be made, the counters are in memory that only this process sees.
     pub fn open(run_dir: Option<&Path>) -> Self {
         match run_dir.map(create) {
-            Some(Ok(layout)) => Self { layout, shared: AtomicBool::new(true) },
-            Some(Err(_)) | None => Self { layout: Box::leak(Box::default()), shared: AtomicBool::new(false) },
+            Some(Ok((layout, name))) => Self { layout, shared: AtomicBool::new(true), name: Some(name) },
+            Some(Err(_)) | None => {
+                Self { layout: Box::leak(Box::default()), shared: AtomicBool::new(false), name: None }
+            }
         }
     }
 
     /// Whether others can read it.
     pub fn is_shared(&self) -> bool {
         self.shared.load(Relaxed)
+    }
+
+    /// The file's name, without `.ledger`, if others can read it.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref().filter(|_| self.is_shared())
     }
 
     /// The counters of the device with this CUDA ordinal; `None` beyond [`MAX_DEVICES`].
@@ -79,32 +89,31 @@ impl Ledger {
 }
 
 /// Makes the file, filled with a header and zeros, and maps it.
-fn create(run_dir: &Path) -> io::Result<&'static Layout> {
+fn create(run_dir: &Path) -> io::Result<(&'static Layout, String)> {
     let process = ProcessId::current();
-    let (mut file, path, generation) = create_file(run_dir, process.pid)?;
-    // Writing all of it takes the space now; a full disk would otherwise end the process at a later store.
-    let mapped = file.write_all(&image(process, generation)).and_then(|()| map::map_shared(&file));
-    if mapped.is_err() {
-        let _ = fs::remove_file(path);
-    }
-    mapped
-}
-
-/// `<pid>.ledger`, or `<pid>-<n>.ledger` where this process was another program before.
-fn create_file(run_dir: &Path, pid: u32) -> io::Result<(File, PathBuf, u64)> {
     for generation in 0..MAX_GENERATIONS {
-        let name = match generation {
-            0 => format!("{pid}.ledger"),
-            n => format!("{pid}-{n}.ledger"),
-        };
-        let path = run_dir.join(name);
-        match OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path) {
-            Ok(file) => return Ok((file, path, generation)),
+        let name = ledger_name(process.pid, generation);
+        match new_file(&run_dir.join(format!("{name}.ledger"))) {
+            Ok(file) => return Ok((map::map_new(file, &image(process, generation))?, name)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
     }
     Err(io::ErrorKind::AlreadyExists.into())
+}
+
+/// `<pid>`, or `<pid>-<n>` where this process was another program before.
+pub(crate) fn ledger_name(pid: u32, generation: u64) -> String {
+    match generation {
+        0 => pid.to_string(),
+        n => format!("{pid}-{n}"),
+    }
+}
+
+/// A file that was not there, for its owner only.
+pub(crate) fn new_file(path: &Path) -> io::Result<(File, PathBuf)> {
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+    Ok((file, path.to_owned()))
 }
 
 /// The bytes of a new ledger of this process.

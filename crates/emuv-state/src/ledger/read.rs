@@ -223,18 +223,18 @@ fn device(words: Words<'_>, ordinal: usize) -> Option<DeviceRecord> {
 
 /// A file's bytes, read word by word; what lies beyond the end reads as zero.
 #[derive(Clone, Copy)]
-struct Words<'b>(&'b [u8]);
+pub(crate) struct Words<'b>(pub &'b [u8]);
 
 impl<'b> Words<'b> {
     fn bytes(self, offset: usize, length: usize) -> &'b [u8] {
         self.0.get(offset..).and_then(|rest| rest.get(..length)).unwrap_or_default()
     }
 
-    fn at(self, offset: usize) -> u64 {
+    pub fn at(self, offset: usize) -> u64 {
         self.bytes(offset, 8).try_into().map_or(0, u64::from_ne_bytes)
     }
 
-    fn text(self, offset: usize, length: usize) -> String {
+    pub fn text(self, offset: usize, length: usize) -> String {
         let bytes = self.bytes(offset, length);
         String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned()
     }

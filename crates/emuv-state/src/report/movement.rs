@@ -2,13 +2,13 @@
 //! words for it are `emuv simulate`'s.
 
 use emuv_policy::figure::{Card, Moved, Summary};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::DeviceRecord;
 
 /// See the module's head. `docs/report.md` describes the fields.
 #[allow(missing_docs)]
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MovementReport {
     pub watched_seconds: f64,
     pub gpu_waited_seconds: f64,
@@ -34,7 +34,7 @@ pub struct MovementReport {
 
 /// The link's speeds, in 10^9 bytes a second.
 #[allow(missing_docs)]
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LinkReport {
     pub h2d_gb_per_s: f64,
     pub d2h_gb_per_s: f64,
@@ -43,23 +43,23 @@ pub struct LinkReport {
 
 /// An allocation of which much was moved.
 #[allow(missing_docs)]
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MovedReport {
     pub bytes: u64,
     pub moved_bytes: u64,
-    pub allocated_by: Option<&'static str>,
+    pub allocated_by: Option<String>,
 }
 
 /// What was said of a program that is slow.
 #[allow(missing_docs)]
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WarningReport {
     pub reason: String,
     pub remedy: Option<String>,
 }
 
 #[allow(clippy::cast_precision_loss)] // Figures of a report.
-fn seconds(micros: u64) -> f64 {
+pub(super) fn seconds(micros: u64) -> f64 {
     micros as f64 / 1e6
 }
 
@@ -115,7 +115,7 @@ impl MovementReport {
 
 impl MovedReport {
     fn of(moved: &Moved) -> Self {
-        Self { bytes: moved.bytes, moved_bytes: moved.moved_bytes, allocated_by: moved.maker.name() }
+        Self { bytes: moved.bytes, moved_bytes: moved.moved_bytes, allocated_by: moved.maker.name().map(str::to_owned) }
     }
 }
 

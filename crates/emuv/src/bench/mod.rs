@@ -98,6 +98,10 @@ pub struct Options {
     #[arg(long, value_name = "DIR")]
     write_workloads: Option<PathBuf>,
 
+    /// No progress on standard error
+    #[arg(short, long)]
+    quiet: bool,
+
     /// For emuV's own tests: PyTorch does not run on the simulated GPU
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "")]
     sim: Option<String>,
@@ -124,7 +128,7 @@ pub fn run(options: &Options) -> Result<ExitCode, Failure> {
     }
     let checked = Checked::new(options)?;
     let (runner, mut result) = checked.prepare(options)?;
-    measure(&checked, &runner, &mut result).map_err(|error| failed(&format!("{error}")))?;
+    measure(&checked, &runner, &mut result, options.quiet).map_err(|error| failed(&format!("{error}")))?;
     conclude(options, &checked, &runner, &result)
 }
 
@@ -246,10 +250,10 @@ fn usable_python(runner: &Runner) -> Result<runner::Python, Failure> {
 }
 
 /// Runs everything, workload by workload, and writes what there is after each.
-fn measure(checked: &Checked, runner: &Runner, result: &mut BenchResult) -> io::Result<()> {
+fn measure(checked: &Checked, runner: &Runner, result: &mut BenchResult, quiet: bool) -> io::Result<()> {
     let plans: Vec<_> =
         checked.workloads.iter().map(|workload| workload.runs(&checked.ratios, &checked.baselines)).collect();
-    let mut progress = Progress::new(plans.iter().map(|runs| runs.len() + 2).sum());
+    let mut progress = Progress::new(plans.iter().map(|runs| runs.len() as u64 + 2).sum(), quiet);
     for (&workload, runs) in checked.workloads.iter().zip(&plans) {
         one_workload(runner, result, workload, runs, &mut progress)?;
         result.update_rows(workload.name, &checked.ratios);
@@ -282,7 +286,7 @@ fn one_workload(
     let plain = sample.outcome().filter(|outcome| outcome.peak_allocated_bytes.is_some()).cloned();
     keep(sample);
     let Some(plain) = plain else {
-        progress.skips(runs.len() + 1);
+        progress.skips(runs.len() as u64 + 1);
         return Ok(());
     };
     for &(ratio, baseline) in runs {

@@ -4,6 +4,7 @@
 use std::fmt::Write;
 
 use super::rows::{Cell, Row};
+use crate::markup::escaped;
 
 const LEFT: f64 = 190.0;
 const WIDTH: f64 = 520.0;
@@ -122,10 +123,6 @@ fn axis(out: &mut String, decades: f64, bottom: f64, place: &impl Fn(f64) -> f64
 fn text(out: &mut String, x: f64, y: f64, class: &str, words: &str) {
     let class = if class.is_empty() { String::new() } else { format!(" class=\"{class}\"") };
     let _ = writeln!(out, "<text x=\"{x:.1}\" y=\"{y:.1}\"{class}>{}</text>", escaped(words));
-}
-
-fn escaped(words: &str) -> String {
-    words.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 #[cfg(test)]

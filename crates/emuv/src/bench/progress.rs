@@ -1,45 +1,45 @@
-//! Which run is under way, on standard error: one line that changes on a terminal, one line for each run elsewhere.
+//! Which run is under way, on standard error: a bar on a terminal, one line for each run elsewhere.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
+
+use indicatif::ProgressBar;
+
+use crate::progress;
 
 /// How far the bench is.
 #[derive(Debug)]
 pub struct Progress {
-    terminal: bool,
-    begun: usize,
-    all: usize,
+    bar: ProgressBar,
+    /// A line for each run.
+    lines: bool,
+    begun: u64,
+    all: u64,
 }
 
 impl Progress {
     /// Of so many runs.
-    pub fn new(all: usize) -> Self {
-        Self { terminal: io::stderr().is_terminal(), begun: 0, all }
+    pub fn new(all: u64, quiet: bool) -> Self {
+        Self { bar: progress::steps(all, quiet), lines: !quiet && !progress::is_shown(quiet), begun: 0, all }
     }
 
     /// The next run begins.
     pub fn begins(&mut self, what: &str) {
+        self.bar.set_position(self.begun);
+        self.bar.set_message(what.to_owned());
         self.begun += 1;
-        let (begun, all) = (self.begun, self.all);
-        self.say(&format!("{begun}/{all} {what}"), "\n");
+        if self.lines {
+            // Progress is not worth failing for.
+            let _ = writeln!(io::stderr(), "emuv bench: {}/{} {what}", self.begun, self.all);
+        }
     }
 
     /// So many runs will not take place.
-    pub fn skips(&mut self, runs: usize) {
+    pub fn skips(&mut self, runs: u64) {
         self.begun += runs;
     }
 
     /// Nothing more follows.
     pub fn done(&mut self) {
-        if self.terminal {
-            self.say("", "");
-        }
-    }
-
-    fn say(&self, words: &str, end: &str) {
-        // Progress is not worth failing for.
-        let _ = match self.terminal {
-            true => write!(io::stderr(), "\r\x1b[K{words}").and_then(|()| io::stderr().flush()),
-            false => write!(io::stderr(), "emuv bench: {words}{end}"),
-        };
+        self.bar.finish_and_clear();
     }
 }

@@ -26,15 +26,21 @@ pub struct Amount {
 impl Amount {
     /// Enough for a figure: 256 MiB per direction and sample.
     pub const REAL: Self = Self { piece: Bytes::mib(32), copies: 8, samples: 5 };
+    /// What all samples of all three ways copy.
+    pub fn all_bytes(self) -> u64 {
+        // Both ways at once counts as two.
+        4 * self.samples as u64 * self.copies * self.piece.0
+    }
+
     /// Enough to see that it works.
     pub const SIMULATED: Self = Self { piece: Bytes::mib(4), copies: 2, samples: 3 };
 }
 
-/// Measures all three ways into `link`.
+/// Measures all three ways into `link`; `copied` is told of each sample's bytes.
 ///
 /// # Errors
 /// The driver's own.
-pub fn measure(gpu: &dyn Gpu, device: &Device<'_>, amount: Amount, link: &mut Link) -> CuResult {
+pub fn measure(gpu: &dyn Gpu, device: &Device<'_>, amount: Amount, link: &mut Link, copied: &dyn Fn(u64)) -> CuResult {
     let piece = amount.piece.0;
     // One pair of chunks for each direction, so that both can run at once.
     let mut mapping = Mapping::reserve(gpu, 4 * piece)?;
@@ -48,9 +54,9 @@ pub fn measure(gpu: &dyn Gpu, device: &Device<'_>, amount: Amount, link: &mut Li
     let h2d = Transfer { stream: &up, dst: vram_in, src: ram_in };
     let d2h = Transfer { stream: &down, dst: ram_out, src: vram_out };
     let outcome = (|| {
-        link.h2d_gbps = Some(median_gbps(amount, &[&h2d])?);
-        link.d2h_gbps = Some(median_gbps(amount, &[&d2h])?);
-        link.both_gbps = Some(median_gbps(amount, &[&h2d, &d2h])?);
+        link.h2d_gbps = Some(median_gbps(amount, &[&h2d], copied)?);
+        link.d2h_gbps = Some(median_gbps(amount, &[&d2h], copied)?);
+        link.both_gbps = Some(median_gbps(amount, &[&h2d, &d2h], copied)?);
         Ok(())
     })();
     // Nothing may be in flight when the mapping goes.
@@ -63,7 +69,7 @@ struct Transfer<'a> {
     src: Span,
 }
 
-fn median_gbps(amount: Amount, transfers: &[&Transfer<'_>]) -> CuResult<f64> {
+fn median_gbps(amount: Amount, transfers: &[&Transfer<'_>], copied: &dyn Fn(u64)) -> CuResult<f64> {
     // One round unmeasured: the first copy pays for setting things up.
     once(1, transfers)?;
     let mut samples = Vec::new();
@@ -72,6 +78,7 @@ fn median_gbps(amount: Amount, transfers: &[&Transfer<'_>]) -> CuResult<f64> {
         once(amount.copies, transfers)?;
         let bytes = amount.piece.0 * amount.copies * transfers.len() as u64;
         samples.push(gigabytes(bytes) / start.elapsed().as_secs_f64());
+        copied(bytes);
     }
     samples.sort_by(f64::total_cmp);
     Ok(samples[samples.len() / 2])

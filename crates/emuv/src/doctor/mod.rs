@@ -29,6 +29,7 @@ use crate::{
     cli,
     gpus::{self, Machine},
     libs::RealLibraries,
+    progress,
     run::sim,
 };
 
@@ -43,6 +44,9 @@ pub struct Options {
     /// Print the findings as JSON
     #[arg(long)]
     pub json: bool,
+    /// No progress on standard error
+    #[arg(short, long)]
+    pub quiet: bool,
     /// Check emuV on the simulated GPU, e.g. --sim=vram=256M
     #[arg(long, value_name = "KEY=VALUE,...", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     pub sim: Option<String>,
@@ -70,7 +74,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         gpus::simulate(settings);
     }
     let mut findings = Findings::new(sim.is_some());
-    let has_driver = examine(&mut findings, sim.as_deref());
+    let has_driver = examine(&mut findings, sim.as_deref(), options.quiet);
     print(&findings, options.json)?;
     Ok(match (has_driver, findings.failed()) {
         (false, _) => ExitCode::from(NO_DRIVER),
@@ -90,7 +94,7 @@ fn print(findings: &Findings, json: bool) -> Result<()> {
 }
 
 /// Makes all checks; false where there is no driver.
-fn examine(findings: &mut Findings, sim: Option<&str>) -> bool {
+fn examine(findings: &mut Findings, sim: Option<&str>, quiet: bool) -> bool {
     let simulated = sim.is_some();
     let memory = host::memory();
     findings.checks.extend(host::platform());
@@ -105,7 +109,7 @@ fn examine(findings: &mut Findings, sim: Option<&str>) -> bool {
     if usable {
         let wanted = host::pinning_target(memory.as_ref(), simulated);
         match device::devices(&driver) {
-            Ok(devices) => examine_devices(findings, &libraries, &driver, &devices, wanted),
+            Ok(devices) => examine_devices(findings, &libraries, &driver, &devices, (wanted, quiet)),
             Err(error) => findings.checks.push(Check::fail(
                 "gpu",
                 format!("cuInit: {error}"),
@@ -122,7 +126,7 @@ fn examine_devices(
     libraries: &RealLibraries,
     driver: &Driver,
     devices: &[CUdevice],
-    wanted: Bytes,
+    (wanted, quiet): (Bytes, bool),
 ) {
     findings.checks.push(gpu::present(driver, devices));
     let support = gpu::support(driver, devices);
@@ -134,7 +138,7 @@ fn examine_devices(
     match DriverGpu::new(driver, device).and_then(|gpu| Ok((gpu, Device::start(driver, device)?))) {
         Ok((gpu, context)) => {
             let link = reported_link(libraries, device::uuid(driver, device).as_deref());
-            examine_memory(findings, &gpu, &context, link, wanted);
+            examine_memory(findings, &gpu, &context, link, (wanted, quiet));
         }
         Err(error) => findings.checks.push(Check::fail(
             "mixed-mapping",
@@ -144,7 +148,13 @@ fn examine_devices(
     }
 }
 
-fn examine_memory(findings: &mut Findings, gpu: &DriverGpu<'_>, context: &Device<'_>, mut link: Link, wanted: Bytes) {
+fn examine_memory(
+    findings: &mut Findings,
+    gpu: &DriverGpu<'_>,
+    context: &Device<'_>,
+    mut link: Link,
+    (wanted, quiet): (Bytes, bool),
+) {
     let simulated = findings.simulated;
     findings.checks.push(gpu::mixed_mapping(gpu, context));
     let pinning = gpu::pinning(gpu, wanted, simulated);
@@ -152,7 +162,9 @@ fn examine_memory(findings: &mut Findings, gpu: &DriverGpu<'_>, context: &Device
     findings.checks.push(pinning);
     findings.checks.push(host::locked_memory(pinned));
     let amount = if simulated { link::Amount::SIMULATED } else { link::Amount::REAL };
-    let measured = link::measure(gpu, context, amount, &mut link);
+    let bar = progress::bytes(amount.all_bytes(), "measuring the link", quiet);
+    let measured = link::measure(gpu, context, amount, &mut link, &|bytes| bar.inc(bytes));
+    bar.finish_and_clear();
     findings.checks.extend(link::judge(&link, &measured, simulated));
     findings.link = Some(link);
 }

@@ -46,6 +46,8 @@ pub struct Plan<'p> {
     pub trace: Option<&'p Path>,
     /// Each piece of work is checked.
     pub verify: bool,
+    /// What devices hold and move is kept over time, for a report.
+    pub timeline: bool,
 }
 
 /// One variable: set to a value, or removed.
@@ -72,6 +74,7 @@ pub fn changes(plan: &Plan<'_>, get: impl Fn(&str) -> Option<OsString>) -> Vec<C
         (env::SAFE, plan.safe.then(|| "1".into())),
         (env::TRACE, plan.trace.map(OsString::from)),
         (env::VERIFY, plan.verify.then(|| "1".into())),
+        (env::TIMELINE, plan.timeline.then(|| "1".into())),
         (env::QUIET, plan.quiet.then(|| "1".into())),
         (env::SIM, plan.sim.map(OsString::from)),
         // Meant for this run, not for one that the program starts.
@@ -127,6 +130,7 @@ mod tests {
             safe: false,
             trace: None,
             verify: false,
+            timeline: false,
         }
     }
 

@@ -24,7 +24,7 @@ use emuv_policy::Bytes;
 use emuv_state::{
     DeviceRecord, HostMemory, Limits, Movement, ProcessRecord, RunDir,
     config::{ConfigFile, Flags, Settings},
-    env as variables, read_ledgers,
+    env as variables, read_ledgers, read_timeline,
     report::{LimitsReport, ProcessReport, Report, SCHEMA, check_writable},
     slices::{Entry, SLICE_FILE},
 };
@@ -33,6 +33,7 @@ use crate::{
     cli::{Failure, complain},
     gpus::{self, Machine, NoMachine, OLDEST_CUDA},
     libs::{self, RealLibraries},
+    progress,
 };
 use child::{Ending, Signals};
 pub use environment::LIBRARY_NAMES;
@@ -170,9 +171,14 @@ pub fn run(options: &Options) -> Result<ExitCode, Failure> {
         safe: options.safe || settings.safe,
         trace: checked.trace.as_deref(),
         verify: options.verify,
+        timeline: checked.report.is_some(),
     };
     let program = signals.start(&mut command(options, &plan)).map_err(|error| not_started(options, &error))?;
-    let ending = program.wait().map_err(|error| failed("wait for the program", &error))?;
+    let telling =
+        if options.verify && progress::is_shown(settings.quiet) { verify::tell(run_dir.path()) } else { None };
+    let ending = program.wait();
+    drop(telling);
+    let ending = ending.map_err(|error| failed("wait for the program", &error))?;
     report(options, &checked, run_dir.path(), ending, settings.quiet);
     if options.verify {
         return Ok(verify::conclude(run_dir.path(), ending));
@@ -338,11 +344,22 @@ fn report(options: &Options, checked: &Checked, run_dir: &Path, ending: Ending, 
         exit_code: ending.exit_code(),
         simulated: checked.sim.is_some(),
         limits: LimitsReport::from(&checked.limits),
-        processes: ledgers.processes.iter().map(ProcessReport::from).collect(),
+        processes: ledgers.processes.iter().map(|process| process_report(run_dir, process)).collect(),
     };
     if let Err(error) = report.write(path) {
         complain(&format!("--report: cannot write {}: {error}", path.display()));
     }
+}
+
+fn process_report(run_dir: &Path, process: &ProcessRecord) -> ProcessReport {
+    let mut report = ProcessReport::from(process);
+    for device in &mut report.devices {
+        match read_timeline(run_dir, process, device.ordinal) {
+            Ok(timeline) => timeline.iter().for_each(|timeline| device.add_timeline(timeline)),
+            Err(problem) => complain(&problem.to_string()),
+        }
+    }
+    report
 }
 
 /// For each program and GPU where data was moved: how much, and how close that was to what GPU and link allow.

@@ -1,16 +1,26 @@
 //! `emuv verify`: runs a program with everything out of reach that a launch is not expected to touch, and says what
 //! came of it.
 
-use std::{ffi::OsString, path::Path, process::ExitCode};
+use std::{
+    ffi::OsString,
+    path::Path,
+    process::ExitCode,
+    sync::mpsc::{self, RecvTimeoutError, Sender},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
 
 use clap::Args;
-use emuv_state::{Movement, Verdict, env as variables, read_verdicts};
+use emuv_state::{Movement, Verdict, env as variables, read_ledgers, read_verdicts};
 
 use super::{Options as RunOptions, child::Ending};
 use crate::cli::complain;
 
 /// A kernel touched what it should not have.
 const OFFENDER: u8 = 3;
+
+/// Between two lines that say how far it is.
+const TELL: Duration = Duration::from_secs(10);
 
 /// Flags of `emuv verify`.
 #[derive(Debug, Args)]
@@ -77,6 +87,44 @@ impl Options {
     }
 }
 
+/// While the program runs, says now and then how far it is: whole lines, as the program writes to the same terminal.
+/// Ends with what is given.
+pub(super) fn tell(run_dir: &Path) -> Option<Telling> {
+    let (over, is_over) = mpsc::channel::<()>();
+    let run_dir = run_dir.to_owned();
+    let body = move || {
+        let mut before = 0;
+        while is_over.recv_timeout(TELL) == Err(RecvTimeoutError::Timeout) {
+            let processes = read_ledgers(&run_dir).processes;
+            let launches = processes.iter().flat_map(|process| &process.devices).map(|device| device.launches).sum();
+            complain(&progress_words(launches, before));
+            before = launches;
+        }
+    };
+    let thread = thread::Builder::new().spawn(body).ok()?;
+    Some(Telling { over: Some(over), thread: Some(thread) })
+}
+
+fn progress_words(launches: u64, before: u64) -> String {
+    let rate = launches.saturating_sub(before) / TELL.as_secs();
+    format!("verify: {launches} launches checked so far, {rate} a second")
+}
+
+/// It is told how far the program is until this is dropped.
+#[derive(Debug)]
+pub(super) struct Telling {
+    over: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        self.over = None;
+        // It only reads files and writes lines.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
 /// Says what was found, in one line; the exit code that follows from it.
 pub(super) fn conclude(run_dir: &Path, ending: Ending) -> ExitCode {
     let found = sum(read_verdicts(run_dir));
@@ -123,6 +171,11 @@ mod tests {
         assert_eq!(words(&sum(vec![one.clone(), other])), "failed after 5 launches and 0 copies: kernel k");
         let text = words(&sum(vec![one]));
         assert!(text.starts_with("3 launches and 0 copies checked") && text.ends_with("; 1 may touch anything"));
+    }
+
+    #[test]
+    fn how_far_it_is_comes_with_a_rate() {
+        assert_eq!(progress_words(1500, 500), "verify: 1500 launches checked so far, 100 a second");
     }
 
     #[test]

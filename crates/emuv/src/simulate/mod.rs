@@ -11,10 +11,13 @@ use emuv_policy::{
     Bytes, GRANULE,
     machine::Link,
     replay::Program,
-    simulate::{Setting, Unanswered, Way, compare},
+    simulate::{Setting, Unanswered, Way, compare_telling},
 };
 
-use crate::cli::{Failure, print};
+use crate::{
+    cli::{Failure, print},
+    progress,
+};
 
 /// How much more than the card's memory the program holds, where nothing is said.
 const OVERSUBSCRIBED: f64 = 1.5;
@@ -64,6 +67,10 @@ pub struct Options {
     /// Print JSON
     #[arg(long)]
     json: bool,
+
+    /// No progress on standard error
+    #[arg(short, long)]
+    quiet: bool,
 }
 
 /// Simulates.
@@ -82,7 +89,14 @@ pub fn run(options: &Options) -> Result<ExitCode, Failure> {
     let program = Program::from_trace(file::events(&options.file)?.into_iter());
     let vram_bytes = vram_bytes.unwrap_or_else(|| part(program.peak_bytes(), factor));
     let setting = Setting { vram_bytes, ram_bytes, link, iterations };
-    let compared = compare(&program, &setting, &ways).map_err(|why| match &why {
+    let bar = progress::steps(1, options.quiet).with_message("simulating");
+    let played = |over: usize, all: usize| {
+        bar.set_length(all as u64);
+        bar.set_position(over as u64);
+    };
+    let compared = compare_telling(&program, &setting, &ways, &played);
+    bar.finish_and_clear();
+    let compared = compared.map_err(|why| match &why {
         Unanswered::TooLarge { .. } => {
             Failure::wrong("--ram", format!("{why} ({} and {}); give it more", Bytes(vram_bytes), Bytes(ram_bytes)))
         }
