@@ -290,6 +290,20 @@ pub(crate) fn launch(
     moves::launch(session, stream, per_thread, touch, call)
 }
 
+/// [`moves::launch`] of a copy that names contexts and has no plain form: what it names comes to VRAM first, if there is room
+/// ([`needs_plain_copy`] says why).
+pub(crate) fn launch_in_vram(
+    session: &Session,
+    stream: CUstream,
+    per_thread: bool,
+    touch: impl FnOnce() -> Touch,
+    call: impl FnOnce() -> CUresult,
+) -> CUresult {
+    let touch = touch();
+    let addresses: Vec<u64> = touch.addresses().collect();
+    moves::in_vram(session, &addresses, || moves::launch(session, stream, per_thread, || touch, call))
+}
+
 /// Whether what lies at an address may be touched by device `here`, as far as emuV has placed it.
 fn is_reachable(session: &Session, here: CUdevice, address: u64) -> bool {
     session.device_at(address).is_none_or(|device| session.peers.may_touch(here, device.ordinal))

@@ -171,8 +171,8 @@ lines_between_contexts! {
     fn cuMemcpyPeerAsync_ptsz(dstDevice, dstContext, srcDevice, srcContext, ByteCount, hStream) or cuMemcpyDtoDAsync_v2_ptsz, true;
 }
 
-// Copies that name the contexts: nothing has to be opened for them.
-transfers! { moves::launch:
+// Copies that name the contexts: nothing has to be opened for them, but they are to find no memory in RAM.
+transfers! { peers::launch_in_vram:
     fn cuMemcpy3DPeer(pCopy: *const CUDA_MEMCPY3D_PEER_v1) on std::ptr::null_mut(), false touches peer_box(pCopy);
     fn cuMemcpy3DPeerAsync(pCopy: *const CUDA_MEMCPY3D_PEER_v1, hStream: CUstream) on hStream, false touches peer_box(pCopy);
     fn cuMemcpy3DPeerAsync_ptsz(pCopy: *const CUDA_MEMCPY3D_PEER_v1, hStream: CUstream) on hStream, true touches peer_box(pCopy);

@@ -19,7 +19,9 @@ use super::{
     records::OwnRecord,
     registry::{DEFINITION, PROCESSES, RAM, USE, VRAM},
 };
-use crate::plain_file::{open_plain, read_plain};
+#[cfg(feature = "cli")]
+use crate::plain_file::open_plain;
+use crate::plain_file::read_plain;
 
 /// Between two looks at a definition by whoever waits for a change of it.
 pub(super) const LOOK: Duration = Duration::from_millis(100);
