@@ -36,6 +36,7 @@
 mod foresight;
 mod hints;
 mod history;
+mod moves;
 mod pins;
 mod plan;
 mod pointers;
@@ -156,6 +157,8 @@ struct ChunkState {
     escaped: bool,
     /// Holds nothing that anybody may read.
     dead: bool,
+    /// No work has touched it since it was copied to VRAM (`moves.rs`).
+    clean: bool,
     /// What the program says of it.
     heat: Heat,
     /// Held works that touch it.
@@ -326,6 +329,7 @@ impl Residency {
             going: false,
             escaped: false,
             dead: self.quiesced && !fixed,
+            clean: false,
             heat: Heat::default(),
             claims: 0,
             visit: 0,
@@ -505,81 +509,9 @@ impl Residency {
         }
     }
 
-    // --- moves --------------------------------------------------------------------------------------------
-
     /// Whether chunks may move at all.
     pub fn policy(&self) -> Policy {
         self.policy
-    }
-
-    /// Whether every work that may touch the chunk is known to be done.
-    fn is_idle(&self, index: u32) -> bool {
-        let Some(chunk) = self.chunk(index) else { return false };
-        if chunk.escaped {
-            return self.all_idle();
-        }
-        self.quiesced && self.everything.is_empty() && chunk.uses.iter().all(|last| self.is_done(*last))
-    }
-
-    /// How the chunk may move now.
-    fn may_move(&self, index: u32) -> Result<Mode, Obstacle> {
-        let Some(chunk) = self.chunk(index) else { return Err(Obstacle::Fixed) };
-        let held_in_place = chunk.claims > 0 && self.held.iter().any(|h| !h.promote && h.chunks.contains(&index));
-        if chunk.fixed
-            || self.lent > 0
-            || chunk.going
-            || chunk.moving.is_some()
-            || held_in_place
-            || self.held.iter().any(|h| h.everything)
-        {
-            return Err(Obstacle::Fixed);
-        }
-        let known = !self.pointers.may_lead_anywhere() && !self.is_suspect(chunk);
-        if !self.policy.only_when_idle() && !chunk.escaped && known && !self.exclusive && self.is_idle(index) {
-            return Ok(Mode::Beside);
-        }
-        // Works that wait for moves to end are not to be kept waiting for ever.
-        if self.all_idle() && !self.pointers.searching && !self.held.iter().any(|held| !held.promote) {
-            return Ok(Mode::Exclusive);
-        }
-        Err(Obstacle::Busy)
-    }
-
-    fn start(&mut self, index: u32, to: Tier, mode: Mode, why: Why) -> Option<Step> {
-        let leave = to == Tier::Ram && mode == Mode::Beside && self.may_leave_unmapped(index);
-        let chunk = self.chunk_mut(index)?;
-        chunk.moving = Some(to);
-        chunk.leave = leave;
-        let (offset, bytes, copy) = (chunk.offset, chunk.bytes, !chunk.dead);
-        self.tell(|| Event::Start { offset, to, copy, exclusive: mode == Mode::Exclusive });
-        self.moving += 1;
-        self.exclusive |= mode == Mode::Exclusive;
-        Some(Step::Move { offset, bytes, to, copy, map: !leave, why })
-    }
-
-    /// A move is over: the chunk at `offset` lies where it was to go, or (`moved` false) where it was.
-    pub fn finish(&mut self, offset: u64, moved: bool) {
-        let Some(index) = self.at(offset) else { return };
-        let Some(chunk) = self.chunk_mut(index) else { return };
-        let Some(to) = chunk.moving.take() else { return };
-        let leave = std::mem::take(&mut chunk.leave);
-        let offset = chunk.offset;
-        if moved {
-            self.change(index, |chunk| {
-                chunk.tier = to;
-                chunk.mapped = !leave;
-            });
-        }
-        self.tell(|| Event::Finish { offset, moved });
-        self.moving -= 1;
-        if self.moving == 0 && !self.pointers.searching {
-            self.exclusive = false;
-        }
-    }
-
-    /// Chunks that are moving now.
-    pub fn moving(&self) -> usize {
-        self.moving
     }
 }
 

@@ -154,6 +154,8 @@ pub enum Step {
         to: Tier,
         /// Its bytes are somebody's; otherwise only the mapping has to change.
         copy: bool,
+        /// The memory in RAM that it was last brought from has the same bytes, if nothing has used that since.
+        clean: bool,
         /// It is to be mapped where it then lies; otherwise nothing is behind its address.
         map: bool,
         /// What for.

@@ -62,6 +62,7 @@ impl Residency {
         for &index in touched {
             if let Some(chunk) = self.chunks[index as usize].as_mut() {
                 let fresh = std::mem::take(&mut chunk.dead);
+                chunk.clean = false;
                 if !work.everything {
                     note_use(&mut chunk.uses, lane, number);
                     chunk.history.note(position, fresh, place, turns);

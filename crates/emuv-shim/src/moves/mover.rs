@@ -79,6 +79,7 @@ struct Move {
     bytes: u64,
     to: Tier,
     copy: bool,
+    clean: bool,
     map: bool,
     why: Why,
 }
@@ -340,8 +341,8 @@ impl Mover {
             let step = arena.residency().next_step(room);
             match step {
                 Step::Show { offset, bytes } => self.show(offset, bytes),
-                Step::Move { offset, bytes, to, copy, map, why } => {
-                    if !self.begin_move(Move { offset, bytes, to, copy, map, why }) {
+                Step::Move { offset, bytes, to, copy, clean, map, why } => {
+                    if !self.begin_move(Move { offset, bytes, to, copy, clean, map, why }) {
                         self.settle(offset, false);
                         break;
                     }
@@ -389,9 +390,14 @@ impl Mover {
 
     /// Starts a move. False: it cannot be made now; the chunk is as it was.
     fn begin_move(&mut self, step: Move) -> bool {
-        let Move { offset, bytes, to, copy, map, why } = step;
+        let Move { offset, bytes, to, copy, clean, map, why } = step;
         let (arena, spares) = (&self.device.arena, &self.device.moves.spares);
         let session = self.session;
+        if clean && let Some(handle) = spares.take_left_by(offset, bytes) {
+            // It holds the same bytes still.
+            self.swap(Job { offset, bytes, to, handle, copy: false, map, why });
+            return true;
+        }
         let may_make = || to == Tier::Vram || host_has(session, bytes);
         let handle = match self.spare(to, bytes, may_make) {
             Ok(Some(handle)) => handle,
@@ -456,7 +462,7 @@ impl Mover {
         let (arena, spares) = (&self.device.arena, &self.device.moves.spares);
         match arena.replace(job.offset, job.bytes, job.to, job.handle, job.map) {
             Replaced::Done(before) => {
-                spares.exchanged(job.to, job.bytes, before);
+                spares.exchanged(job.offset, job.to, job.bytes, before);
                 if let Some(counters) = self.session.counters(self.device.ordinal) {
                     let moved = match job.to {
                         _ if !job.copy => &counters.remapped_bytes,

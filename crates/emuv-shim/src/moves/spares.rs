@@ -2,7 +2,7 @@
 //! tier, so in steady state none are made: making one in RAM (allocating, clearing, pinning) takes ten times as
 //! long as the copy into it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use emuv_cuda::{CuResult, Handle};
 use emuv_policy::{Budget, Tier};
@@ -19,10 +19,18 @@ const LEFT_TO_SMALL: u64 = 64;
 #[derive(Default)]
 pub(crate) struct Spares(Mutex<State>);
 
+/// Memory that nothing lies in.
+#[derive(Debug, Clone, Copy)]
+struct Spare {
+    handle: Handle,
+    /// What it holds is what the chunk at this offset held when it went from here.
+    left_by: Option<u64>,
+}
+
 #[derive(Default)]
 struct State {
-    vram: BTreeMap<u64, Vec<Handle>>,
-    ram: BTreeMap<u64, Vec<Handle>>,
+    vram: BTreeMap<u64, VecDeque<Spare>>,
+    ram: BTreeMap<u64, VecDeque<Spare>>,
     /// Bytes of spares, also of those that a move is under way into.
     vram_bytes: u64,
     ram_bytes: u64,
@@ -32,7 +40,7 @@ struct State {
 }
 
 impl State {
-    fn of(&mut self, tier: Tier) -> (&mut BTreeMap<u64, Vec<Handle>>, &mut bool) {
+    fn of(&mut self, tier: Tier) -> (&mut BTreeMap<u64, VecDeque<Spare>>, &mut bool) {
         match tier {
             Tier::Vram => (&mut self.vram, &mut self.vram_refused),
             Tier::Ram => (&mut self.ram, &mut self.ram_refused),
@@ -47,7 +55,7 @@ impl State {
     }
 }
 
-fn bytes_of(spares: &BTreeMap<u64, Vec<Handle>>) -> u64 {
+fn bytes_of(spares: &BTreeMap<u64, VecDeque<Spare>>) -> u64 {
     spares.iter().map(|(bytes, handles)| bytes * handles.len() as u64).sum()
 }
 
@@ -89,9 +97,10 @@ impl Spares {
         bytes: u64,
         may_make: impl FnOnce() -> bool,
     ) -> CuResult<Option<Handle>> {
-        let spare = lock(&self.0).of(tier).0.get_mut(&bytes).and_then(Vec::pop);
-        if spare.is_some() {
-            return Ok(spare);
+        // The one that has lain longest: what the others hold may be wanted again.
+        let spare = lock(&self.0).of(tier).0.get_mut(&bytes).and_then(VecDeque::pop_front);
+        if let Some(spare) = spare {
+            return Ok(Some(spare.handle));
         }
         if !may_make() {
             return Ok(None);
@@ -118,13 +127,26 @@ impl Spares {
         made.map(Some)
     }
 
-    /// A chunk has taken a spare's place in `to`, and left its own memory as a spare of the other tier.
-    pub fn exchanged(&self, to: Tier, bytes: u64, left: Handle) {
+    /// The memory in RAM from which the chunk at `offset` was brought, if nothing has used it since.
+    pub fn take_left_by(&self, offset: u64, bytes: u64) -> Option<Handle> {
+        let mut state = lock(&self.0);
+        let spares = state.ram.get_mut(&bytes)?;
+        let at = spares.iter().position(|spare| spare.left_by == Some(offset))?;
+        spares.remove(at).map(|spare| spare.handle)
+    }
+
+    /// The chunk at `offset` has taken a spare's place in `to`, and left its own memory as a spare of the other tier.
+    pub fn exchanged(&self, offset: u64, to: Tier, bytes: u64, left: Handle) {
         let from = if to == Tier::Vram { Tier::Ram } else { Tier::Vram };
         let mut state = lock(&self.0);
+        // What it left earlier is out of date.
+        for spare in state.ram.values_mut().flatten().filter(|spare| spare.left_by == Some(offset)) {
+            spare.left_by = None;
+        }
         state.count(to, |before| before.saturating_sub(bytes));
         state.count(from, |before| before + bytes);
-        state.of(from).0.entry(bytes).or_default().push(left);
+        let spare = Spare { handle: left, left_by: (from == Tier::Ram).then_some(offset) };
+        state.of(from).0.entry(bytes).or_default().push_back(spare);
     }
 
     /// Bytes of both tiers that are charged for spares and could be given back.
@@ -140,7 +162,7 @@ impl Spares {
 
     /// A handle that nothing is mapped to any more but its alias.
     pub fn put(&self, tier: Tier, bytes: u64, handle: Handle) {
-        lock(&self.0).of(tier).0.entry(bytes).or_default().push(handle);
+        lock(&self.0).of(tier).0.entry(bytes).or_default().push_back(Spare { handle, left_by: None });
     }
 
     /// Gives spares of both tiers back, at least `bytes` of each if there are so many. Gives how much it was.
@@ -157,7 +179,7 @@ impl Spares {
                 let (spares, refused) = state.of(tier);
                 *refused = false;
                 spares.retain(|_, handles| !handles.is_empty());
-                spares.last_entry().and_then(|mut entry| Some((*entry.key(), entry.get_mut().pop()?)))
+                spares.last_entry().and_then(|mut entry| Some((*entry.key(), entry.get_mut().pop_front()?.handle)))
             };
             let Some((size, handle)) = next else { break };
             if let Err(error) = arena.aliases.release(arena.gpu(), handle) {

@@ -1,0 +1,84 @@
+//! One chunk's move: when it may begin, and what holds when it is over.
+//!
+//! *Clean eviction*: memory that a chunk was copied to VRAM from holds the same bytes as long as nobody writes to either. If no work
+//! has touched the chunk since, and nothing has escaped or may lead anywhere, it is *clean*: sent away, it may take that memory
+//! back without a copy, if the executor still has it unused. A work that names a chunk may have written to it; nothing else is provable.
+
+use super::{Mode, Obstacle, Residency, Step};
+use crate::{Tier, Why, trace::Event};
+
+impl Residency {
+    /// Whether every work that may touch the chunk is known to be done.
+    pub(super) fn is_idle(&self, index: u32) -> bool {
+        let Some(chunk) = self.chunk(index) else { return false };
+        if chunk.escaped {
+            return self.all_idle();
+        }
+        self.quiesced && self.everything.is_empty() && chunk.uses.iter().all(|last| self.is_done(*last))
+    }
+
+    /// How the chunk may move now.
+    pub(super) fn may_move(&self, index: u32) -> Result<Mode, Obstacle> {
+        let Some(chunk) = self.chunk(index) else { return Err(Obstacle::Fixed) };
+        let held_in_place = chunk.claims > 0 && self.held.iter().any(|h| !h.promote && h.chunks.contains(&index));
+        if chunk.fixed
+            || self.lent > 0
+            || chunk.going
+            || chunk.moving.is_some()
+            || held_in_place
+            || self.held.iter().any(|h| h.everything)
+        {
+            return Err(Obstacle::Fixed);
+        }
+        let known = !self.pointers.may_lead_anywhere() && !self.is_suspect(chunk);
+        if !self.policy.only_when_idle() && !chunk.escaped && known && !self.exclusive && self.is_idle(index) {
+            return Ok(Mode::Beside);
+        }
+        // Works that wait for moves to end are not to be kept waiting for ever.
+        if self.all_idle() && !self.pointers.searching && !self.held.iter().any(|held| !held.promote) {
+            return Ok(Mode::Exclusive);
+        }
+        Err(Obstacle::Busy)
+    }
+
+    pub(super) fn start(&mut self, index: u32, to: Tier, mode: Mode, why: Why) -> Option<Step> {
+        let leave = to == Tier::Ram && mode == Mode::Beside && self.may_leave_unmapped(index);
+        let known = self.chunk(index).is_some_and(|chunk| !chunk.escaped && !self.is_suspect(chunk));
+        let known = known && !self.pointers.may_lead_anywhere();
+        let chunk = self.chunk_mut(index)?;
+        chunk.moving = Some(to);
+        chunk.leave = leave;
+        let (offset, bytes, copy) = (chunk.offset, chunk.bytes, !chunk.dead);
+        let clean = copy && to == Tier::Ram && chunk.clean && known;
+        self.tell(|| Event::Start { offset, to, copy, exclusive: mode == Mode::Exclusive });
+        self.moving += 1;
+        self.exclusive |= mode == Mode::Exclusive;
+        Some(Step::Move { offset, bytes, to, copy, clean, map: !leave, why })
+    }
+
+    /// A move is over: the chunk at `offset` lies where it was to go, or (`moved` false) where it was.
+    pub fn finish(&mut self, offset: u64, moved: bool) {
+        let Some(index) = self.at(offset) else { return };
+        let Some(chunk) = self.chunk_mut(index) else { return };
+        let Some(to) = chunk.moving.take() else { return };
+        let leave = std::mem::take(&mut chunk.leave);
+        let offset = chunk.offset;
+        if moved {
+            self.change(index, |chunk| {
+                chunk.tier = to;
+                chunk.mapped = !leave;
+                chunk.clean = to == Tier::Vram && !chunk.dead;
+            });
+        }
+        self.tell(|| Event::Finish { offset, moved });
+        self.moving -= 1;
+        if self.moving == 0 && !self.pointers.searching {
+            self.exclusive = false;
+        }
+    }
+
+    /// Chunks that are moving now.
+    pub fn moving(&self) -> usize {
+        self.moving
+    }
+}
