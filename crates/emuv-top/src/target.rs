@@ -66,6 +66,7 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use std::{
+        io::{Read, Write},
         os::unix::process::ExitStatusExt,
         process::{Command, Stdio},
     };
@@ -78,7 +79,11 @@ mod tests {
 
     #[test]
     fn the_process_that_is_held_is_the_one_that_ends() {
-        let mut cat = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let mut cat = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // Once it answers it has its name.
+        let mut byte = *b"x";
+        cat.stdin.as_mut().unwrap().write_all(&byte).unwrap();
+        cat.stdout.as_mut().unwrap().read_exact(&mut byte).unwrap();
         let start = emuv_state::process_start_ticks(cat.id());
         let (held, target) = Held::take(&key(cat.id(), start)).unwrap();
         assert_eq!((target.pid, target.name.as_str()), (cat.id(), "cat"));

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    io::{Read, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::Ordering::Relaxed,
@@ -338,7 +339,12 @@ struct Cat(Child);
 
 impl Cat {
     fn start() -> Self {
-        Self(Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap())
+        let mut cat = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // Once it answers it has its name.
+        let mut byte = *b"x";
+        cat.stdin.as_mut().unwrap().write_all(&byte).unwrap();
+        cat.stdout.as_mut().unwrap().read_exact(&mut byte).unwrap();
+        Self(cat)
     }
 }
 
