@@ -22,6 +22,7 @@ prepare_driver() {
     local nvml
     DRIVER=$(find_driver)
     [ -n "$DRIVER" ] || { echo "$(basename "$0"): no libcuda.so.1 found" >&2; exit 1; }
+    DRIVER=$(cd "$(dirname "$DRIVER")" && pwd)/$(basename "$DRIVER")
     mkdir -p "$WORK/driver"
     ln -sf "$DRIVER" "$WORK/driver/libcuda.so"
     ln -sf "$DRIVER" "$WORK/driver/libcuda.so.1"
