@@ -11,10 +11,7 @@ use std::{
 
 use tokio::{select, time};
 
-use crate::{
-    KUBELET_SOCKET, Offer,
-    plugin::{Identity, Plugin},
-};
+use crate::{KUBELET_SOCKET, Offer, plugin::Plugin, socket::Identity};
 
 /// Where the kubelet is, and how often to look.
 #[derive(Debug, Clone)]

@@ -26,6 +26,7 @@ pub mod v1beta1;
 
 mod keeper;
 mod plugin;
+mod socket;
 
 pub use keeper::{Place, keep};
 

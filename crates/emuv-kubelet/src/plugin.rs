@@ -1,9 +1,8 @@
 //! One resource: its socket, and what the kubelet is answered there.
 
 use std::{
-    fs, io,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    io,
+    path::Path,
     pin::Pin,
     sync::{
         Arc,
@@ -13,37 +12,19 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    net::UnixListener,
-    sync::{oneshot, watch},
-    time::timeout,
-};
-use tokio_stream::{
-    Stream,
-    wrappers::{UnixListenerStream, WatchStream},
-};
+use tokio::{sync::watch, time::timeout};
+use tokio_stream::{Stream, wrappers::WatchStream};
 use tonic::{Request, Response, Status, transport};
 
 use crate::{
-    Device, Offer, spread,
+    Device, Offer,
+    socket::{Identity, Served},
+    spread,
     v1beta1::{self as api, device_plugin_server as server, registration_client::RegistrationClient},
 };
 
 /// How long a kubelet may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Which file this is: not the one of the same name that was made after it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Identity([i64; 4]);
-
-impl Identity {
-    /// Of the file there, if there is one.
-    pub fn of(path: &Path) -> Option<Self> {
-        let data = fs::symlink_metadata(path).ok()?;
-        // Numbers of files are given again at once, times are not.
-        Some(Self([data.dev().cast_signed(), data.ino().cast_signed(), data.ctime(), data.ctime_nsec()]))
-    }
-}
 
 /// Who follows a list.
 #[derive(Debug, Default)]
@@ -56,14 +37,11 @@ struct Followers {
 #[derive(Debug)]
 pub struct Plugin {
     resource: String,
-    socket: PathBuf,
-    bound: Option<Identity>,
+    socket: Served,
     devices: watch::Sender<Vec<Device>>,
     followers: Arc<Followers>,
     /// The kubelet that knows of it.
     registered: Option<Identity>,
-    /// Dropped, it ends the server.
-    _serving: oneshot::Sender<()>,
 }
 
 impl Plugin {
@@ -73,40 +51,17 @@ impl Plugin {
     /// The system's own: the socket cannot be made.
     pub fn start(resource: &str, folder: &Path, devices: Vec<Device>, offer: Arc<dyn Offer>) -> io::Result<Self> {
         let socket = folder.join(format!("{}.sock", resource.replace('/', "-")));
-        // One that a plugin left when it was killed.
-        match fs::remove_file(&socket) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let listener = UnixListener::bind(&socket)?;
         let (devices, list) = watch::channel(devices);
         let followers = Arc::new(Followers::default());
-        let (serving, stopped) = oneshot::channel();
         let service = Service { offer, list, followers: Arc::clone(&followers) };
         let service = server::DevicePluginServer::new(service);
-        let serve = transport::Server::builder().add_service(service).serve_with_incoming_shutdown(
-            UnixListenerStream::new(listener),
-            async {
-                let _ = stopped.await;
-            },
-        );
-        // It ends by itself only with the listener, and then the socket is made again.
-        tokio::spawn(async { drop(serve.await) });
-        let bound = Identity::of(&socket);
-        Ok(Self {
-            resource: resource.to_owned(),
-            socket,
-            bound,
-            devices,
-            followers,
-            registered: None,
-            _serving: serving,
-        })
+        let socket = Served::start(socket, transport::Server::builder().add_service(service))?;
+        Ok(Self { resource: resource.to_owned(), socket, devices, followers, registered: None })
     }
 
     /// Whether its socket is still the one in the folder.
     pub fn is_there(&self) -> bool {
-        self.bound.is_some() && Identity::of(&self.socket) == self.bound
+        self.socket.is_there()
     }
 
     /// Sets the list. Those who follow it are told if it is another one.
@@ -134,7 +89,7 @@ impl Plugin {
         let words = |why: &dyn std::fmt::Display| format!("{}: {why}", socket.display());
         let request = api::RegisterRequest {
             version: api::VERSION.to_owned(),
-            endpoint: self.socket.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            endpoint: self.socket.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
             resource_name: self.resource.clone(),
             options: Some(OPTIONS),
         };
@@ -154,14 +109,6 @@ impl Plugin {
     pub fn count(&self) -> (usize, usize) {
         let devices = self.devices.borrow();
         (devices.len(), devices.iter().filter(|device| device.healthy).count())
-    }
-}
-
-impl Drop for Plugin {
-    fn drop(&mut self) {
-        if self.is_there() {
-            let _ = fs::remove_file(&self.socket);
-        }
     }
 }
 

@@ -116,9 +116,8 @@ pub(crate) fn run_dirs() -> Vec<PathBuf> {
     if !is_a_run_of_its_own() {
         return run_dir().into_iter().collect();
     }
-    let Ok(entries) = emuv_state::state_dir(variable).map(fs::read_dir) else { return Vec::new() };
-    let paths = entries.into_iter().flatten().flatten().map(|entry| entry.path());
-    paths.filter(|path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"run-"))).collect()
+    let state_dir = emuv_state::state_dir(variable).ok();
+    state_dir.and_then(|dir| emuv_state::run_paths(&dir).ok()).unwrap_or_default()
 }
 
 /// The process exits: a directory of its own goes.

@@ -44,7 +44,7 @@ pub use limits::{Limits, MAX_SIZE, Setting};
 pub use log_setting::{LogLevel, LogSetting};
 pub use movement::Movement;
 pub use process::process_start_ticks;
-pub use run_dir::{RunDir, RunEntry, runs};
+pub use run_dir::{RunDir, RunEntry, run_paths, runs};
 pub use state_dir::state_dir;
 pub use timeline::{MarkRecord, Timeline, TimelineRecord, read_timeline};
 #[cfg(feature = "cli")]

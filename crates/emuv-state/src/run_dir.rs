@@ -86,20 +86,30 @@ pub struct RunEntry {
 /// # Errors
 /// The system's own, but for a directory that is not there: that has no runs.
 pub fn runs(state_dir: &Path) -> io::Result<Vec<RunEntry>> {
-    let entries = match fs::read_dir(state_dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    let is_run = |name: &OsStr| name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(pid_of).is_some();
-    let mut found: Vec<_> = entries.flatten().filter(|entry| is_run(&entry.file_name())).filter_map(run).collect();
+    let mut found: Vec<_> = run_paths(state_dir)?.into_iter().filter_map(run).collect();
     found.sort_by(|one, other| one.path.cmp(&other.path));
     Ok(found)
 }
 
-#[allow(clippy::needless_pass_by_value)] // The form that filter_map asks for.
-fn run(entry: fs::DirEntry) -> Option<RunEntry> {
-    let data = entry.metadata().ok().filter(fs::Metadata::is_dir)?;
-    let path = entry.path();
+/// What is named as a run's directory in a state directory, in no order.
+///
+/// # Errors
+/// As [`runs`].
+pub fn run_paths(state_dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(state_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let is_run = |entry: &fs::DirEntry| entry.file_name().to_str().is_some_and(is_run_name);
+    Ok(entries.flatten().filter(is_run).map(|entry| entry.path()).collect())
+}
+
+fn is_run_name(name: &str) -> bool {
+    name.strip_prefix(PREFIX).and_then(pid_of).is_some()
+}
+
+fn run(path: PathBuf) -> Option<RunEntry> {
+    let data = fs::symlink_metadata(&path).ok().filter(fs::Metadata::is_dir)?;
     let slice = read_plain(&path.join(SLICE_FILE), PATH_BYTES).ok().filter(|bytes| !bytes.is_empty());
     let slice = slice.map(|bytes| PathBuf::from(OsStr::from_bytes(&bytes)));
     Some(RunEntry { path, uid: data.uid(), slice })
@@ -142,7 +152,7 @@ fn sweep(state_dir: &Path) {
         // A directory half made by a process that died: its name is all there is.
         let half_made =
             name.strip_prefix(NEW_PREFIX).and_then(pid_of).is_some_and(|pid| !ProcessId::of(pid).is_alive());
-        if half_made || (name.strip_prefix(PREFIX).and_then(pid_of).is_some() && is_abandoned(&entry.path())) {
+        if half_made || (is_run_name(name) && is_abandoned(&entry.path())) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }

@@ -2,21 +2,23 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
-    path::{Path, PathBuf},
+    fs,
+    path::Path,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
 };
 
 use serde_json::Value;
-use tokio::{net::UnixListener, sync::oneshot, task};
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::{Request, Response, Status, transport::Server};
+use tokio::task;
+use tonic::{
+    Request, Response, Status,
+    transport::{Server, server::Router},
+};
 
 use super::{Given, Pool, Prepared, Shared, field, text};
 use crate::{
     dra_v1::{self as api, dra_plugin_server as dra},
-    plugin::Identity,
     pluginregistration::{self as hello, registration_server as registration},
+    socket::Served,
 };
 
 /// The kind of plugin, and the service that it has, in the kubelet's words.
@@ -25,12 +27,7 @@ const SERVICE: &str = "v1.DRAPlugin";
 
 /// Both sockets, served.
 #[derive(Debug)]
-pub(super) struct Sockets {
-    /// Each with the file that it was made as.
-    bound: Vec<(PathBuf, Option<Identity>)>,
-    /// Dropped, it ends both servers.
-    _serving: [oneshot::Sender<()>; 2],
-}
+pub(super) struct Sockets([Served; 2]);
 
 impl Sockets {
     /// Makes them; first the one that the other one names.
@@ -44,50 +41,22 @@ impl Sockets {
         let found = found.join(format!("{}-reg.sock", driver.name));
         let service = Service { shared: Arc::clone(shared), one_at_a_time: Arc::default() };
         let who = Who { shared: Arc::clone(shared), endpoint: endpoint.to_string_lossy().into_owned() };
-        let (first, end_first) = serve(&endpoint, Server::builder().add_service(dra::DraPluginServer::new(service)))?;
+        let first = serve(&endpoint, Server::builder().add_service(dra::DraPluginServer::new(service)))?;
         let who = Server::builder().add_service(registration::RegistrationServer::new(who));
-        let (second, end_second) = serve(&found, who)?;
-        Ok(Self { bound: vec![(endpoint, first), (found, second)], _serving: [end_first, end_second] })
+        Ok(Self([first, serve(&found, who)?]))
     }
 
     /// Whether they are still the files that were made.
     pub fn are_there(&self) -> bool {
-        self.bound.iter().all(|(path, bound)| bound.is_some() && Identity::of(path) == *bound)
+        self.0.iter().all(Served::is_there)
     }
 }
 
-impl Drop for Sockets {
-    fn drop(&mut self) {
-        for (path, bound) in &self.bound {
-            if bound.is_some() && Identity::of(path) == *bound {
-                let _ = fs::remove_file(path);
-            }
-        }
-    }
-}
-
-fn serve(
-    path: &Path,
-    router: tonic::transport::server::Router,
-) -> Result<(Option<Identity>, oneshot::Sender<()>), String> {
-    let listener = (|| {
-        fs::create_dir_all(path.parent().unwrap_or(path))?;
-        // One that was left by a driver that was killed.
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        UnixListener::bind(path)
-    })();
-    let listener = listener.map_err(|error| format!("cannot make {}: {error}", path.display()))?;
-    let bound = Identity::of(path);
-    let (serving, stopped) = oneshot::channel::<()>();
-    let until = async {
-        let _ = stopped.await;
-    };
-    let serving_now = router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), until);
-    tokio::spawn(async { drop(serving_now.await) });
-    Ok((bound, serving))
+/// Serves on a socket, in a folder that is made if need be.
+fn serve(path: &Path, router: Router) -> Result<Served, String> {
+    let words = |error: &dyn std::fmt::Display| format!("cannot make {}: {error}", path.display());
+    fs::create_dir_all(path.parent().unwrap_or(path)).map_err(|error| words(&error))?;
+    Served::start(path.to_owned(), router).map_err(|error| words(&error))
 }
 
 /// Who we are.

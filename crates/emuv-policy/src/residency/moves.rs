@@ -4,7 +4,7 @@
 //! has touched the chunk since, and nothing has escaped or may lead anywhere, it is *clean*: sent away, it may take that memory
 //! back without a copy, if the executor still has it unused. A work that names a chunk may have written to it; nothing else is provable.
 
-use super::{Mode, Obstacle, Residency, Step};
+use super::{ChunkState, Mode, Obstacle, Residency, Step};
 use crate::{Tier, Why, trace::Event};
 
 impl Residency {
@@ -15,6 +15,11 @@ impl Residency {
             return self.all_idle();
         }
         self.quiesced && self.everything.is_empty() && chunk.uses.iter().all(|last| self.is_done(*last))
+    }
+
+    /// Whether only works that name the chunk can touch it.
+    fn is_named(&self, chunk: &ChunkState) -> bool {
+        !chunk.escaped && !self.pointers.may_lead_anywhere() && !self.is_suspect(chunk)
     }
 
     /// How the chunk may move now.
@@ -30,8 +35,7 @@ impl Residency {
         {
             return Err(Obstacle::Fixed);
         }
-        let known = !self.pointers.may_lead_anywhere() && !self.is_suspect(chunk);
-        if !self.policy.only_when_idle() && !chunk.escaped && known && !self.exclusive && self.is_idle(index) {
+        if !self.policy.only_when_idle() && self.is_named(chunk) && !self.exclusive && self.is_idle(index) {
             return Ok(Mode::Beside);
         }
         // Works that wait for moves to end are not to be kept waiting for ever.
@@ -43,17 +47,15 @@ impl Residency {
 
     pub(super) fn start(&mut self, index: u32, to: Tier, mode: Mode, why: Why) -> Option<Step> {
         let leave = to == Tier::Ram && mode == Mode::Beside && self.may_leave_unmapped(index);
-        let known = self.chunk(index).is_some_and(|chunk| !chunk.escaped && !self.is_suspect(chunk));
-        let known = known && !self.pointers.may_lead_anywhere();
+        let clean = to == Tier::Ram && self.chunk(index).is_some_and(|chunk| chunk.clean && self.is_named(chunk));
         let chunk = self.chunk_mut(index)?;
         chunk.moving = Some(to);
         chunk.leave = leave;
         let (offset, bytes, copy) = (chunk.offset, chunk.bytes, !chunk.dead);
-        let clean = copy && to == Tier::Ram && chunk.clean && known;
         self.tell(|| Event::Start { offset, to, copy, exclusive: mode == Mode::Exclusive });
         self.moving += 1;
         self.exclusive |= mode == Mode::Exclusive;
-        Some(Step::Move { offset, bytes, to, copy, clean, map: !leave, why })
+        Some(Step::Move { offset, bytes, to, copy, clean: copy && clean, map: !leave, why })
     }
 
     /// A move is over: the chunk at `offset` lies where it was to go, or (`moved` false) where it was.

@@ -6,11 +6,7 @@ use super::{
     ASK_AGAIN, Moves, offsets,
     pins::{MOST, PATIENCE},
 };
-use crate::{
-    arena::Arena,
-    session::Session,
-    sync::{Instant, atomic::Ordering},
-};
+use crate::{arena::Arena, session::Session, sync::Instant};
 
 /// The driver is about to look at memory by its address, to keep what it finds (a copy becomes part of a graph: it wants
 /// to know which memory is the device's). What lies there is mapped and lies still while `call` runs.
@@ -58,16 +54,11 @@ fn held_still<T>(session: &Session, addresses: &[u64], promote: bool, call: impl
 impl Moves {
     /// Waits until these chunks are mapped and lie still, in VRAM if possible and wished, and keeps them so.
     fn keep_at_hand(&self, arena: &Arena, offsets: &[u64], promote: bool) -> HoldId {
-        let start = Instant::now();
-        let mut last_move = (self.ended.load(Ordering::Acquire), start);
+        let (start, mut stillness) = (Instant::now(), self.stillness());
         let mut held = None;
         loop {
             let mut residency = arena.residency();
-            let ended = self.ended.load(Ordering::Acquire);
-            if ended != last_move.0 {
-                last_move = (ended, Instant::now());
-            }
-            let patient = promote && last_move.1.elapsed() < PATIENCE && start.elapsed() < MOST;
+            let patient = promote && self.still_for(&mut stillness) < PATIENCE && start.elapsed() < MOST;
             let (id, ready) = residency.keep_at_hand(offsets, held, patient);
             if ready {
                 return id;

@@ -71,6 +71,12 @@ pub(crate) struct Moves {
     ended: AtomicU64,
 }
 
+/// How many moves had ended when the last one was seen to, and when that was.
+struct Stillness {
+    ended: u64,
+    since: Instant,
+}
+
 #[derive(Debug, Default)]
 struct State {
     started: bool,
@@ -407,17 +413,12 @@ impl Moves {
             Begin::Go(begun) => return begun,
             Begin::Hold(id) => id,
         };
-        let start = Instant::now();
+        let (start, mut stillness) = (Instant::now(), self.stillness());
         // What the work waits for may itself wait for this thread's fence.
         self.lanes.mark_now(arena, lane);
-        let mut last_move = (self.ended.load(Ordering::Acquire), start);
         let begun = loop {
             self.wake_mover();
-            let ended = self.ended.load(Ordering::Acquire);
-            if ended != last_move.0 {
-                last_move = (ended, Instant::now());
-            }
-            work.patient &= last_move.1.elapsed() < PATIENCE;
+            work.patient &= self.still_for(&mut stillness) < PATIENCE;
             // Looked at again before sleeping: it may have settled in between.
             let mut residency = arena.residency();
             if !work.patient {
@@ -434,6 +435,19 @@ impl Moves {
             counters.held_micros.fetch_add(micros, Ordering::Relaxed);
         }
         begun
+    }
+
+    /// From now on it is looked whether anything moves.
+    fn stillness(&self) -> Stillness {
+        Stillness { ended: self.ended.load(Ordering::Acquire), since: Instant::now() }
+    }
+
+    /// How long no move has ended.
+    fn still_for(&self, stillness: &mut Stillness) -> Duration {
+        if self.ended.load(Ordering::Acquire) != stillness.ended {
+            *stillness = self.stillness();
+        }
+        stillness.since.elapsed()
     }
 
     /// The mover has something to do.

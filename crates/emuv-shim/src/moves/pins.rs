@@ -8,11 +8,7 @@ use std::time::Duration;
 use emuv_cuda::{CUresult, CuResult};
 
 use super::{ASK_AGAIN, Moves, in_reach};
-use crate::{
-    device::Device,
-    session::Session,
-    sync::{Instant, atomic::Ordering},
-};
+use crate::{device::Device, session::Session, sync::Instant};
 
 /// The GPU is waited for after so long without a move: what moves only while nothing runs may wait for that.
 const WAIT_FOR_GPU: Duration = Duration::from_millis(20);
@@ -50,15 +46,11 @@ impl Moves {
     fn bring_to_pin(&self, session: &Session, device: &Device, offset: u64) -> bool {
         let arena = &device.arena;
         let (mut hold, start) = (None, Instant::now());
-        let mut last_move = (self.ended.load(Ordering::Acquire), Instant::now());
+        let mut stillness = self.stillness();
         loop {
             let mut residency = arena.residency();
             let there = residency.pin(offset);
-            let ended = self.ended.load(Ordering::Acquire);
-            if ended != last_move.0 {
-                last_move = (ended, Instant::now());
-            }
-            if there || last_move.1.elapsed() > PATIENCE || start.elapsed() > MOST {
+            if there || self.still_for(&mut stillness) > PATIENCE || start.elapsed() > MOST {
                 if !there {
                     residency.unpin(offset);
                 }
@@ -74,7 +66,7 @@ impl Moves {
             }
             drop(residency);
             self.wake_mover();
-            if last_move.1.elapsed() > WAIT_FOR_GPU && !session.captures.any() {
+            if self.still_for(&mut stillness) > WAIT_FOR_GPU && !session.captures.any() {
                 self.wait_for_gpu(session, device);
                 self.wake_mover();
             }
