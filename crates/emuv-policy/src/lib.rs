@@ -32,7 +32,7 @@ pub use budget::{Budget, Budgets};
 pub use chunk::{CHUNK_CLASSES, Chunk, GRANULE};
 pub use memory::{
     Allocation, AllocationId, Answer, DeviceMemory, FreeError, HOT_BYTES, Owner, Plan, Release, Room, SMALL_BYTES,
-    Ticket,
+    SMALL_SHARE, Ticket,
 };
 pub use residency::{
     Begin, Begun, Heat, Hint, HoldId, LastRound, Looped, Manner, Mode, MoveRoom, Policy, ReadInPlace, Residency,

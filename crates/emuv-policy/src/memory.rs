@@ -35,6 +35,19 @@ pub const HOT_BYTES: u64 = 16 << 20;
 /// touched by every kernel costs far more in RAM than the same bytes of a large tensor.
 pub(crate) const HOT_SHARE: u64 = 32;
 
+/// The part of the VRAM budget that all others leave to small allocations ([`SMALL_BYTES`]), which every kernel touches and which
+/// do not move.
+pub const SMALL_SHARE: u64 = 64;
+
+/// VRAM that an allocation of `bytes` leaves to others while RAM has room, of a budget of `limit_bytes`.
+pub(crate) fn held_back(limit_bytes: u64, bytes: u64) -> u64 {
+    match bytes {
+        0..=SMALL_BYTES => 0,
+        ..=HOT_BYTES => limit_bytes / SMALL_SHARE,
+        _ => limit_bytes / HOT_SHARE,
+    }
+}
+
 /// Whoever an allocation belongs to and dies with: a CUDA context's handle, to this crate just a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Owner(pub u64);
@@ -167,9 +180,9 @@ impl DeviceMemory {
         &mut self.budgets
     }
 
-    /// VRAM that large allocations of `bytes` leave to hot ones while RAM has room.
+    /// VRAM that an allocation of `bytes` leaves to smaller ones while RAM has room.
     pub fn held_back_for(&self, bytes: u64) -> u64 {
-        if bytes <= HOT_BYTES { 0 } else { self.budgets.vram.limit_bytes() / HOT_SHARE }
+        held_back(self.budgets.vram.limit_bytes(), bytes)
     }
 
     /// Bytes charged by [`Self::charge_unspilled`].
@@ -198,7 +211,7 @@ impl DeviceMemory {
     }
 
     fn plan(&mut self, id: AllocationId, owner: Owner, bytes: u64, size: u64, room: Room) -> Answer {
-        let vram = self.vram_for(size, room);
+        let vram = self.vram_for(bytes, room);
         let vram_reserve = self.budgets.vram.room_bytes().min(room.vram_bytes) - vram;
         let rooms = Rooms { vram, ram: self.budgets.ram.room_bytes().min(room.ram_bytes), vram_reserve };
         if size > rooms.vram.saturating_add(rooms.ram).saturating_add(rooms.vram_reserve) {

@@ -16,15 +16,24 @@ const POLICIES: [Policy; 4] = [
     Policy::Torture { state: 5, safe: false },
 ];
 
-/// An extent of two chunks at 0, the second one in RAM; one at 64 MiB in VRAM; a slab in RAM.
+/// An extent of two chunks at 0, the second one in RAM; one at 64 MiB in VRAM.
 fn device(policy: Policy) -> Residency {
+    device_with(policy, |_| {})
+}
+
+/// The same, and a slab in RAM.
+fn device_with_slab(policy: Policy) -> Residency {
+    device_with(policy, |residency| residency.add_chunk(SLAB, 2 * MIB, Tier::Ram, true))
+}
+
+fn device_with(policy: Policy, more: impl Fn(&mut Residency)) -> Residency {
     let mut residency = Residency::new(policy);
     residency.add_chunk(0, 8 * MIB, Tier::Vram, false);
     residency.add_chunk(8 * MIB, 4 * MIB, Tier::Ram, false);
     residency.add_extent(0, 12 * MIB);
     residency.add_chunk(64 * MIB, 32 * MIB, Tier::Vram, false);
     residency.add_extent(64 * MIB, 32 * MIB);
-    residency.add_chunk(SLAB, 2 * MIB, Tier::Ram, true);
+    more(&mut residency);
     residency.quiesced();
     // All memory is searched once.
     if let Step::Search(_) = residency.next_step(PLENTY) {
@@ -110,7 +119,7 @@ fn what_is_in_ram_comes_and_nothing_of_it_moves_again() {
 #[test]
 fn a_slab_in_ram_comes_while_nothing_runs() {
     for policy in POLICIES {
-        let mut residency = device(policy);
+        let mut residency = device_with_slab(policy);
         // Nobody sees who has a pointer into the slab: any work may.
         let number = launch(&mut residency, 64 * MIB).unwrap();
         assert!(!residency.pin(SLAB + 4096));
@@ -155,15 +164,31 @@ fn without_room_it_stays_what_it_was() {
     for policy in [Policy::Static, Policy::Dynamic { safe: false }] {
         let nothing = MoveRoom { vram_bytes: 0, ram_bytes: 0, vram_coming_bytes: 0, vram_excess_bytes: 0 };
         for offset in [0, SLAB] {
-            let mut residency = device(policy);
+            let mut residency = device_with_slab(policy);
             assert!(!pin(&mut residency, offset, nothing), "{policy:?}");
-            // The extent moves again; the slab never did.
+            // The extent moves again; the slab does not for this.
             let asked = residency.keep_at_hand(&[0], None, policy != Policy::Static).0;
-            let moved = run(&mut residency, PLENTY, 20);
+            let slab = residency.tier(SLAB);
+            let mut moved = run(&mut residency, PLENTY, 20);
             residency.release(asked);
+            // Of itself it comes as soon as there is room.
+            moved.retain(|(offset, _)| *offset != SLAB);
             let expected: &[(u64, Tier)] = if policy == Policy::Static { &[] } else { &[(8 * MIB, Tier::Vram)] };
             assert_eq!(moved, expected, "{policy:?}");
-            assert_eq!(residency.tier(SLAB), Some(Tier::Ram));
+            assert_eq!(slab, Some(Tier::Ram));
         }
+    }
+}
+
+#[test]
+fn a_slab_in_ram_comes_without_being_asked_for_as_soon_as_nothing_runs() {
+    for safe in [false, true] {
+        let mut residency = device_with_slab(Policy::Dynamic { safe });
+        let running = launch(&mut residency, 64 * MIB).unwrap();
+        assert_eq!(run(&mut residency, PLENTY, 10), [], "something runs");
+        residency.completed(StreamId(1), running);
+        assert_eq!(run(&mut residency, NO_VRAM, 10), [], "there is no room");
+        assert_eq!(run(&mut residency, PLENTY, 10), [(SLAB, Tier::Vram)]);
+        assert_eq!(run(&mut residency, PLENTY, 10), [], "it stays");
     }
 }

@@ -18,7 +18,7 @@ pub use engine::Stuck;
 pub use online::Online;
 pub use script::{Script, ScriptChunk, ScriptWork, Use};
 
-use crate::{HOT_BYTES, Policy, Tier, memory::HOT_SHARE};
+use crate::{Policy, Tier, memory::held_back};
 
 /// Works that a driver takes before it makes the program wait.
 pub const MOST_AHEAD: usize = 1024;
@@ -169,7 +169,7 @@ pub struct FreeBytes {
 pub trait Placement {
     /// Where a chunk goes that is about to be mapped. `vram_bytes` is the card's size.
     fn tier_of_new(&mut self, _chunk: u32, bytes: u64, vram_bytes: u64, free: FreeBytes) -> Tier {
-        let left = if bytes > HOT_BYTES { vram_bytes / HOT_SHARE } else { 0 };
+        let left = held_back(vram_bytes, bytes);
         if free.vram >= bytes + left { Tier::Vram } else { Tier::Ram }
     }
     /// A chunk has been mapped.

@@ -5,7 +5,7 @@
 //! slab's chunk, which otherwise never moves, may lie in RAM too. Pointers into it are in nobody's books, so it moves like
 //! one that has escaped: while nothing runs.
 
-use super::{ChunkState, HoldId, NONE, Residency};
+use super::{ChunkState, HoldId, Mode, MoveRoom, NONE, Residency, Step, Why};
 use crate::Tier;
 
 impl Residency {
@@ -36,6 +36,23 @@ impl Residency {
         self.resolve(&[offset], false, &mut touched);
         let hope = !self.has_no_hope(hold);
         (self.insist(hold, &touched, true), hope)
+    }
+
+    /// Brings a slab that found no room in VRAM when it was made, at the first moment at which nothing runs: every kernel of a
+    /// program may touch it, so all of it would be slow for good.
+    pub(super) fn house_slab(&mut self, room: MoveRoom, needs_progress: &mut bool) -> Option<Step> {
+        let is_out = |chunk: &ChunkState| {
+            let free = !chunk.going && chunk.moving.is_none();
+            chunk.fixed && chunk.tier == Tier::Ram && free && chunk.bytes <= room.vram_bytes
+        };
+        let index = self.live().find(|(_, chunk)| is_out(chunk)).map(|(index, _)| index)?;
+        let waited_for = self.held.iter().any(|held| !held.promote);
+        if self.all_idle() && self.lent == 0 && !self.pointers.searching && !waited_for {
+            return self.start(index, Tier::Vram, Mode::Exclusive, Why::Demand);
+        }
+        // What is held is not to wait for it.
+        *needs_progress |= self.held.is_empty();
+        None
     }
 
     /// It could not be brought: all of it may move again as before.

@@ -12,15 +12,17 @@ use super::{
 };
 use crate::{StreamId, Tier, hash::mix};
 
-/// Moves in flight at most, and in one direction.
-const DEPTH: usize = 16;
-const DEPTH_EACH: usize = 6;
+/// Moves in flight at most; in one direction as many, and no more once there are so many bytes of them: the next copy has to
+/// be at hand when one ends, and what is in flight is of no use meanwhile.
+const DEPTH: usize = 24;
+const DEPTH_EACH: usize = 10;
+const DEPTH_BYTES: u64 = 96 << 20;
 
 /// VRAM that is kept for moves in flight: at most this, and at most this part of what chunks that move have. More of it
 /// lets data come earlier, which hides moves where the GPU is the limit; where the link is, it is only more that has to
 /// move.
-const SLACK_BYTES: u64 = 160 << 20;
-const SLACK_PART: u64 = 24;
+const SLACK_BYTES: u64 = 128 << 20;
+const SLACK_PART: u64 = 32;
 const MOST_SLACK_BYTES: u64 = 768 << 20;
 const MOST_SLACK_PART: u64 = 12;
 
@@ -118,7 +120,7 @@ pub struct Room {
     pub ram_bytes: u64,
     /// VRAM that moves in flight will leave free.
     pub vram_coming_bytes: u64,
-    /// VRAM that chunks must leave, whatever they are needed for: there is to be less of it.
+    /// VRAM that chunks are to leave, whatever they are needed for: there is to be less of it.
     pub vram_excess_bytes: u64,
 }
 
@@ -201,10 +203,10 @@ impl Residency {
             }
         }
         let mut needs_progress = self.pointers.stops_works() || self.needs_findings();
+        let excess = room.vram_excess_bytes > room.vram_coming_bytes && !self.stopped;
+        let sent = if excess { self.send_away(Before::Anything, room, Why::Limit, &mut needs_progress) } else { None };
         let step = match self.policy {
-            _ if room.vram_excess_bytes > room.vram_coming_bytes && !self.stopped => {
-                self.send_away(Before::Anything, room, Why::Limit, &mut needs_progress)
-            }
+            _ if sent.is_some() => sent,
             Policy::Static if self.stopped => None,
             Policy::Static => self.demand(&mut Left::of(room), room, &mut needs_progress),
             Policy::Torture { state, safe } => {
@@ -326,6 +328,9 @@ impl Residency {
 
     fn bring(&mut self, room: Room, needs_progress: &mut bool) -> Option<Step> {
         self.renew_plan(room);
+        if let Some(step) = self.house_slab(room, needs_progress) {
+            return Some(step);
+        }
         let mut left = Left::of(room);
         if let Some(step) = self.demand(&mut left, room, needs_progress) {
             return Some(step);
@@ -338,12 +343,12 @@ impl Residency {
         let wanted_bytes: u64 = wants.iter().filter_map(|(_, index)| self.chunk(*index)).map(|chunk| chunk.bytes).sum();
         if let Some((soonest, _)) = wants.first()
             && left.free + left.coming < wanted_bytes.min(AHEAD_BYTES) + self.planned.slack_bytes
-            && self.moving_to(Tier::Ram) < DEPTH_EACH
+            && self.may_move_more(Tier::Ram)
             && let Some(step) = self.send_away(Before::Position(*soonest), room, Why::Plan, needs_progress)
         {
             return Some(step);
         }
-        if self.moving_to(Tier::Vram) < DEPTH_EACH {
+        if self.may_move_more(Tier::Vram) {
             for (_, index) in wants {
                 let bytes = self.chunk(index).map_or(0, |chunk| chunk.bytes);
                 if bytes > left.free {
@@ -395,8 +400,11 @@ impl Residency {
         None
     }
 
-    fn moving_to(&self, tier: Tier) -> usize {
-        self.live().filter(|(_, chunk)| chunk.moving == Some(tier)).count()
+    /// Whether the link is to be given more to do in that direction.
+    fn may_move_more(&self, to: Tier) -> bool {
+        let moving = self.live().filter(|(_, chunk)| chunk.moving == Some(to));
+        let (count, bytes) = moving.fold((0, 0), |(count, bytes), (_, chunk)| (count + 1, bytes + chunk.bytes));
+        count < DEPTH_EACH && bytes < DEPTH_BYTES
     }
 
     /// Chunks that are to come to VRAM, with the position at which they will be needed: the soonest first.
@@ -498,7 +506,7 @@ impl Residency {
         let time =
             |position: u64| times.get(usize::try_from(position - place - 1).unwrap_or(0)).copied().unwrap_or(end);
         let link = self.foresight.link();
-        let mut round = Round { micros: end.max(1.0), out_bytes, link };
+        let mut round = Round { micros: end.max(1.0), out_bytes, link, ahead_bytes: slack_bytes };
         // Where the link is the limit, what reads each byte once is read where it is.
         let link_micros = out_bytes as f64 / link;
         let in_place = link_micros > round.micros / 2.0;
@@ -536,7 +544,7 @@ impl Residency {
         let nothing_in_place = gaps.iter().all(|gap| gap.in_place.is_none());
         if out_bytes > 0 && nothing_in_place && link_micros < round.micros * COMPUTES {
             slack_bytes = MOST_SLACK_BYTES.min(vram_bytes / MOST_SLACK_PART);
-            round.out_bytes = out_with(slack_bytes);
+            (round.out_bytes, round.ahead_bytes) = (out_with(slack_bytes), slack_bytes);
         }
         self.planned.slack_bytes = slack_bytes;
         let chosen = if out_bytes == 0 { vec![false; gaps.len()] } else { schedule::choose(&gaps, &round) };

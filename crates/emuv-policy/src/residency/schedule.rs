@@ -17,10 +17,10 @@ const PARTS: usize = 96;
 const REMAP_BYTES: f64 = 3e6;
 
 /// Choosing again what was chosen before is worth so much more, and being where it is to be.
-const STEADY: f64 = 1.15;
+const STEADY: f64 = 1.05;
 
-/// How much an even spread counts among gaps that are alike.
-const SPREAD: f64 = 0.1;
+/// How much a link with little to do at the time counts among gaps that are alike.
+const SPREAD: f64 = 0.2;
 
 /// A time in which a chunk is not used. Times are in microseconds from the beginning of the round.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -48,6 +48,8 @@ pub struct Round {
     pub out_bytes: u64,
     /// The link's speed in bytes per microsecond.
     pub link: f64,
+    /// What may come in before it is needed, or wait before it goes, in bytes.
+    pub ahead_bytes: u64,
 }
 
 impl Gap {
@@ -60,6 +62,13 @@ impl Gap {
             None if self.dead => 2.0 * REMAP_BYTES,
             None => bytes * 1.2 + 2.0 * REMAP_BYTES,
         }
+    }
+
+    /// When its bytes cross the link: as they go and come back, or are read in place.
+    fn crossings(&self) -> impl Iterator<Item = f64> {
+        let goes = (!self.dead || self.in_place.is_some()).then_some(self.start);
+        let comes = (!self.dead && self.in_place.is_none()).then_some(self.end);
+        goes.into_iter().chain(comes)
     }
 
     /// Whether there is time to move out and in.
@@ -82,65 +91,106 @@ impl Gap {
     }
 }
 
+/// What is chosen so far.
+struct Plan<'a> {
+    gaps: &'a [Gap],
+    round: &'a Round,
+    /// What must still be out, by part of the round.
+    need: [f64; PARTS],
+    /// What goes out and comes in, by the part in which it may go or has to be there.
+    load: [f64; PARTS],
+    /// How many parts on either side the link can make up for, and what it can carry in all of these, both ways.
+    reach: usize,
+    capacity: f64,
+}
+
 /// Chooses gaps so that at every moment `out_bytes` are out, as far as there are enough: whether each is chosen.
 #[allow(clippy::cast_precision_loss)] // Estimates.
 pub fn choose(gaps: &[Gap], round: &Round) -> Vec<bool> {
     let mut chosen = vec![false; gaps.len()];
-    let mut need = [round.out_bytes as f64; PARTS];
     // The round takes as long as the link needs.
     let stretch = (round.out_bytes as f64 / round.link / round.micros.max(1.0)).max(1.0);
+    let mut plan = Plan::new(gaps, round, stretch);
     let mut heap: BinaryHeap<Candidate> = (0..gaps.len())
         .filter(|index| gaps[*index].is_long_enough(round, stretch))
-        .filter_map(|index| Candidate::of(gaps, index, round, &need))
+        .filter_map(|index| plan.candidate(index))
         .collect();
     while let Some(best) = heap.pop() {
         // What has been chosen since may have made it less useful.
-        let Some(now) = Candidate::of(gaps, best.gap, round, &need) else { continue };
+        let Some(now) = plan.candidate(best.gap) else { continue };
         if heap.peek().is_some_and(|next| next.score > now.score) {
             heap.push(now);
             continue;
         }
-        let gap = &gaps[best.gap];
         chosen[best.gap] = true;
-        let (first, count) = gap.parts(round);
-        for part in first..first + count {
-            need[part % PARTS] -= gap.bytes as f64;
-        }
-        if need.iter().all(|need| *need <= 0.0) {
+        plan.take(best.gap);
+        if plan.need.iter().all(|need| *need <= 0.0) {
             break;
         }
     }
     chosen
 }
 
-#[derive(Debug, PartialEq)]
-struct Candidate {
-    score: f64,
-    gap: usize,
-}
+impl<'a> Plan<'a> {
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)] // Estimates.
+    fn new(gaps: &'a [Gap], round: &'a Round, stretch: f64) -> Self {
+        let part_bytes = (round.micros * stretch / PARTS as f64 * round.link).max(1.0);
+        let reach = ((round.ahead_bytes as f64 / part_bytes).ceil() as usize).clamp(1, PARTS / 4);
+        let capacity = part_bytes * (2 * reach + 1) as f64 * 2.0;
+        Self { gaps, round, need: [round.out_bytes as f64; PARTS], load: [0.0; PARTS], reach, capacity }
+    }
 
-impl Candidate {
     /// `None`: it covers nothing that still needs covering.
     #[allow(clippy::cast_precision_loss)] // Estimates.
-    fn of(gaps: &[Gap], index: usize, round: &Round, need: &[f64; PARTS]) -> Option<Self> {
-        let gap = &gaps[index];
-        let (first, count) = gap.parts(round);
+    fn candidate(&self, index: usize) -> Option<Candidate> {
+        let gap = &self.gaps[index];
+        let (first, count) = gap.parts(self.round);
         let bytes = gap.bytes as f64;
-        let useful: f64 = (first..first + count).map(|part| need[part % PARTS].clamp(0.0, bytes)).sum();
+        let useful: f64 = (first..first + count).map(|part| self.need[part % PARTS].clamp(0.0, bytes)).sum();
         if useful <= 0.0 {
             return None;
         }
         let steady = if gap.steady { STEADY } else { 1.0 };
-        // Starts in the order of a van der Corput sequence.
-        let spread = f64::from(part_of(gap.start, round.micros).reverse_bits()) / f64::from(u32::MAX);
-        Some(Self { score: useful / gap.cost() * steady * (1.0 + SPREAD * (1.0 - spread)), gap: index })
+        // Of what has to be copied at times at which the link has much to do already, others have to wait.
+        let (mut crossings, mut busy) = (0.0, 0.0);
+        for at in gap.crossings() {
+            let load = self.busy(at) + bytes / self.capacity;
+            crossings += 1.0;
+            busy += load.max(1.0) + SPREAD * load;
+        }
+        let busy = if crossings > 0.0 { busy / crossings } else { 1.0 };
+        Some(Candidate { score: useful / (gap.cost() * busy) * steady, gap: index })
+    }
+
+    /// How much of what the link can carry around this time is used.
+    fn busy(&self, at: f64) -> f64 {
+        let middle = self.part_of(at) + PARTS;
+        (middle - self.reach..=middle + self.reach).map(|part| self.load[part % PARTS]).sum::<f64>() / self.capacity
+    }
+
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)] // Small numbers.
+    fn part_of(&self, at: f64) -> usize {
+        (at / self.round.micros.max(1.0) * PARTS as f64) as usize % PARTS
+    }
+
+    #[allow(clippy::cast_precision_loss)] // Estimates.
+    fn take(&mut self, index: usize) {
+        let gap = &self.gaps[index];
+        let (first, count) = gap.parts(self.round);
+        let bytes = gap.bytes as f64;
+        for part in first..first + count {
+            self.need[part % PARTS] -= bytes;
+        }
+        for at in gap.crossings() {
+            self.load[self.part_of(at)] += bytes;
+        }
     }
 }
 
-/// Where in the round, in 2^16 parts.
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Less than 2^16.
-fn part_of(time: f64, round_micros: f64) -> u32 {
-    (time / round_micros.max(1.0) * 65536.0) as u32 & 0xffff
+#[derive(Debug, PartialEq)]
+struct Candidate {
+    score: f64,
+    gap: usize,
 }
 
 impl Eq for Candidate {}
@@ -183,7 +233,7 @@ mod tests {
     fn of_a_scan_evenly_spread_chunks_are_out() {
         let gaps: Vec<Gap> =
             (0..100).map(|i| gap(32 * MIB, f64::from(i) * 1e3, f64::from(i) * 1e3 + 99_900.0)).collect();
-        let round = Round { micros: 1e5, out_bytes: 25 * 32 * MIB, link: 50e3 };
+        let round = Round { micros: 1e5, out_bytes: 25 * 32 * MIB, link: 50e3, ahead_bytes: 128 * MIB };
         let chosen = choose(&gaps, &round);
         let places: Vec<usize> = (0..100).filter(|i| chosen[*i]).collect();
         assert!((25..=27).contains(&places.len()), "{places:?}");
@@ -197,7 +247,7 @@ mod tests {
     fn of_activations_the_first_are_out_longest() {
         // Layer i is made at i ms and used again at 200 - i ms.
         let gaps: Vec<Gap> = (0..100).map(|i| gap(32 * MIB, f64::from(i) * 1e3, 200e3 - f64::from(i) * 1e3)).collect();
-        let round = Round { micros: 200e3, out_bytes: 20 * 32 * MIB, link: 50e3 };
+        let round = Round { micros: 200e3, out_bytes: 20 * 32 * MIB, link: 50e3, ahead_bytes: 128 * MIB };
         let chosen = choose(&gaps, &round);
         let places: Vec<usize> = (0..100).filter(|i| chosen[*i]).collect();
         assert!(places.len() < 60, "{places:?}");
@@ -208,7 +258,7 @@ mod tests {
     fn what_is_nobodys_goes_first() {
         let mut gaps = vec![gap(32 * MIB, 0.0, 9e4); 10];
         gaps.extend([Gap { dead: true, ..gaps[0] }; 10]);
-        let chosen = choose(&gaps, &Round { micros: 1e5, out_bytes: 5 * 32 * MIB, link: 50e3 });
+        let chosen = choose(&gaps, &Round { micros: 1e5, out_bytes: 5 * 32 * MIB, link: 50e3, ahead_bytes: 128 * MIB });
         assert!(chosen[..10].iter().all(|chosen| !chosen));
         assert_eq!(chosen[10..].iter().filter(|chosen| **chosen).count(), 5);
     }
@@ -217,13 +267,16 @@ mod tests {
     fn what_reads_as_well_in_place_is_not_moved() {
         let mut gaps: Vec<Gap> = (0..10).map(|i| gap(32 * MIB, f64::from(i) * 1e4, f64::from(i) * 1e4 + 9e4)).collect();
         gaps.extend(gaps.clone().iter().map(|gap| Gap { in_place: Some(1), ..*gap }));
-        let chosen = choose(&gaps, &Round { micros: 1e5, out_bytes: 5 * 32 * MIB, link: 50e3 });
+        let chosen = choose(&gaps, &Round { micros: 1e5, out_bytes: 5 * 32 * MIB, link: 50e3, ahead_bytes: 128 * MIB });
         assert!(chosen[..10].iter().all(|chosen| !chosen));
     }
 
     #[test]
     fn a_gap_that_is_too_short_is_none() {
         let gaps = [gap(32 * MIB, 0.0, 900.0)];
-        assert_eq!(choose(&gaps, &Round { micros: 1e5, out_bytes: 32 * MIB, link: 50e3 }), [false]);
+        assert_eq!(
+            choose(&gaps, &Round { micros: 1e5, out_bytes: 32 * MIB, link: 50e3, ahead_bytes: 128 * MIB }),
+            [false]
+        );
     }
 }

@@ -179,11 +179,6 @@ impl<T> UnderWay<T> {
         self.0.drain(..).map(|(_, what)| what)
     }
 
-    /// Everything that is under way, oldest first.
-    pub fn iter(&self) -> impl Iterator<Item = &T> {
-        self.0.iter().map(|(_, what)| what)
-    }
-
     /// How many there are.
     pub fn len(&self) -> usize {
         self.0.len()

@@ -12,6 +12,7 @@ mod copies;
 mod figure;
 mod lanes;
 mod mover;
+mod outgoing;
 mod pins;
 mod record;
 mod search;

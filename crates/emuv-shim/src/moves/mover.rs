@@ -4,8 +4,10 @@
 //! where it is and the program goes on.
 
 mod searches;
+mod transfers;
 
 use std::{
+    collections::VecDeque,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     time::Duration,
@@ -18,10 +20,11 @@ use emuv_state::HostMemory;
 use super::{
     copies::{self, Copies, UnderWay},
     figure::Figure,
+    outgoing::Outgoing,
     record::Recording,
 };
 use crate::{
-    arena::{Replaced, lock},
+    arena::lock,
     calls,
     device::Device,
     leases::Wants,
@@ -36,6 +39,9 @@ const POLL: Duration = Duration::from_micros(20);
 
 /// The same while it does not: each look takes the driver's lock, for which its launches then wait.
 const POLL_BESIDE: Duration = Duration::from_micros(100);
+
+/// The same while the way out is used: a piece takes twice as long.
+const POLL_PIECES: Duration = Duration::from_micros(40);
 
 /// Between two looks at fences when nothing waits for them.
 const POLL_IDLE: Duration = Duration::from_micros(500);
@@ -95,7 +101,9 @@ struct Mover {
     prepared: bool,
     quiesced: bool,
     into_vram: UnderWay<Job>,
-    into_ram: UnderWay<Job>,
+    into_ram: Outgoing<Job>,
+    /// What is to be mapped once the way out is quiet.
+    arrived: VecDeque<Job>,
     recording: Recording,
     figure: Figure,
     /// When fences were last recorded.
@@ -119,7 +127,8 @@ pub(super) fn start(session: &'static Session, ordinal: CUdevice) -> io::Result<
             prepared: false,
             quiesced: false,
             into_vram: UnderWay::new(),
-            into_ram: UnderWay::new(),
+            into_ram: Outgoing::new(),
+            arrived: VecDeque::new(),
             recording: Recording::open(session.trace.as_deref(), ordinal),
             figure: Figure::new(session.policy),
             learned: Instant::now(),
@@ -172,7 +181,7 @@ impl Mover {
                 busy |= self.take_steps();
             }
             self.recording.write(&self.device.arena, false);
-            let copying = self.into_vram.len() + self.into_ram.len() > 0;
+            let copying = self.is_moving();
             let (waited_for, searching, sight) = {
                 let residency = self.device.arena.residency();
                 (residency.is_waited_for(), residency.awaits_findings(), residency.sight())
@@ -182,8 +191,9 @@ impl Mover {
                 self.device.timeline.sample_if_due(self.session.began, counters);
             }
             wait = match () {
-                () if busy => None,
+                () if busy || !self.arrived.is_empty() => None,
                 () if !self.quiesced || waited_for => Some(POLL),
+                () if !self.into_ram.is_quiet() => Some(POLL_PIECES),
                 () if copying => Some(POLL_BESIDE),
                 () if awaited || searching => Some(POLL_IDLE),
                 () => Some(SLEEP),
@@ -232,18 +242,6 @@ impl Mover {
             }
         }
         true
-    }
-
-    /// Waits for every copy, so that nothing is moving.
-    fn come_to_rest(&mut self) {
-        while self.into_vram.len() + self.into_ram.len() > 0 {
-            if !self.finish_copies() {
-                sleep(POLL);
-            }
-        }
-        // Nothing of this thread's may keep a context that is about to go current.
-        let _ = copies::settle_thread(self.session.real, None);
-        self.context = None;
     }
 
     /// Whether moves can be made: there is a context, and nothing is left from before works were tracked.
@@ -322,7 +320,7 @@ impl Mover {
     /// Does what the state machine says, as far as it goes now. Says whether it did anything.
     fn take_steps(&mut self) -> bool {
         let arena = &self.device.arena;
-        let mut any = self.shrink();
+        let (mut any, excess) = self.shrink();
         let pause = if self.device.goes_by_turns() { LOOK_IN_TURNS } else { LOOK_AT_SLICE };
         if self.looked.elapsed() >= pause {
             self.device.look_at_slice(self.session);
@@ -331,12 +329,12 @@ impl Mover {
         // Bounded, so that copies that end meanwhile are not kept waiting.
         for _ in 0..STEPS {
             let spares = &self.device.moves.spares;
-            let excess = self.device.vram_excess_bytes();
+            let over_limit = self.device.vram_excess_bytes();
             let room = MoveRoom {
-                vram_bytes: if excess == 0 { spares.room_bytes(arena, Tier::Vram) } else { 0 },
+                vram_bytes: if over_limit == 0 { spares.room_bytes(arena, Tier::Vram) } else { 0 },
                 ram_bytes: spares.room_bytes(arena, Tier::Ram),
-                vram_coming_bytes: self.into_ram.iter().map(|job| job.bytes).sum(),
-                vram_excess_bytes: excess,
+                vram_coming_bytes: self.coming_bytes(),
+                vram_excess_bytes: over_limit.max(excess),
             };
             let step = arena.residency().next_step(room);
             match step {
@@ -377,125 +375,20 @@ impl Mover {
         taken
     }
 
-    /// Gives VRAM up that the slice has no more. Says whether there was any that could go at once.
-    fn shrink(&self) -> bool {
-        let excess = self.device.vram_excess_bytes();
-        let given =
-            if excess == 0 { 0 } else { self.device.moves.spares.give_back_of(&self.device.arena, Tier::Vram, excess) };
+    /// Gives spares in VRAM back, as far as there is to be less. Says whether there were any, and how much chunks are to give up.
+    fn shrink(&self) -> (bool, u64) {
+        let (arena, spares) = (&self.device.arena, &self.device.moves.spares);
+        // Small allocations do not move, so they find room at once; what they took is made free again.
+        let excess = || match self.device.vram_excess_bytes() {
+            0 if self.session.moves() && !self.device.goes_by_turns() => spares.taken_by_small_bytes(arena),
+            excess => excess,
+        };
+        let before = excess();
+        let given = if before == 0 { 0 } else { spares.give_back_of(arena, Tier::Vram, before) };
         if given > 0 {
             self.device.publish(self.session);
         }
-        given > 0
-    }
-
-    /// Starts a move. False: it cannot be made now; the chunk is as it was.
-    fn begin_move(&mut self, step: Move) -> bool {
-        let Move { offset, bytes, to, copy, clean, map, why } = step;
-        let (arena, spares) = (&self.device.arena, &self.device.moves.spares);
-        let session = self.session;
-        if clean && let Some(handle) = spares.take_left_by(offset, bytes) {
-            // It holds the same bytes still.
-            self.swap(Job { offset, bytes, to, handle, copy: false, map, why });
-            return true;
-        }
-        let may_make = || to == Tier::Vram || host_has(session, bytes);
-        let handle = match self.spare(to, bytes, may_make) {
-            Ok(Some(handle)) => handle,
-            Ok(None) => return false,
-            Err(error) => {
-                self.fail("memory to move data into", error);
-                return false;
-            }
-        };
-        let job = Job { offset, bytes, to, handle, copy, map, why };
-        if !copy {
-            self.swap(job);
-            return true;
-        }
-        let Some(copies) = &mut self.copies else { return false };
-        let started = arena
-            .aliases
-            .of(arena.gpu(), handle, bytes)
-            .and_then(|target| Ok((target, arena.readable_at(offset, bytes)?)))
-            .and_then(|(target, source)| copies.start(session.real, to, target, source, bytes));
-        match started {
-            Ok(event) => {
-                let under_way = if to == Tier::Vram { &mut self.into_vram } else { &mut self.into_ram };
-                under_way.push(event, job);
-                true
-            }
-            Err(error) => {
-                spares.put(to, bytes, handle);
-                self.fail("a copy", error);
-                false
-            }
-        }
-    }
-
-    /// Ends the moves whose copies are over. Says whether there were any.
-    fn finish_copies(&mut self) -> bool {
-        let mut any = false;
-        for to in [Tier::Vram, Tier::Ram] {
-            loop {
-                let under_way = if to == Tier::Vram { &mut self.into_vram } else { &mut self.into_ram };
-                let Some((event, result, job)) = under_way.pop(self.session.real) else { break };
-                any = true;
-                if let Some(copies) = &mut self.copies {
-                    copies.done(event);
-                }
-                if result == CUresult::SUCCESS {
-                    self.swap(job);
-                } else {
-                    // The chunk is as it was: the copy only wrote where nobody reads.
-                    self.settle(job.offset, false);
-                    if let Err(error) = result.ok() {
-                        self.fail("a copy", error);
-                    }
-                }
-            }
-        }
-        any
-    }
-
-    /// The chunk's bytes are where they are to be: puts that memory behind its address.
-    fn swap(&mut self, job: Job) {
-        let (arena, spares) = (&self.device.arena, &self.device.moves.spares);
-        match arena.replace(job.offset, job.bytes, job.to, job.handle, job.map) {
-            Replaced::Done(before) => {
-                spares.exchanged(job.offset, job.to, job.bytes, before);
-                if let Some(counters) = self.session.counters(self.device.ordinal) {
-                    let moved = match job.to {
-                        _ if !job.copy => &counters.remapped_bytes,
-                        Tier::Vram => &counters.promoted_bytes,
-                        Tier::Ram => &counters.evicted_bytes,
-                    };
-                    moved.fetch_add(job.bytes, Ordering::Relaxed);
-                }
-                if job.copy {
-                    self.device.timeline.moved(job.why, job.to, job.bytes);
-                    self.figure.moved(self.device, job.offset, job.bytes, job.to);
-                }
-                self.settle(job.offset, true);
-            }
-            Replaced::Unchanged(error) => {
-                spares.put(job.to, job.bytes, job.handle);
-                self.settle(job.offset, false);
-                self.fail("a mapping", error);
-            }
-            Replaced::Unmapped(error) => {
-                spares.put(job.to, job.bytes, job.handle);
-                self.fail("a mapping", error);
-                // Works that touch it are held until it is there again.
-                insist(
-                    |_| true,
-                    || {
-                        spares.give_back(arena, job.bytes);
-                        arena.map_again(job.offset, job.bytes)
-                    },
-                );
-                self.settle(job.offset, false);
-            }
-        }
+        (given > 0, if given > 0 { excess() } else { before })
     }
 
     /// Maps a chunk that was sent away without a mapping; something waits for it.
@@ -530,7 +423,7 @@ impl Mover {
             // From here on what they copy from and into may be given back.
             copies.wait(self.session.real);
         }
-        for job in self.into_vram.drain().chain(self.into_ram.drain()) {
+        for job in self.into_vram.drain().chain(self.into_ram.drain()).chain(self.arrived.drain(..)) {
             self.device.moves.spares.put(job.to, job.bytes, job.handle);
         }
         arena.residency().stop();

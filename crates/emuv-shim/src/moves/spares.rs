@@ -5,15 +5,12 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use emuv_cuda::{CuResult, Handle};
-use emuv_policy::{Budget, Tier};
+use emuv_policy::{Budget, SMALL_SHARE, Tier};
 
 use crate::{
     arena::{Arena, lock},
     sync::Mutex,
 };
-
-/// The part of the VRAM budget that spares leave to small allocations.
-const LEFT_TO_SMALL: u64 = 64;
 
 /// See the module's head. One per device.
 #[derive(Default)]
@@ -78,6 +75,12 @@ impl Spares {
     /// Bytes of VRAM that no chunk is brought into: they are left to small allocations.
     pub fn left_vram_bytes(&self, arena: &Arena) -> u64 {
         left(arena.with_memory(|memory| *memory.budgets()).of(Tier::Vram), Tier::Vram)
+    }
+
+    /// What small allocations have taken of that: as much is to be made free again.
+    pub fn taken_by_small_bytes(&self, arena: &Arena) -> u64 {
+        let budget: Budget = arena.with_memory(|memory| *memory.budgets().of(Tier::Vram));
+        left(&budget, Tier::Vram).saturating_sub(budget.prospect_bytes())
     }
 
     /// Whether there is a spare of exactly `bytes`.
@@ -195,7 +198,7 @@ impl Spares {
 
 fn left(budget: &Budget, tier: Tier) -> u64 {
     match tier {
-        Tier::Vram => budget.limit_bytes() / LEFT_TO_SMALL,
+        Tier::Vram => budget.limit_bytes() / SMALL_SHARE,
         Tier::Ram => 0,
     }
 }

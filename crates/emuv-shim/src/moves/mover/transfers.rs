@@ -1,0 +1,176 @@
+//! A chunk's move, from the memory that it moves into to the mapping.
+
+use emuv_cuda::CUresult;
+use emuv_policy::Tier;
+
+use super::{Job, Move, Mover, POLL, host_has, insist};
+use crate::{
+    arena::Replaced,
+    moves::copies,
+    sync::{atomic::Ordering, sleep},
+};
+
+impl Mover {
+    /// Starts a move. False: it cannot be made now; the chunk is as it was.
+    pub(super) fn begin_move(&mut self, step: Move) -> bool {
+        let Move { offset, bytes, to, copy, clean, map, why } = step;
+        let (arena, spares) = (&self.device.arena, &self.device.moves.spares);
+        let session = self.session;
+        if clean && let Some(handle) = spares.take_left_by(offset, bytes) {
+            // It holds the same bytes still.
+            self.arrive(Job { offset, bytes, to, handle, copy: false, map, why });
+            return true;
+        }
+        let may_make = || to == Tier::Vram || host_has(session, bytes);
+        let handle = match self.spare(to, bytes, may_make) {
+            Ok(Some(handle)) => handle,
+            Ok(None) => return false,
+            Err(error) => {
+                self.fail("memory to move data into", error);
+                return false;
+            }
+        };
+        let job = Job { offset, bytes, to, handle, copy, map, why };
+        if !copy {
+            self.arrive(job);
+            return true;
+        }
+        let Some(copies) = &mut self.copies else { return false };
+        let started = arena
+            .aliases
+            .of(arena.gpu(), handle, bytes)
+            .and_then(|target| Ok((target, arena.readable_at(offset, bytes)?)))
+            .and_then(|(target, source)| match to {
+                Tier::Vram => {
+                    let event = copies.start(session.real, to, target, source, bytes)?;
+                    self.into_vram.push(event, job);
+                    Ok(())
+                }
+                Tier::Ram => {
+                    self.into_ram.push(job, target, source, bytes);
+                    Ok(())
+                }
+            });
+        match started {
+            Ok(()) => true,
+            Err(error) => {
+                spares.put(to, bytes, handle);
+                self.fail("a copy", error);
+                false
+            }
+        }
+    }
+
+    /// Ends the moves whose copies are over. Says whether there were any.
+    pub(super) fn finish_copies(&mut self) -> bool {
+        let real = self.session.real;
+        let mut any = false;
+        while let Some((event, result, job)) = self.into_vram.pop(real) {
+            any = true;
+            if let Some(copies) = &mut self.copies {
+                copies.done(event);
+            }
+            self.copied(result, job);
+        }
+        while let Some(copies) = &mut self.copies
+            && let Some((result, job)) = self.into_ram.pop(real, copies)
+        {
+            any = true;
+            self.copied(result, job);
+        }
+        if self.into_ram.is_quiet() {
+            while let Some(job) = self.arrived.pop_front() {
+                any = true;
+                self.swap(job);
+            }
+        }
+        if let Some(copies) = &mut self.copies
+            && self.arrived.is_empty()
+        {
+            self.into_ram.give(real, copies);
+        }
+        any
+    }
+
+    /// A copy is over.
+    fn copied(&mut self, result: CUresult, job: Job) {
+        match result.ok() {
+            Ok(()) => self.arrive(job),
+            Err(error) => {
+                // The chunk is as it was: the copy only wrote where nobody reads.
+                self.device.moves.spares.put(job.to, job.bytes, job.handle);
+                self.settle(job.offset, false);
+                self.fail("a copy", error);
+            }
+        }
+    }
+
+    /// The chunk's bytes are where they are to be. Mapping is done while the way out is quiet ([`super::Outgoing`]).
+    fn arrive(&mut self, job: Job) {
+        if job.map { self.arrived.push_back(job) } else { self.swap(job) }
+    }
+
+    /// Whether anything is on its way.
+    pub(super) fn is_moving(&self) -> bool {
+        self.into_vram.len() + self.into_ram.len() + self.arrived.len() > 0
+    }
+
+    /// VRAM that will be left.
+    pub(super) fn coming_bytes(&self) -> u64 {
+        let leaving = self.arrived.iter().filter(|job| job.to == Tier::Ram);
+        self.into_ram.iter().chain(leaving).map(|job| job.bytes).sum()
+    }
+
+    /// The chunk's bytes are where they are to be: puts that memory behind its address.
+    fn swap(&mut self, job: Job) {
+        let (arena, spares) = (&self.device.arena, &self.device.moves.spares);
+        match arena.replace(job.offset, job.bytes, job.to, job.handle, job.map) {
+            Replaced::Done(before) => {
+                spares.exchanged(job.offset, job.to, job.bytes, before);
+                if let Some(counters) = self.session.counters(self.device.ordinal) {
+                    let moved = match job.to {
+                        _ if !job.copy => &counters.remapped_bytes,
+                        Tier::Vram => &counters.promoted_bytes,
+                        Tier::Ram => &counters.evicted_bytes,
+                    };
+                    moved.fetch_add(job.bytes, Ordering::Relaxed);
+                }
+                if job.copy {
+                    self.device.timeline.moved(job.why, job.to, job.bytes);
+                    self.figure.moved(self.device, job.offset, job.bytes, job.to);
+                }
+                self.settle(job.offset, true);
+            }
+            Replaced::Unchanged(error) => {
+                spares.put(job.to, job.bytes, job.handle);
+                self.settle(job.offset, false);
+                self.fail("a mapping", error);
+            }
+            Replaced::Unmapped(error) => {
+                spares.put(job.to, job.bytes, job.handle);
+                self.fail("a mapping", error);
+                // Works that touch it are held until it is there again.
+                insist(
+                    |_| true,
+                    || {
+                        spares.give_back(arena, job.bytes);
+                        arena.map_again(job.offset, job.bytes)
+                    },
+                );
+                self.settle(job.offset, false);
+            }
+        }
+    }
+
+    /// Waits for every copy, so that nothing is moving.
+    pub(super) fn come_to_rest(&mut self) {
+        while self.is_moving() {
+            if !self.finish_copies() {
+                sleep(POLL);
+            }
+        }
+        // Nothing of this thread's may keep a context that is about to go current.
+        let _ = copies::settle_thread(self.session.real, None);
+        self.context = None;
+    }
+}
