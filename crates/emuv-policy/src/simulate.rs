@@ -13,7 +13,7 @@ use crate::{
 const ROUNDS_BEHIND: usize = 2;
 
 /// Until a thread that was held goes on, in microseconds.
-const WAKE_US: f64 = 50.0;
+const WAKE_US: f64 = 100.0;
 
 /// Two schedules as fast as this are equally fast; the one that moves less is better.
 const AS_FAST: f64 = 1.002;

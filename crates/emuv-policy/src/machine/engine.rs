@@ -8,9 +8,10 @@ use std::{
 use super::{Action, Cost, FreeBytes, MOST_AHEAD, Machine, Placement, Script, Turn, script::Step};
 use crate::Tier;
 
-/// What changing mappings takes (H200, driver 580), in microseconds: of VRAM, whatever the size; of 32 MiB of RAM.
-const VRAM_MAP_US: f64 = 30.0;
-const VRAM_UNMAP_US: f64 = 17.0;
+/// What changing mappings takes beside copies (H200, driver 580), in microseconds: of VRAM, whatever the size, with the wait for a
+/// turn on the engine that copies out; of 32 MiB of RAM.
+const VRAM_MAP_US: f64 = 130.0;
+const VRAM_UNMAP_US: f64 = 45.0;
 const RAM_MAP_US: f64 = 359.0;
 const RAM_UNMAP_US: f64 = 99.0;
 

@@ -21,13 +21,17 @@ const DEPTH_BYTES: u64 = 96 << 20;
 /// VRAM that is kept for moves in flight: at most this, and at most this part of what chunks that move have. More of it
 /// lets data come earlier, which hides moves where the GPU is the limit; where the link is, it is only more that has to
 /// move.
-const SLACK_BYTES: u64 = 128 << 20;
-const SLACK_PART: u64 = 32;
+const SLACK_BYTES: u64 = 160 << 20;
+const SLACK_PART: u64 = 24;
 const MOST_SLACK_BYTES: u64 = 768 << 20;
 const MOST_SLACK_PART: u64 = 12;
 
 /// The part of a round's own time up to which the link may take for a round that the GPU limits.
 const COMPUTES: f64 = 0.75;
+
+/// How many times as long as the GPU the link must take for what is read once to be read where it is: the GPU then waits for the
+/// link anyway, and nothing has to go out.
+const IN_PLACE: f64 = 3.0;
 
 /// Room for so much more than the slack is made ahead, at most.
 const AHEAD_BYTES: u64 = 1 << 30;
@@ -241,6 +245,11 @@ impl Residency {
     /// There is more or less VRAM than there was: what a plan was made for is no more.
     pub fn replan(&mut self) {
         self.planned = Planned::default();
+    }
+
+    /// Whether a plan says where what is used comes to lie.
+    pub(super) fn has_plan(&self) -> bool {
+        self.planned.period > 0 && self.foresight.place().is_some()
     }
 
     /// A plan is made again within a round.
@@ -509,7 +518,7 @@ impl Residency {
         let mut round = Round { micros: end.max(1.0), out_bytes, link, ahead_bytes: slack_bytes };
         // Where the link is the limit, what reads each byte once is read where it is.
         let link_micros = out_bytes as f64 / link;
-        let in_place = link_micros > round.micros / 2.0;
+        let in_place = link_micros > round.micros * IN_PLACE;
         let mut gaps = Vec::new();
         let mut owners = Vec::new();
         for (index, chunk) in self.live().filter(|(_, chunk)| movable(chunk) && chunk.heat != Heat::Hot) {

@@ -133,14 +133,16 @@ impl Residency {
             && (self.escaped == 0 || self.live().all(|(_, chunk)| !chunk.escaped || in_place(chunk)))
     }
 
-    /// Whether a work that could read the chunk in place waits for it all the same: it would have to be mapped there, or it
-    /// is used so often that it never lies idle, as it must to be brought.
+    /// Whether a work that could read the chunk in place waits for it all the same: it would have to be mapped there, it is on
+    /// its way by plan (what is read in place meanwhile makes that later still), or it is used so often that it never lies idle,
+    /// as it must to be brought.
     fn is_better_brought(&self, index: u32) -> bool {
         let Some(chunk) = self.chunk(index).filter(|chunk| chunk.tier == Tier::Ram && !chunk.fixed) else {
             return false;
         };
-        let hot = || chunk.history.decision != Decision::Stay && chunk.history.is_hot(self.foresight.position());
-        !chunk.mapped || hot()
+        let planned = self.has_plan();
+        let hot = || planned || chunk.history.is_hot(self.foresight.position());
+        !chunk.mapped || (chunk.history.decision != Decision::Stay && hot())
     }
 
     /// What lies in RAM of what these offsets name, in bytes.
