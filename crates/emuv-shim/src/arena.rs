@@ -15,6 +15,7 @@ use emuv_policy::{
 
 use crate::{
     aliases::Aliases,
+    contents::Contents,
     ipc::Exports,
     sync::{Condvar, Instant, Mutex, MutexGuard, PoisonError},
 };
@@ -67,6 +68,8 @@ pub(crate) struct Arena {
     pub handles: Mutex<HashMap<u64, Handle>>,
     /// Second mappings of handles, through which data is moved.
     pub aliases: Aliases,
+    /// What is known of memory that the program cannot reach.
+    pub contents: Contents,
     /// What other processes may have.
     pub exports: Exports,
     residency: Mutex<Residency>,
@@ -106,6 +109,7 @@ impl Arena {
             memory,
             handles: Mutex::default(),
             aliases: Aliases::default(),
+            contents: Contents::default(),
             exports: Exports::default(),
             residency: Mutex::new(Residency::new(policy)),
             settled: Condvar::new(),
@@ -163,6 +167,9 @@ impl Arena {
             if hidden.contains(&offset) {
                 self.map_again(offset, bytes)?;
                 hidden.remove(&offset);
+                if let Some(handle) = lock(&self.handles).get(&offset) {
+                    self.contents.forget(*handle);
+                }
             }
         }
         for (offset, bytes) in outside {
@@ -361,8 +368,8 @@ impl Arena {
                 Err(_) => Replaced::Unmapped(error),
             };
         }
-        self.set_hidden(offset, !map);
         lock(&self.handles).insert(offset, handle);
+        self.set_hidden(offset, !map);
         self.with_memory(|memory| memory.moved(offset, to));
         Replaced::Done(before)
     }
@@ -391,17 +398,21 @@ impl Arena {
         self.aliases.of(&*self.gpu, handle, bytes)
     }
 
-    fn is_hidden(&self, offset: u64) -> bool {
+    /// Whether nothing is behind the chunk's address.
+    pub fn is_hidden(&self, offset: u64) -> bool {
         self.hidden.as_ref().is_some_and(|hidden| lock(hidden).contains(&offset))
     }
 
     fn set_hidden(&self, offset: u64, to: bool) {
         let Some(hidden) = &self.hidden else { return };
-        let mut hidden = lock(hidden);
         if to {
-            hidden.insert(offset);
-        } else {
-            hidden.remove(&offset);
+            lock(hidden).insert(offset);
+            return;
+        }
+        lock(hidden).remove(&offset);
+        // The program may write to it from now on.
+        if let Some(handle) = lock(&self.handles).get(&offset) {
+            self.contents.forget(*handle);
         }
     }
 
@@ -417,6 +428,7 @@ impl Arena {
     fn drop_chunk(&self, chunk: Chunk, handle: Handle, mapped: bool) {
         // After a fatal error of the context these fail; the process's end then gives the memory back.
         let unmapped = if mapped { self.gpu.unmap(self.base + chunk.offset, chunk.bytes) } else { Ok(()) };
+        self.contents.forget(handle);
         let released = self.aliases.release(&*self.gpu, handle);
         if let Err(error) = unmapped.and(released) {
             crate::log::debug(format_args!("giving {} bytes of {} back: {error}", chunk.bytes, chunk.tier));

@@ -16,6 +16,7 @@ mod aliases;
 mod arena;
 mod calls;
 mod capture;
+mod contents;
 mod context_charges;
 mod device;
 mod entry;

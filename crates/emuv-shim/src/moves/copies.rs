@@ -21,6 +21,21 @@ pub(crate) struct Copies {
     events: Vec<usize>,
 }
 
+/// A stream with the highest priority, in the current context.
+///
+/// # Errors
+/// The driver's own.
+pub(super) fn high_priority_stream(real: &Real) -> CuResult<CUstream> {
+    let (mut least, mut greatest) = (0, 0);
+    let mut stream = std::ptr::null_mut();
+    // SAFETY: see the module's head; the out-pointers are live locals.
+    unsafe {
+        real.driver.cuCtxGetStreamPriorityRange(&raw mut least, &raw mut greatest).ok()?;
+        real.driver.cuStreamCreateWithPriority(&raw mut stream, CU_STREAM_NON_BLOCKING, greatest).ok()?;
+    }
+    Ok(stream)
+}
+
 /// Gives `work` a stream of its own in the current context, and waits for what it puts there.
 ///
 /// # Errors
@@ -41,17 +56,8 @@ impl Copies {
     /// # Errors
     /// The driver's own.
     pub fn new(real: &Real) -> CuResult<Self> {
-        let (mut least, mut greatest) = (0, 0);
-        // SAFETY: see the module's head; the out-pointers are live locals.
-        unsafe { real.driver.cuCtxGetStreamPriorityRange(&raw mut least, &raw mut greatest) }.ok()?;
-        let stream = || {
-            let mut stream = std::ptr::null_mut();
-            // SAFETY: see the module's head.
-            unsafe { real.driver.cuStreamCreateWithPriority(&raw mut stream, CU_STREAM_NON_BLOCKING, greatest) }
-                .ok()
-                .map(|()| stream)
-        };
-        Ok(Self { into_vram: stream()?, into_ram: stream()?, events: Vec::new() })
+        let [into_vram, into_ram] = [high_priority_stream(real)?, high_priority_stream(real)?];
+        Ok(Self { into_vram, into_ram, events: Vec::new() })
     }
 
     /// The stream for copies into a tier.
@@ -132,6 +138,11 @@ impl Copies {
         }
     }
 
+    /// An event that is free to be recorded again.
+    pub fn event(&mut self) -> Option<usize> {
+        self.events.pop()
+    }
+
     /// The event of a copy is not needed any more.
     pub fn done(&mut self, event: usize) {
         self.events.push(event);
@@ -177,6 +188,11 @@ impl<T> UnderWay<T> {
     /// Everything that is under way.
     pub fn drain(&mut self) -> impl Iterator<Item = T> {
         self.0.drain(..).map(|(_, what)| what)
+    }
+
+    /// Everything that is under way, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().map(|(_, what)| what)
     }
 
     /// How many there are.

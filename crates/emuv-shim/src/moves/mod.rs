@@ -10,6 +10,7 @@
 mod at_hand;
 mod copies;
 mod figure;
+mod hasher;
 mod lanes;
 mod mover;
 mod outgoing;

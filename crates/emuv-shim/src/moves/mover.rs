@@ -20,12 +20,14 @@ use emuv_state::HostMemory;
 use super::{
     copies::{self, Copies, UnderWay},
     figure::Figure,
+    hasher::Hasher,
     outgoing::Outgoing,
     record::Recording,
 };
 use crate::{
     arena::lock,
     calls,
+    contents::Hash,
     device::Device,
     leases::Wants,
     log,
@@ -76,6 +78,8 @@ struct Job {
     /// Whether it is mapped there.
     map: bool,
     why: Why,
+    /// Of its bytes, if it was taken.
+    hash: Option<Hash>,
 }
 
 /// What the state machine wants.
@@ -102,6 +106,9 @@ struct Mover {
     quiesced: bool,
     into_vram: UnderWay<Job>,
     into_ram: Outgoing<Job>,
+    /// Chunks that are to go, unless RAM has their bytes already, and the hasher's name of each.
+    hashed: UnderWay<(Move, usize)>,
+    hasher: Option<Hasher>,
     /// What is to be mapped once the way out is quiet.
     arrived: VecDeque<Job>,
     recording: Recording,
@@ -128,6 +135,8 @@ pub(super) fn start(session: &'static Session, ordinal: CUdevice) -> io::Result<
             quiesced: false,
             into_vram: UnderWay::new(),
             into_ram: Outgoing::new(),
+            hashed: UnderWay::new(),
+            hasher: None,
             arrived: VecDeque::new(),
             recording: Recording::open(session.trace.as_deref(), ordinal),
             figure: Figure::new(session.policy),
@@ -230,7 +239,7 @@ impl Mover {
         if losses != self.losses {
             // What was made in the old context went with it, and is not to be touched even if this is the end.
             self.losses = losses;
-            self.copies = None;
+            (self.copies, self.hasher) = (None, None);
         }
         if stop {
             return false;
@@ -252,7 +261,13 @@ impl Mover {
         }
         if self.copies.is_none() {
             match Copies::new(real) {
-                Ok(copies) => (self.copies, self.without_streams) = (Some(copies), false),
+                Ok(copies) => {
+                    (self.copies, self.without_streams) = (Some(copies), false);
+                    // Without it every chunk is copied.
+                    self.hasher = Hasher::new(real)
+                        .inspect_err(|error| log::debug(format_args!("what goes is not compared: {error}")))
+                        .ok();
+                }
                 Err(error) => {
                     if !std::mem::replace(&mut self.without_streams, true) {
                         log::debug(format_args!("no streams to move data with: {error}"));
@@ -365,7 +380,7 @@ impl Mover {
     }
 
     /// Memory to move into ([`Spares::take`]), got from the slice if need be.
-    fn spare(&self, tier: Tier, bytes: u64, may_make: impl FnOnce() -> bool) -> CuResult<Option<Handle>> {
+    fn spare(&self, tier: Tier, bytes: u64, may_make: impl Fn() -> bool) -> CuResult<Option<Handle>> {
         let (device, spares) = (self.device, &self.device.moves.spares);
         let wants = if spares.has(tier, bytes) { Wants::Nothing } else { Wants::All(tier, bytes) };
         let lease = device.lease(self.session, wants);
@@ -423,6 +438,7 @@ impl Mover {
             // From here on what they copy from and into may be given back.
             copies.wait(self.session.real);
         }
+        self.hashed.drain().for_each(drop);
         for job in self.into_vram.drain().chain(self.into_ram.drain()).chain(self.arrived.drain(..)) {
             self.device.moves.spares.put(job.to, job.bytes, job.handle);
         }

@@ -9,8 +9,12 @@ use emuv_policy::{Budget, SMALL_SHARE, Tier};
 
 use crate::{
     arena::{Arena, lock},
+    contents::Hash,
     sync::Mutex,
 };
+
+/// Spares in RAM whose contents are known are kept, if there are others to be had, up to this part of the VRAM budget.
+const KEPT_PART: u64 = 4;
 
 /// See the module's head. One per device.
 #[derive(Default)]
@@ -98,19 +102,48 @@ impl Spares {
         arena: &Arena,
         tier: Tier,
         bytes: u64,
-        may_make: impl FnOnce() -> bool,
+        may_make: impl Fn() -> bool,
     ) -> CuResult<Option<Handle>> {
-        // The one that has lain longest: what the others hold may be wanted again.
+        let has_plenty =
+            || lock(&self.0).ram_bytes > arena.with_memory(|memory| memory.budgets().vram.limit_bytes()) / KEPT_PART;
+        if let Some(handle) = self.take_worthless(arena, tier, bytes) {
+            return Ok(Some(handle));
+        }
+        // What they hold may be wanted again, so others are made, as long as these are not many.
+        let keep = tier == Tier::Ram && !has_plenty() && may_make();
+        let made = if keep { self.make(arena, tier, bytes, false)? } else { None };
+        if made.is_some() {
+            return Ok(made);
+        }
+        // The one that has lain longest.
         let spare = lock(&self.0).of(tier).0.get_mut(&bytes).and_then(VecDeque::pop_front);
-        if let Some(spare) = spare {
-            return Ok(Some(spare.handle));
+        match spare {
+            Some(spare) => {
+                arena.contents.forget(spare.handle);
+                Ok(Some(spare.handle))
+            }
+            None if may_make() => self.make(arena, tier, bytes, true),
+            None => Ok(None),
         }
-        if !may_make() {
-            return Ok(None);
-        }
+    }
+
+    /// A spare that holds nothing that may be wanted.
+    fn take_worthless(&self, arena: &Arena, tier: Tier, bytes: u64) -> Option<Handle> {
+        let mut state = lock(&self.0);
+        let spares = state.of(tier).0.get_mut(&bytes)?;
+        let is_worthless = |spare: &Spare| tier == Tier::Vram || arena.contents.of(spare.handle).is_none();
+        let at = spares.iter().position(is_worthless)?;
+        spares.remove(at).map(|spare| spare.handle)
+    }
+
+    /// Makes a handle; `exchange`: spares of other sizes are given up for it if need be.
+    fn make(&self, arena: &Arena, tier: Tier, bytes: u64, exchange: bool) -> CuResult<Option<Handle>> {
         let leave = arena.with_memory(|memory| left(memory.budgets().of(tier), tier));
         let charge = || arena.with_memory(|memory| memory.charge_spare(tier, bytes, leave));
         if !charge() {
+            if !exchange {
+                return Ok(None);
+            }
             self.give_back_of(arena, tier, bytes);
             if !charge() {
                 return Ok(None);
@@ -135,6 +168,14 @@ impl Spares {
         let mut state = lock(&self.0);
         let spares = state.ram.get_mut(&bytes)?;
         let at = spares.iter().position(|spare| spare.left_by == Some(offset))?;
+        spares.remove(at).map(|spare| spare.handle)
+    }
+
+    /// Memory in RAM that holds bytes with this hash.
+    pub fn take_holding(&self, arena: &Arena, bytes: u64, hash: Hash) -> Option<Handle> {
+        let mut state = lock(&self.0);
+        let spares = state.ram.get_mut(&bytes)?;
+        let at = spares.iter().position(|spare| arena.contents.of(spare.handle) == Some(hash))?;
         spares.remove(at).map(|spare| spare.handle)
     }
 
@@ -185,6 +226,7 @@ impl Spares {
                 spares.last_entry().and_then(|mut entry| Some((*entry.key(), entry.get_mut().pop_front()?.handle)))
             };
             let Some((size, handle)) = next else { break };
+            arena.contents.forget(handle);
             if let Err(error) = arena.aliases.release(arena.gpu(), handle) {
                 crate::log::debug(format_args!("giving a spare of {tier} back: {error}"));
             }

@@ -223,6 +223,28 @@ pub fn reduce(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
     view.store(out, &total.to_le_bytes())
 }
 
+/// Two sums over `words` words (`crates/emuv-shim/kernels/hash.ptx`), all of them as the first block's part.
+pub fn hash(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
+    let [start, words, seed, sums] = [0, 1, 2, 3].map(|i| arguments.word(i));
+    let mut block = vec![0; 4 * crate::memory::length(BLOCK_WORDS)];
+    let (mut first_sum, mut second_sum) = (0_u64, 0_u64);
+    for (first, bytes) in blocks(words.saturating_mul(2)) {
+        view.check()?;
+        view.load(element(start, first, 4)?, &mut block[..bytes])?;
+        for (i, word) in (first / 2..).zip(block[..bytes].as_chunks::<8>().0) {
+            let x = u64::from_le_bytes(*word) ^ seed.wrapping_add(i.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let mut z = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            first_sum = first_sum.wrapping_add(z ^ z >> 31);
+            let mut y = x.wrapping_mul(0xd6e8_feb8_6659_fd93);
+            y = (y ^ y >> 32).wrapping_mul(0xa076_1d64_78bd_642f);
+            second_sum = second_sum.wrapping_add(y ^ y >> 29);
+        }
+    }
+    view.store(sums, &first_sum.to_le_bytes())?;
+    view.store(sums.wrapping_add(8), &second_sum.to_le_bytes())
+}
+
 /// For `count` pairs (address, length) in `list`: adds to the first word of every 4 KiB.
 pub fn touch(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
     let (list, count, add) = (arguments.word(0), arguments.half(1), arguments.half(2));

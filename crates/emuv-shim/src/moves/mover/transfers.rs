@@ -6,6 +6,7 @@ use emuv_policy::Tier;
 use super::{Job, Move, Mover, POLL, host_has, insist};
 use crate::{
     arena::Replaced,
+    contents::Hash,
     moves::copies,
     sync::{atomic::Ordering, sleep},
 };
@@ -15,14 +16,66 @@ impl Mover {
     pub(super) fn begin_move(&mut self, step: Move) -> bool {
         let Move { offset, bytes, to, copy, clean, map, why } = step;
         let (arena, spares) = (&self.device.arena, &self.device.moves.spares);
-        let session = self.session;
         if clean && let Some(handle) = spares.take_left_by(offset, bytes) {
             // It holds the same bytes still.
-            self.arrive(Job { offset, bytes, to, handle, copy: false, map, why });
+            let hash = arena.contents.of(handle);
+            self.arrive(Job { offset, bytes, to, handle, copy: false, map, why, hash });
             return true;
         }
+        if copy && to == Tier::Ram && !map && self.begin_hash(step) {
+            return true;
+        }
+        self.begin_copy(step, None)
+    }
+
+    /// Begins to find out whether the bytes of a chunk that is to go are in RAM already. False: it is not done for this one.
+    fn begin_hash(&mut self, step: Move) -> bool {
+        let (arena, real) = (&self.device.arena, self.session.real);
+        let (Some(hasher), Some(copies)) = (&mut self.hasher, &mut self.copies) else { return false };
+        if !hasher.is_promising(step.offset, step.bytes) {
+            return false;
+        }
+        let Ok(address) = arena.readable_at(step.offset, step.bytes) else { return false };
+        match hasher.take(real, address, step.bytes, copies.event()) {
+            Ok(Some((slot, event))) => {
+                self.hashed.push(event, (step, slot));
+                true
+            }
+            // A copy will tell what is wrong.
+            Ok(None) | Err(_) => false,
+        }
+    }
+
+    /// The hash of a chunk that is to go is known: takes the memory that holds the same bytes, or has them copied.
+    fn end_hash(&mut self, result: CUresult, step: Move, slot: usize) {
+        let (arena, spares) = (&self.device.arena, &self.device.moves.spares);
+        let Some(hasher) = &mut self.hasher else { return self.settle(step.offset, false) };
+        let hash = match hasher.read(slot, result) {
+            Ok(hash) => hash,
+            Err(error) => {
+                self.settle(step.offset, false);
+                return self.fail("looking at a chunk", error);
+            }
+        };
+        let same = spares.take_holding(arena, step.bytes, hash);
+        hasher.learn(step.offset, same.is_some());
+        if let Some(handle) = same {
+            let Move { offset, bytes, to, map, why, .. } = step;
+            self.arrive(Job { offset, bytes, to, handle, copy: false, map, why, hash: Some(hash) });
+        } else if !self.begin_copy(step, Some(hash)) {
+            self.settle(step.offset, false);
+        }
+    }
+
+    /// Starts to copy a chunk, or to exchange its memory where it holds nothing. False: it cannot be done now.
+    fn begin_copy(&mut self, step: Move, hash: Option<Hash>) -> bool {
+        let Move { offset, bytes, to, copy, map, why, .. } = step;
+        let (arena, spares) = (&self.device.arena, &self.device.moves.spares);
+        let session = self.session;
         let may_make = || to == Tier::Vram || host_has(session, bytes);
-        let handle = match self.spare(to, bytes, may_make) {
+        // What the chunk left there the last time is not wanted any more.
+        let own = if to == Tier::Ram { spares.take_left_by(offset, bytes) } else { None };
+        let handle = match own.map_or_else(|| self.spare(to, bytes, may_make), |handle| Ok(Some(handle))) {
             Ok(Some(handle)) => handle,
             Ok(None) => return false,
             Err(error) => {
@@ -30,7 +83,8 @@ impl Mover {
                 return false;
             }
         };
-        let job = Job { offset, bytes, to, handle, copy, map, why };
+        arena.contents.forget(handle);
+        let job = Job { offset, bytes, to, handle, copy, map, why, hash };
         if !copy {
             self.arrive(job);
             return true;
@@ -72,6 +126,13 @@ impl Mover {
             }
             self.copied(result, job);
         }
+        while let Some((event, result, (step, slot))) = self.hashed.pop(real) {
+            any = true;
+            if let Some(copies) = &mut self.copies {
+                copies.done(event);
+            }
+            self.end_hash(result, step, slot);
+        }
         while let Some(copies) = &mut self.copies
             && let Some((result, job)) = self.into_ram.pop(real, copies)
         {
@@ -112,13 +173,14 @@ impl Mover {
 
     /// Whether anything is on its way.
     pub(super) fn is_moving(&self) -> bool {
-        self.into_vram.len() + self.into_ram.len() + self.arrived.len() > 0
+        self.into_vram.len() + self.into_ram.len() + self.hashed.len() + self.arrived.len() > 0
     }
 
     /// VRAM that will be left.
     pub(super) fn coming_bytes(&self) -> u64 {
         let leaving = self.arrived.iter().filter(|job| job.to == Tier::Ram);
-        self.into_ram.iter().chain(leaving).map(|job| job.bytes).sum()
+        let copied: u64 = self.into_ram.iter().chain(leaving).map(|job| job.bytes).sum();
+        copied + self.hashed.iter().map(|(step, _)| step.bytes).sum::<u64>()
     }
 
     /// The chunk's bytes are where they are to be: puts that memory behind its address.
@@ -127,6 +189,9 @@ impl Mover {
         match arena.replace(job.offset, job.bytes, job.to, job.handle, job.map) {
             Replaced::Done(before) => {
                 spares.exchanged(job.offset, job.to, job.bytes, before);
+                if let Some(hash) = job.hash.filter(|_| arena.is_hidden(job.offset)) {
+                    arena.contents.holds(job.handle, hash);
+                }
                 if let Some(counters) = self.session.counters(self.device.ordinal) {
                     let moved = match job.to {
                         _ if !job.copy => &counters.remapped_bytes,

@@ -1,0 +1,145 @@
+//! Takes the hash of chunks, on the GPU (`contents.rs` says what for), and learns of which chunks that is worth while.
+//!
+//! # Safety
+//! Each block is one driver call on a module, a stream and memory that were made here, in the context that the mover has made
+//! current, and are used only while it lives, as those of [`super::copies`]; or it reads sums from that memory, which the kernel
+//! has written before the event behind it was reached. The kernel only reads the chunk, which lies still and mapped meanwhile.
+#![allow(unsafe_code)]
+
+use core::ffi::c_void;
+use std::hash::BuildHasher as _;
+
+use emuv_cuda::{CUresult, CuResult, types::*};
+use emuv_policy::hash::FastMap;
+
+use super::copies::high_priority_stream;
+use crate::{calls, contents::Hash, real::Real};
+
+/// The kernel, as PTX source: compiled by the driver for the GPU at hand.
+const PTX: &str = concat!(include_str!("../../kernels/hash.ptx"), "\0");
+
+/// `CU_MEMHOSTALLOC_DEVICEMAP`.
+const DEVICE_MAP: u32 = 2;
+
+/// Threads a block, blocks, and the sums that each block leaves.
+const BLOCK: u32 = 256;
+const BLOCKS: usize = 128;
+const SUMS: usize = 2;
+
+/// What the kernel takes at a time: chunks are multiples of it.
+const STEP_BYTES: u64 = BLOCK as u64 * BLOCKS as u64 * 4 * 8;
+
+/// Hashes that are being taken at most.
+const SLOTS: usize = 16;
+
+/// A chunk whose bytes were others each time is left alone for ever more of its moves, up to this.
+const MOST_SKIPPED: u32 = 63;
+
+/// What hashes of a chunk have been good for.
+#[derive(Debug, Default, Clone, Copy)]
+struct Trial {
+    /// Moves for which it is left alone.
+    skip: u32,
+    /// For how many it was, the last time.
+    skipped: u32,
+    known: bool,
+}
+
+/// See the module's head. One per mover; it lives as long as its streams.
+#[derive(Debug)]
+pub(super) struct Hasher {
+    function: usize,
+    stream: usize,
+    /// In pinned memory, at the same address for the host and the GPU.
+    sums: u64,
+    seed: u64,
+    free: Vec<usize>,
+    trials: FastMap<u64, Trial>,
+}
+
+impl Hasher {
+    /// Loads the kernel in the current context.
+    ///
+    /// # Errors
+    /// The driver's own.
+    pub fn new(real: &Real) -> CuResult<Self> {
+        let (mut module, mut function) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let mut sums = std::ptr::null_mut();
+        let stream = high_priority_stream(real)? as usize;
+        // SAFETY: see the module's head; a text that ends with a zero, and live locals.
+        unsafe {
+            real.driver.cuModuleLoadData(&raw mut module, PTX.as_ptr().cast()).ok()?;
+            real.driver.cuModuleGetFunction(&raw mut function, module, c"emuv_hash".as_ptr()).ok()?;
+            real.driver.cuMemHostAlloc(&raw mut sums, SLOTS * BLOCKS * SUMS * 8, DEVICE_MAP).ok()?;
+        }
+        let seed = std::hash::RandomState::new().hash_one(std::process::id());
+        Ok(Self {
+            function: function as usize,
+            stream,
+            sums: sums as u64,
+            seed,
+            free: (0..SLOTS).collect(),
+            trials: FastMap::default(),
+        })
+    }
+
+    /// Whether the chunk at `offset`, which is about to go, may well hold what it held when it went last.
+    pub fn is_promising(&mut self, offset: u64, bytes: u64) -> bool {
+        let trial = self.trials.entry(offset).or_default();
+        let leave = trial.skip > 0;
+        trial.skip = trial.skip.saturating_sub(1);
+        !leave && bytes.is_multiple_of(STEP_BYTES)
+    }
+
+    /// Whether it did.
+    pub fn learn(&mut self, offset: u64, same: bool) {
+        let trial = self.trials.entry(offset).or_default();
+        // The first time there is nothing that it could be the same as.
+        let first = !std::mem::replace(&mut trial.known, true);
+        trial.skipped = if same || first { 0 } else { (2 * trial.skipped + 1).min(MOST_SKIPPED) };
+        trial.skip = trial.skipped;
+    }
+
+    /// Begins to take the hash of a chunk: under which name, and the event behind it. `None`: enough are being taken.
+    ///
+    /// # Errors
+    /// The driver's own.
+    pub fn take(
+        &mut self,
+        real: &Real,
+        address: u64,
+        bytes: u64,
+        event: Option<usize>,
+    ) -> CuResult<Option<(usize, usize)>> {
+        let Some(slot) = self.free.pop() else { return Ok(None) };
+        let at = self.sums + (slot * BLOCKS * SUMS * 8) as u64;
+        let mut arguments = [address, bytes / 8, self.seed, at];
+        let mut parameters = arguments.each_mut().map(|argument| std::ptr::from_mut(argument).cast::<c_void>());
+        let (function, stream) = (self.function as CUfunction, self.stream as CUstream);
+        let none = std::ptr::null_mut();
+        let blocks = u32::try_from(BLOCKS).unwrap_or(1);
+        // SAFETY: see the module's head; the parameters are those of the kernel, in order.
+        let launched = unsafe {
+            // What another hash has left there is not to be taken for this one's.
+            std::ptr::with_exposed_provenance_mut::<u64>(at as usize).write_bytes(0, BLOCKS * SUMS);
+            real.driver.cuLaunchKernel(function, blocks, 1, 1, BLOCK, 1, 1, 0, stream, parameters.as_mut_ptr(), none)
+        };
+        let taken = launched.ok().and_then(|()| calls::record_event(real, event, stream));
+        taken.map(|event| Some((slot, event))).inspect_err(|_| {
+            // The chunk is about to be used otherwise.
+            let _ = calls::synchronize_stream(real, stream);
+            self.free.push(slot);
+        })
+    }
+
+    /// The event behind it has been reached, with this result: the hash.
+    pub fn read(&mut self, slot: usize, result: CUresult) -> CuResult<Hash> {
+        self.free.push(slot);
+        result.ok()?;
+        let at = self.sums as usize + slot * BLOCKS * SUMS * 8;
+        // SAFETY: see the module's head.
+        let sums = unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance::<u64>(at), BLOCKS * SUMS) };
+        let sum = |which: usize| sums.iter().skip(which).step_by(SUMS).fold(0_u64, |sum, part| sum.wrapping_add(*part));
+        Ok([sum(0), sum(1)])
+    }
+}
