@@ -40,6 +40,7 @@ mod moves;
 mod pins;
 mod plan;
 mod pointers;
+mod round_plan;
 mod schedule;
 mod sight;
 mod works;

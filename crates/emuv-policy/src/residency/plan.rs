@@ -6,9 +6,8 @@
 //! goes that will be needed last (Belady's rule), or, where nothing is foreseen, that has not been used for longest.
 
 use super::{
-    ChunkState, Heat, Manner, Mode, NONE, Obstacle, Residency,
+    Heat, Mode, NONE, Obstacle, Residency,
     history::{Decision, NEVER},
-    schedule::{self, Gap, Round},
 };
 use crate::{StreamId, Tier, hash::mix};
 
@@ -18,32 +17,11 @@ const DEPTH: usize = 24;
 const DEPTH_EACH: usize = 10;
 const DEPTH_BYTES: u64 = 96 << 20;
 
-/// VRAM that is kept for moves in flight: at most this, and at most this part of what chunks that move have. More of it
-/// lets data come earlier, which hides moves where the GPU is the limit; where the link is, it is only more that has to
-/// move.
-const SLACK_BYTES: u64 = 160 << 20;
-const SLACK_PART: u64 = 24;
-const MOST_SLACK_BYTES: u64 = 768 << 20;
-const MOST_SLACK_PART: u64 = 12;
-
-/// The part of a round's own time up to which the link may take for a round that the GPU limits.
-const COMPUTES: f64 = 0.75;
-
-/// How many times as long as the GPU the link must take for what is read once to be read where it is: the GPU then waits for the
-/// link anyway, and nothing has to go out.
-const IN_PLACE: f64 = 3.0;
-
 /// Room for so much more than the slack is made ahead, at most.
 const AHEAD_BYTES: u64 = 1 << 30;
 
 /// Works during which a chunk that is about to be used is not sent away.
 const SOON_WORKS: u64 = 4;
-
-/// A round is the same one as long as its length differs by less than this part.
-const SAME_PERIOD: u64 = 16;
-
-/// A plan is made again after so many rounds, and then after ever more, up to this.
-const MOST_ROUNDS: u64 = 64;
 
 /// What chunks move for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,11 +46,13 @@ pub enum Policy {
 #[derive(Debug, Default)]
 pub(super) struct Planned {
     /// How many works the round has that it was made from; 0: there is no plan.
-    period: u64,
+    pub(super) period: u64,
     /// It is made again at this position, so many rounds later.
-    until: u64,
-    rounds: u64,
-    slack_bytes: u64,
+    pub(super) until: u64,
+    pub(super) rounds: u64,
+    pub(super) slack_bytes: u64,
+    /// Nothing is read in place.
+    pub(super) brings_all: bool,
 }
 
 /// What is not sent away.
@@ -247,9 +227,9 @@ impl Residency {
         self.planned = Planned::default();
     }
 
-    /// Whether a plan says where what is used comes to lie.
-    pub(super) fn has_plan(&self) -> bool {
-        self.planned.period > 0 && self.foresight.place().is_some()
+    /// Whether by plan nothing is read in place.
+    pub(super) fn brings_all(&self) -> bool {
+        self.planned.brings_all && self.foresight.place().is_some()
     }
 
     /// A plan is made again within a round.
@@ -484,92 +464,6 @@ impl Residency {
         }
         let (_, index, mode) = best?;
         self.start(index, Tier::Ram, mode, why)
-    }
-
-    /// Makes a plan if it is time to.
-    fn renew_plan(&mut self, room: Room) {
-        let (Some(place), Some(period)) = (self.foresight.place(), self.foresight.period()) else { return };
-        let position = self.foresight.position();
-        let same = period.abs_diff(self.planned.period) <= period / SAME_PERIOD;
-        if same && position < self.planned.until {
-            return;
-        }
-        self.planned.rounds = if same { (self.planned.rounds * 2).min(MOST_ROUNDS) } else { 1 };
-        self.planned.period = period;
-        self.planned.until = position + self.planned.rounds * period;
-        self.plan(place, room);
-    }
-
-    #[allow(clippy::cast_precision_loss)] // Estimates.
-    fn plan(&mut self, place: u64, room: Room) {
-        let movable = |chunk: &ChunkState| !chunk.fixed && !chunk.escaped;
-        let sum = |tier: Tier| -> u64 {
-            self.live().filter(|(_, chunk)| movable(chunk) && chunk.tier == tier).map(|(_, chunk)| chunk.bytes).sum()
-        };
-        let (vram_bytes, ram_bytes) = (sum(Tier::Vram) + room.vram_bytes, sum(Tier::Ram));
-        let mut slack_bytes = SLACK_BYTES.min(vram_bytes / SLACK_PART);
-        let out_with = |slack: u64| (ram_bytes + slack).saturating_sub(room.vram_bytes + room.vram_coming_bytes);
-        let out_bytes = out_with(slack_bytes);
-        let times = self.foresight.times(place);
-        let end = times.last().copied().unwrap_or(0.0);
-        let time =
-            |position: u64| times.get(usize::try_from(position - place - 1).unwrap_or(0)).copied().unwrap_or(end);
-        let link = self.foresight.link();
-        let mut round = Round { micros: end.max(1.0), out_bytes, link, ahead_bytes: slack_bytes };
-        // Where the link is the limit, what reads each byte once is read where it is.
-        let link_micros = out_bytes as f64 / link;
-        let in_place = link_micros > round.micros * IN_PLACE;
-        let mut gaps = Vec::new();
-        let mut owners = Vec::new();
-        for (index, chunk) in self.live().filter(|(_, chunk)| movable(chunk) && chunk.heat != Heat::Hot) {
-            let is_out = chunk.tier == Tier::Ram;
-            let uses: Vec<_> = chunk.history.since(place).collect();
-            let gap = Gap {
-                bytes: chunk.bytes,
-                start: 0.0,
-                end: round.micros,
-                dead: chunk.dead,
-                in_place: None,
-                steady: is_out || chunk.history.decision != Decision::Keep,
-            };
-            owners.push((index, gaps.len(), uses.len()));
-            let reads_in_place = |position| self.foresight.manner_at(position) == Some(Manner::InPlace);
-            if in_place && !uses.is_empty() && uses.iter().all(|used| reads_in_place(used.position)) {
-                gaps.push(Gap { in_place: u32::try_from(uses.len()).ok(), start: time(uses[0].position), ..gap });
-                continue;
-            }
-            if uses.is_empty() {
-                gaps.push(gap);
-                continue;
-            }
-            for (at, used) in uses.iter().enumerate() {
-                let next = uses.get(at + 1);
-                let end = next.map_or_else(|| time(uses[0].position) + round.micros, |next| time(next.position));
-                let dead = next.map_or(uses[0].fresh, |next| next.fresh);
-                let steady = used.decision != Decision::Keep || (next.is_none() && is_out);
-                gaps.push(Gap { start: time(used.position + 1), end, dead, steady, ..gap });
-            }
-        }
-        let nothing_in_place = gaps.iter().all(|gap| gap.in_place.is_none());
-        if out_bytes > 0 && nothing_in_place && link_micros < round.micros * COMPUTES {
-            slack_bytes = MOST_SLACK_BYTES.min(vram_bytes / MOST_SLACK_PART);
-            (round.out_bytes, round.ahead_bytes) = (out_with(slack_bytes), slack_bytes);
-        }
-        self.planned.slack_bytes = slack_bytes;
-        let chosen = if out_bytes == 0 { vec![false; gaps.len()] } else { schedule::choose(&gaps, &round) };
-        for (index, first, uses) in owners {
-            let decision = |gap: usize| match (chosen[gap], gaps[gap].in_place) {
-                (false, _) => Decision::Keep,
-                (true, None) => Decision::Out,
-                (true, Some(_)) => Decision::Stay,
-            };
-            let Some(chunk) = self.chunk_mut(index) else { continue };
-            if gaps[first].in_place.is_some() {
-                chunk.history.decide(place, std::iter::repeat_n(decision(first), uses));
-            } else {
-                chunk.history.decide(place, (first..first + uses.max(1)).map(decision));
-            }
-        }
     }
 
     fn torture(&mut self, state: u64, safe: bool, room: Room, needs_progress: &mut bool) -> Option<Step> {

@@ -151,9 +151,10 @@ impl<'a> Plan<'a> {
             return None;
         }
         let steady = if gap.steady { STEADY } else { 1.0 };
-        // Of what has to be copied at times at which the link has much to do already, others have to wait.
+        // Of what has to be copied at times at which the link has much to do already, others have to wait. Who reads in place
+        // waits for the link whenever it is.
         let (mut crossings, mut busy) = (0.0, 0.0);
-        for at in gap.crossings() {
+        for at in gap.crossings().filter(|_| gap.in_place.is_none()) {
             let load = self.busy(at) + bytes / self.capacity;
             crossings += 1.0;
             busy += load.max(1.0) + SPREAD * load;

@@ -36,7 +36,8 @@ impl Residency {
         self.saw_everything |= work.everything;
         let ram_bytes = self.movable_ram_bytes(touched);
         let manner = if ram_bytes > 0 { self.foresight.manner(work.kind) } else { None };
-        let wanted = || manner == Some(Manner::Move) || touched.iter().any(|index| self.is_better_brought(*index));
+        let wanted =
+            || manner == Some(Manner::Move) || touched.iter().any(|index| self.is_better_brought(*index, manner));
         let promote = ram_bytes > 0 && work.patient && self.policy.promotes() && !self.has_no_hope(hold) && wanted();
         // How this kind does with data in RAM is about to be known: better to wait than to do it all the slow way.
         let wait_to_know =
@@ -134,13 +135,13 @@ impl Residency {
     }
 
     /// Whether a work that could read the chunk in place waits for it all the same: it would have to be mapped there, it is on
-    /// its way by plan (what is read in place meanwhile makes that later still), or it is used so often that it never lies idle,
-    /// as it must to be brought.
-    fn is_better_brought(&self, index: u32) -> bool {
+    /// its way by plan (what is read in place meanwhile makes that later still; but how a kind does that has to be seen once),
+    /// or it is used so often that it never lies idle, as it must to be brought.
+    fn is_better_brought(&self, index: u32, manner: Option<Manner>) -> bool {
         let Some(chunk) = self.chunk(index).filter(|chunk| chunk.tier == Tier::Ram && !chunk.fixed) else {
             return false;
         };
-        let planned = self.has_plan();
+        let planned = manner.is_some() && self.brings_all();
         let hot = || planned || chunk.history.is_hot(self.foresight.position());
         !chunk.mapped || (chunk.history.decision != Decision::Stay && hot())
     }

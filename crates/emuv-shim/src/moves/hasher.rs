@@ -96,7 +96,7 @@ impl Hasher {
         let trial = self.trials.entry(offset).or_default();
         // The first time there is nothing that it could be the same as.
         let first = !std::mem::replace(&mut trial.known, true);
-        trial.skipped = if same || first { 0 } else { (2 * trial.skipped + 1).min(MOST_SKIPPED) };
+        trial.skipped = if same || first { 0 } else { (4 * trial.skipped + 3).min(MOST_SKIPPED) };
         trial.skip = trial.skipped;
     }
 

@@ -13,8 +13,8 @@ use crate::{
     sync::Mutex,
 };
 
-/// Spares in RAM whose contents are known are kept, if there are others to be had, up to this part of the VRAM budget.
-const KEPT_PART: u64 = 4;
+/// The part of the RAM budget that is not taken for contents that may be wanted again.
+const LAST_PART: u64 = 8;
 
 /// See the module's head. One per device.
 #[derive(Default)]
@@ -97,20 +97,12 @@ impl Spares {
     ///
     /// # Errors
     /// The driver's own; `None` where the budget has no room.
-    pub fn take(
-        &self,
-        arena: &Arena,
-        tier: Tier,
-        bytes: u64,
-        may_make: impl Fn() -> bool,
-    ) -> CuResult<Option<Handle>> {
-        let has_plenty =
-            || lock(&self.0).ram_bytes > arena.with_memory(|memory| memory.budgets().vram.limit_bytes()) / KEPT_PART;
+    pub fn take(&self, arena: &Arena, tier: Tier, bytes: u64, may_make: impl Fn() -> bool) -> CuResult<Option<Handle>> {
         if let Some(handle) = self.take_worthless(arena, tier, bytes) {
             return Ok(Some(handle));
         }
         // What they hold may be wanted again, so others are made, as long as these are not many.
-        let keep = tier == Tier::Ram && !has_plenty() && may_make();
+        let keep = tier == Tier::Ram && self.may_keep_more(arena) && may_make();
         let made = if keep { self.make(arena, tier, bytes, false)? } else { None };
         if made.is_some() {
             return Ok(made);
@@ -125,6 +117,14 @@ impl Spares {
             None if may_make() => self.make(arena, tier, bytes, true),
             None => Ok(None),
         }
+    }
+
+    /// Whether RAM has room for more of what may be wanted again: no more of it than all of VRAM could have come from, and not the
+    /// last that allocations may need.
+    fn may_keep_more(&self, arena: &Arena) -> bool {
+        let budgets = arena.with_memory(|memory| *memory.budgets());
+        let has_room = budgets.ram.prospect_bytes() > budgets.ram.limit_bytes() / LAST_PART;
+        has_room && lock(&self.0).ram_bytes < budgets.vram.limit_bytes()
     }
 
     /// A spare that holds nothing that may be wanted.

@@ -1,0 +1,139 @@
+//! The plan of a round: which chunks are out between which of their uses. When one is made, and what it is made from
+//! ([`super::schedule`] chooses).
+
+use super::{
+    ChunkState, Heat, Manner, Residency,
+    history::{ChunkUse, Decision},
+    plan::Room,
+    schedule::{self, Gap, Round},
+};
+use crate::Tier;
+
+/// VRAM that is kept for moves in flight: at most this, and at most this part of what chunks that move have. More of it
+/// lets data come earlier, which hides moves where the GPU is the limit; where the link is, it is only more that has to
+/// move.
+const SLACK_BYTES: u64 = 160 << 20;
+const SLACK_PART: u64 = 24;
+const MOST_SLACK_BYTES: u64 = 768 << 20;
+const MOST_SLACK_PART: u64 = 12;
+
+/// The part of a round's own time up to which the link may take for a round that the GPU limits.
+const COMPUTES: f64 = 0.75;
+
+/// The part of a round's own time from which on the link is taken to be what limits it: then what is read once is read where it is,
+/// so that nothing has to go out for it, if at least this part of what is used is of that kind, as far as it is known. In other programs the GPU would only
+/// wait for it, and the link have less for the rest.
+const IN_PLACE: f64 = 0.5;
+const MOSTLY_READ_ONCE: f64 = 0.5;
+
+/// A round is the same one as long as its length differs by less than this part.
+const SAME_PERIOD: u64 = 16;
+
+/// A plan is made again after so many rounds, and then after ever more, up to this.
+const MOST_ROUNDS: u64 = 64;
+
+impl Residency {
+    /// Makes a plan if it is time to.
+    pub(super) fn renew_plan(&mut self, room: Room) {
+        let (Some(place), Some(period)) = (self.foresight.place(), self.foresight.period()) else { return };
+        let position = self.foresight.position();
+        let same = period.abs_diff(self.planned.period) <= period / SAME_PERIOD;
+        if same && position < self.planned.until {
+            return;
+        }
+        self.planned.rounds = if same { (self.planned.rounds * 2).min(MOST_ROUNDS) } else { 1 };
+        self.planned.period = period;
+        self.planned.until = position + self.planned.rounds * period;
+        self.plan(place, room);
+    }
+
+    #[allow(clippy::cast_precision_loss)] // Estimates.
+    fn plan(&mut self, place: u64, room: Room) {
+        let movable = |chunk: &ChunkState| !chunk.fixed && !chunk.escaped;
+        let sum = |tier: Tier| -> u64 {
+            self.live().filter(|(_, chunk)| movable(chunk) && chunk.tier == tier).map(|(_, chunk)| chunk.bytes).sum()
+        };
+        let (vram_bytes, ram_bytes) = (sum(Tier::Vram) + room.vram_bytes, sum(Tier::Ram));
+        let mut slack_bytes = SLACK_BYTES.min(vram_bytes / SLACK_PART);
+        let out_with = |slack: u64| (ram_bytes + slack).saturating_sub(room.vram_bytes + room.vram_coming_bytes);
+        let out_bytes = out_with(slack_bytes);
+        let times = self.foresight.times(place);
+        let end = times.last().copied().unwrap_or(0.0);
+        let time =
+            |position: u64| times.get(usize::try_from(position - place - 1).unwrap_or(0)).copied().unwrap_or(end);
+        let link = self.foresight.link();
+        let mut round = Round { micros: end.max(1.0), out_bytes, link, ahead_bytes: slack_bytes };
+        // Where the link is the limit, what reads each byte once is read where it is.
+        let link_micros = out_bytes as f64 / link;
+        let reads_in_place = |used: &ChunkUse| self.foresight.manner_at(used.position) == Some(Manner::InPlace);
+        let (known_bytes, read_once_bytes) = self.read_once(place);
+        let in_place =
+            link_micros > round.micros * IN_PLACE && read_once_bytes as f64 >= known_bytes as f64 * MOSTLY_READ_ONCE;
+        let mut gaps = Vec::new();
+        let mut owners = Vec::new();
+        for (index, chunk) in self.live().filter(|(_, chunk)| movable(chunk) && chunk.heat != Heat::Hot) {
+            let is_out = chunk.tier == Tier::Ram;
+            let uses: Vec<_> = chunk.history.since(place).collect();
+            let gap = Gap {
+                bytes: chunk.bytes,
+                start: 0.0,
+                end: round.micros,
+                dead: chunk.dead,
+                in_place: None,
+                steady: is_out || chunk.history.decision != Decision::Keep,
+            };
+            owners.push((index, gaps.len(), uses.len()));
+            if in_place && !uses.is_empty() && uses.iter().all(|used| reads_in_place(used)) {
+                gaps.push(Gap { in_place: u32::try_from(uses.len()).ok(), start: time(uses[0].position), ..gap });
+                continue;
+            }
+            if uses.is_empty() {
+                gaps.push(gap);
+                continue;
+            }
+            for (at, used) in uses.iter().enumerate() {
+                let next = uses.get(at + 1);
+                let end = next.map_or_else(|| time(uses[0].position) + round.micros, |next| time(next.position));
+                let dead = next.map_or(uses[0].fresh, |next| next.fresh);
+                let steady = used.decision != Decision::Keep || (next.is_none() && is_out);
+                gaps.push(Gap { start: time(used.position + 1), end, dead, steady, ..gap });
+            }
+        }
+        let nothing_in_place = gaps.iter().all(|gap| gap.in_place.is_none());
+        if out_bytes > 0 && nothing_in_place && link_micros < round.micros * COMPUTES {
+            slack_bytes = MOST_SLACK_BYTES.min(vram_bytes / MOST_SLACK_PART);
+            (round.out_bytes, round.ahead_bytes) = (out_with(slack_bytes), slack_bytes);
+        }
+        (self.planned.slack_bytes, self.planned.brings_all) = (slack_bytes, nothing_in_place);
+        let chosen = if out_bytes == 0 { vec![false; gaps.len()] } else { schedule::choose(&gaps, &round) };
+        for (index, first, uses) in owners {
+            let decision = |gap: usize| match (chosen[gap], gaps[gap].in_place) {
+                (false, _) => Decision::Keep,
+                (true, None) => Decision::Out,
+                (true, Some(_)) => Decision::Stay,
+            };
+            let Some(chunk) = self.chunk_mut(index) else { continue };
+            if gaps[first].in_place.is_some() {
+                chunk.history.decide(place, std::iter::repeat_n(decision(first), uses));
+            } else {
+                chunk.history.decide(place, (first..first + uses.max(1)).map(decision));
+            }
+        }
+    }
+
+    /// Bytes of chunks of whose uses behind `place` it is known how they do with data in RAM, and those of them that only such use
+    /// as read each byte about once.
+    fn read_once(&self, place: u64) -> (u64, u64) {
+        let (mut known_bytes, mut once_bytes) = (0, 0);
+        for (_, chunk) in self.live().filter(|(_, chunk)| !chunk.fixed && !chunk.escaped) {
+            let mut manners = chunk.history.since(place).map(|used| self.foresight.manner_at(used.position)).peekable();
+            let used = manners.peek().is_some();
+            let (known, once) = manners.fold((used, used), |(known, once), manner| {
+                (known && manner.is_some(), once && manner == Some(Manner::InPlace))
+            });
+            known_bytes += if known { chunk.bytes } else { 0 };
+            once_bytes += if once { chunk.bytes } else { 0 };
+        }
+        (known_bytes, once_bytes)
+    }
+}
