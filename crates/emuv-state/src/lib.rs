@@ -48,7 +48,10 @@ pub use process::process_start_ticks;
 pub use run_dir::{RunDir, run_paths};
 pub use runs::{RunEntry, Runs};
 pub use state_dir::state_dir;
-pub use timeline::{MarkRecord, Timeline, TimelineRecord, read_timeline};
+pub use timeline::{
+    CostRecord, MOST_NATIVE_FRAMES, MOST_PYTHON_FRAMES, MarkRecord, NativeFrame, PythonFrame, Site, Timeline,
+    TimelineRecord, read_timeline,
+};
 #[cfg(feature = "cli")]
 pub use verdict::read_verdicts;
 pub use verdict::{Verdict, verdict_file};
