@@ -20,6 +20,7 @@ use crate::{
     moves::Moves,
     pools::{On, POOL_OWNER, Pools},
     session::{self, Session},
+    sites::Sites,
     sync::Mutex,
     timeline::Timeline,
     turns,
@@ -56,6 +57,8 @@ pub(crate) struct Device {
     pub moves: Moves,
     /// What it holds and moves, over time.
     pub timeline: Timeline,
+    /// Where in the program its memory was allocated.
+    pub sites: Sites,
     /// Freed, but not yet to be given back.
     deferred: Mutex<Vec<Deferred>>,
 }
@@ -114,6 +117,7 @@ impl Device {
             pools: Pools::default(),
             moves: Moves::default(),
             timeline: session.new_timeline(ordinal),
+            sites: session.new_sites(),
             deferred: Mutex::default(),
         };
         if let Some(counters) = session.counters(ordinal) {
@@ -171,6 +175,7 @@ impl Device {
     pub fn allocate(&self, session: &Session, owner: Owner, bytes: u64) -> Result<u64, Refusal> {
         let placed = self.place(session, owner, bytes).map(|placed| placed.address);
         self.count_allocation(session, placed.err());
+        self.note_site(placed.ok(), bytes);
         placed
     }
 
@@ -181,7 +186,14 @@ impl Device {
     pub fn allocate_in_order(&self, session: &Session, pool: PoolId, bytes: u64, on: On) -> Result<u64, Refusal> {
         let address = self.pools.allocate(session, self, pool, bytes, on);
         self.count_allocation(session, address.err());
+        self.note_site(address.ok(), bytes);
         address
+    }
+
+    fn note_site(&self, address: Option<u64>, bytes: u64) {
+        if let Some(address) = address {
+            self.sites.note(address.wrapping_sub(self.arena.base()), bytes);
+        }
     }
 
     fn count_allocation(&self, session: &Session, refusal: Option<Refusal>) {

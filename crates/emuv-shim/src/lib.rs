@@ -39,6 +39,7 @@ mod pools;
 mod real;
 mod resolve;
 mod session;
+mod sites;
 mod slice;
 mod streams;
 mod sync;

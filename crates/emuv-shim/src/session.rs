@@ -26,6 +26,7 @@ use crate::{
     moves::verify::Verify,
     peers::Peers,
     real::Real,
+    sites::Sites,
     slice::{self, Slice},
     streams::Name,
     sync::{
@@ -85,6 +86,8 @@ pub(crate) struct Session {
     pub began: Instant,
     /// What devices hold and move is kept over time.
     keeps_timelines: bool,
+    /// So is where in the program memory is allocated.
+    keeps_call_sites: bool,
     /// Raised when a stream goes.
     streams_gone: AtomicU64,
     devices: [OnceLock<Option<Device>>; MAX_DEVICES],
@@ -231,6 +234,7 @@ impl Session {
             quiet: on(env::QUIET),
             began: Instant::now(),
             keeps_timelines: on(env::TIMELINE),
+            keeps_call_sites: on(env::CALL_SITES),
             devices: [const { OnceLock::new() }; MAX_DEVICES],
             arenas: (AtomicU64::new(u64::MAX), AtomicU64::new(0)),
             trace: system::variable_os(env::TRACE).filter(|path| !path.is_empty()).map(PathBuf::from),
@@ -381,6 +385,11 @@ impl Session {
     pub fn new_timeline(&self, ordinal: CUdevice) -> Timeline {
         let run_dir = std::env::var_os(env::RUN_DIR).filter(|_| self.keeps_timelines).map(PathBuf::from);
         run_dir.map_or_else(Timeline::default, |run_dir| Timeline::create(&run_dir, self.ledger.name(), ordinal))
+    }
+
+    /// What is to be kept of where allocations are made, if anything is.
+    pub fn new_sites(&self) -> Sites {
+        if self.keeps_call_sites { Sites::keep() } else { Sites::default() }
     }
 
     /// The program has launched work on the current device.

@@ -8,12 +8,8 @@ use std::{
 };
 
 use emuv_cuda::types::CUdevice;
-use emuv_policy::{
-    Tier, Why,
-    figure::{Cost, Maker},
-    timeline::Sample,
-};
-use emuv_state::DeviceCounters;
+use emuv_policy::{Tier, Why, timeline::Sample};
+use emuv_state::{CostRecord, DeviceCounters};
 
 use crate::{
     arena::lock,
@@ -87,7 +83,7 @@ impl Timeline {
     }
 
     /// Keeps what was moved of so many allocations.
-    pub fn set_costs(&self, costs: impl FnOnce(usize) -> Vec<(Cost, Maker)>) {
+    pub fn set_costs(&self, costs: impl FnOnce(usize) -> Vec<CostRecord>) {
         if let Some(kept) = &self.kept {
             let costs = costs(COSTS);
             lock(kept).set_costs(&costs);

@@ -65,6 +65,10 @@ variables! {
     REPORT = "EMUV_REPORT", Some("--report");
     /// 1: what devices hold and move is kept over time, for the report (set by emuv run).
     TIMELINE = "EMUV_TIMELINE", None;
+    /// 1: it is also kept where in the program what moves most was allocated (set by emuv run).
+    CALL_SITES = "EMUV_CALL_SITES", None;
+    /// 1: a report does not say where in the program what moves most was allocated.
+    NO_CALL_SITES = "EMUV_NO_CALL_SITES", Some("--no-call-sites");
     /// File that what moves, and why, is recorded in (one file for each process and GPU).
     TRACE = "EMUV_TRACE", Some("--trace");
     /// 1: whatever a launch may not touch is unmapped while it runs (set by emuv verify).

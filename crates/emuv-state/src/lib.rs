@@ -17,6 +17,7 @@ mod process;
 #[cfg(feature = "cli")]
 pub mod report;
 mod run_dir;
+mod runs;
 pub mod sharing;
 pub mod slices;
 mod state_dir;
@@ -44,9 +45,13 @@ pub use limits::{Limits, MAX_SIZE, Setting};
 pub use log_setting::{LogLevel, LogSetting};
 pub use movement::Movement;
 pub use process::process_start_ticks;
-pub use run_dir::{RunDir, RunEntry, run_paths, runs};
+pub use run_dir::{RunDir, run_paths};
+pub use runs::{RunEntry, Runs};
 pub use state_dir::state_dir;
-pub use timeline::{MarkRecord, Timeline, TimelineRecord, read_timeline};
+pub use timeline::{
+    CostRecord, MOST_NATIVE_FRAMES, MOST_PYTHON_FRAMES, MarkRecord, NativeFrame, PythonFrame, Site, Timeline,
+    TimelineRecord, read_timeline,
+};
 #[cfg(feature = "cli")]
 pub use verdict::read_verdicts;
 pub use verdict::{Verdict, verdict_file};

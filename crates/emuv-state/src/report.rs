@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{DeviceRecord, Limits, ProcessRecord, TierRecord, TimelineRecord, uuid_text};
 pub use file::{check_writable, write_whole};
 pub use movement::{MovementReport, WarningReport};
-pub use timeline::{CostReport, MarkReport, TimelineReport};
+pub use timeline::{CostReport, MarkReport, NativeFrameReport, PythonFrameReport, SiteReport, TimelineReport};
 
 /// The version of the format.
 pub const SCHEMA: u32 = 1;
@@ -158,10 +158,10 @@ impl From<&DeviceRecord> for DeviceReport {
 }
 
 impl DeviceReport {
-    /// Adds what was kept over time.
-    pub fn add_timeline(&mut self, record: &TimelineRecord) {
+    /// Adds what was kept over time. `symbol` names the function at a place in a file, where that can be known.
+    pub fn add_timeline(&mut self, record: &TimelineRecord, symbol: &mut dyn FnMut(&str, u64) -> Option<String>) {
         self.timeline = Some(TimelineReport::from(record));
-        self.costliest = Some(CostReport::all(record));
+        self.costliest = Some(CostReport::all(record, symbol));
     }
 }
 

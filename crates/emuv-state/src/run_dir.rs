@@ -11,21 +11,19 @@ use std::{
     io::{self, Write},
     os::unix::{
         ffi::OsStrExt,
-        fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+        fs::{DirBuilderExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
 };
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::{env, plain_file::read_plain, process::ProcessId, read_ledgers, slices::SLICE_FILE};
+use crate::{env, process::ProcessId, read_ledgers};
 
 const OWNER: &str = "owner";
 const PREFIX: &str = "run-";
 /// A directory that is being made: it gets its name when it has its owner, so that no sweep sees it half made.
 const NEW_PREFIX: &str = ".new-";
-/// The longest path that is read from a file.
-const PATH_BYTES: usize = 4096;
 
 /// The directory of this run, removed when dropped unless processes of the run still live.
 #[derive(Debug)]
@@ -70,31 +68,10 @@ impl Drop for RunDir {
     }
 }
 
-/// A run's directory, as others see it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RunEntry {
-    /// Where it is.
-    pub path: PathBuf,
-    /// The user whose it is.
-    pub uid: u32,
-    /// The folder of the slice that its programs are in.
-    pub slice: Option<PathBuf>,
-}
-
-/// The runs in a state directory, by name: those that go on, and what others have left. Nothing is changed.
-///
-/// # Errors
-/// The system's own, but for a directory that is not there: that has no runs.
-pub fn runs(state_dir: &Path) -> io::Result<Vec<RunEntry>> {
-    let mut found: Vec<_> = run_paths(state_dir)?.into_iter().filter_map(run).collect();
-    found.sort_by(|one, other| one.path.cmp(&other.path));
-    Ok(found)
-}
-
 /// What is named as a run's directory in a state directory, in no order.
 ///
 /// # Errors
-/// As [`runs`].
+/// The system's own, but for a directory that is not there: that has no runs.
 pub fn run_paths(state_dir: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(state_dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -106,13 +83,6 @@ pub fn run_paths(state_dir: &Path) -> io::Result<Vec<PathBuf>> {
 
 fn is_run_name(name: &str) -> bool {
     name.strip_prefix(PREFIX).and_then(pid_of).is_some()
-}
-
-fn run(path: PathBuf) -> Option<RunEntry> {
-    let data = fs::symlink_metadata(&path).ok().filter(fs::Metadata::is_dir)?;
-    let slice = read_plain(&path.join(SLICE_FILE), PATH_BYTES).ok().filter(|bytes| !bytes.is_empty());
-    let slice = slice.map(|bytes| PathBuf::from(OsStr::from_bytes(&bytes)));
-    Some(RunEntry { path, uid: data.uid(), slice })
 }
 
 fn write_owner(folder: &Path, me: ProcessId) -> io::Result<File> {
@@ -200,6 +170,8 @@ fn is_used_by_a_process(folder: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     fn entries(folder: &Path) -> Vec<String> {
@@ -234,24 +206,6 @@ mod tests {
         let (a, b) = (RunDir::create(state.path()).unwrap(), RunDir::create(state.path()).unwrap());
         assert_ne!(a.path(), b.path());
         assert!(a.path().is_dir(), "a live run's directory is not swept");
-    }
-
-    #[test]
-    fn others_see_whose_run_it_is_and_in_which_slice() {
-        let state = tempfile::tempdir().unwrap();
-        assert_eq!(runs(&state.path().join("none")).unwrap(), []);
-        let (one, two) = (RunDir::create(state.path()).unwrap(), RunDir::create(state.path()).unwrap());
-        fs::write(two.path().join(SLICE_FILE), "/run/emuv/vgpu/ml-1").unwrap();
-        fs::write(state.path().join("run-1-7"), "a file").unwrap();
-        fs::create_dir(state.path().join("run-notes")).unwrap();
-        let uid = rustix::process::geteuid().as_raw();
-        let slices = [None, Some(PathBuf::from("/run/emuv/vgpu/ml-1"))];
-        let expected: Vec<_> = [one.path(), two.path()]
-            .into_iter()
-            .zip(slices)
-            .map(|(path, slice)| RunEntry { path: path.to_owned(), uid, slice })
-            .collect();
-        assert_eq!(runs(state.path()).unwrap(), expected);
     }
 
     #[test]

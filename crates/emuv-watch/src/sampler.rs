@@ -6,12 +6,16 @@ use std::{
     io::{self, ErrorKind},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
 };
 
 use emuv_policy::figure::Card;
 use emuv_state::{
-    DeviceRecord, LedgerError, ProcessRecord, RunEntry, TierRecord, read_ledgers, runs,
+    DeviceRecord, LedgerError, Ledgers, ProcessRecord, RunEntry, Runs, TierRecord,
     slices::{Entry, Listing, Registry, SliceError, SliceProcess},
     uuid_text,
 };
@@ -31,6 +35,12 @@ use crate::{
 /// What `emuv-simgpu` calls its cards.
 const SIMULATED: &str = "emuV simulated GPU";
 
+/// So many are worth another thread.
+const MANY_RUNS: usize = 512;
+
+/// So many a thread takes at a time.
+const RUNS_AT_ONCE: usize = 32;
+
 /// Problems that are told of one by one; of more, only how many.
 const MOST_PROBLEMS: usize = 100;
 
@@ -38,6 +48,7 @@ const MOST_PROBLEMS: usize = 100;
 pub struct Sampler {
     places: Places,
     gpus: Box<dyn Gpus>,
+    runs: Runs,
     history: History,
     /// Links that were measured, by GPU: they outlive who has measured them.
     links: HashMap<String, Link>,
@@ -52,7 +63,7 @@ impl std::fmt::Debug for Sampler {
 impl Sampler {
     /// A sampler of these places and GPUs.
     pub fn new(places: Places, gpus: Box<dyn Gpus>) -> Self {
-        Self { places, gpus, history: History::default(), links: HashMap::new() }
+        Self { places, gpus, runs: Runs::default(), history: History::default(), links: HashMap::new() }
     }
 
     /// What goes on now. `now` must not be before that of the last sample.
@@ -65,18 +76,18 @@ impl Sampler {
         };
         let dirs = self.places.list(&mut snapshot.problems);
         let mut seen = Seen::default();
+        let (slices, runs) = look_at(&dirs, &mut self.runs);
         // All slices first: a run in one directory may be in a slice of another.
-        for dir in &dirs {
-            let (listings, problems) = Registry::of(dir).listings();
+        for (listings, problems) in slices {
             snapshot.problems.extend(problems.iter().map(slice_problem));
             for listing in listings {
                 snapshot.slices.push(slice(&listing));
                 seen.add_slice(listing);
             }
         }
-        for dir in &dirs {
-            match runs(dir) {
-                Ok(runs) => runs.iter().for_each(|run| self.run(run, &mut seen, &mut snapshot)),
+        for (dir, runs) in dirs.iter().zip(runs) {
+            match runs {
+                Ok(runs) => runs.iter().for_each(|(run, ledgers)| self.run(run, ledgers, &mut seen, &mut snapshot)),
                 Err(error) => snapshot.problems.push(unreadable(dir, &error)),
             }
         }
@@ -95,8 +106,7 @@ impl Sampler {
     }
 
     /// The processes of one run that live.
-    fn run(&mut self, run: &RunEntry, seen: &mut Seen, snapshot: &mut Snapshot) {
-        let ledgers = read_ledgers(&run.path);
+    fn run(&mut self, run: &RunEntry, ledgers: &Ledgers, seen: &mut Seen, snapshot: &mut Snapshot) {
         snapshot.problems.extend(ledgers.problems.iter().filter_map(|problem| ledger_problem(problem, run)));
         let place: Arc<str> = run.path.to_string_lossy().into();
         for record in ledgers.processes.iter().filter(|record| record.alive) {
@@ -155,6 +165,47 @@ impl Sampler {
         }
         snapshot.gpus = gpus;
     }
+}
+
+/// The slices of a directory, and what could not be used.
+type Slices = (Vec<Listing>, Vec<SliceError>);
+
+/// The runs of a directory, and what their processes say.
+type RunsRead = io::Result<Vec<(RunEntry, Ledgers)>>;
+
+/// Reads what there is, directory by directory. Where there is much, another thread reads the slices meanwhile, and then helps.
+fn look_at(dirs: &[PathBuf], runs: &mut Runs) -> (Vec<Slices>, Vec<RunsRead>) {
+    let found = runs.look(dirs);
+    let slices = || dirs.iter().map(|dir| Registry::of(dir).listings()).collect::<Vec<_>>();
+    let entries: Vec<&RunEntry> = found.iter().flatten().flatten().collect();
+    let next = AtomicUsize::new(0);
+    let runs = &*runs;
+    // A few runs at a time, by whoever has time; of all that were read, where they stand.
+    let read = || {
+        let mut all = Vec::new();
+        loop {
+            let start = next.fetch_add(RUNS_AT_ONCE, Ordering::Relaxed);
+            let Some(some) = entries.get(start..).filter(|rest| !rest.is_empty()) else { return all };
+            all.extend((start..).zip(some.iter().take(RUNS_AT_ONCE).map(|run| runs.ledgers(run))));
+        }
+    };
+    let (slices, mut ledgers) = if entries.len() < MANY_RUNS {
+        (slices(), read())
+    } else {
+        thread::scope(|scope| {
+            let other = thread::Builder::new().spawn_scoped(scope, || (slices(), read()));
+            let mut ledgers = read();
+            let other = other.ok().and_then(|other| other.join().ok());
+            let (slices, more) = other.unwrap_or_else(|| (slices(), Vec::new()));
+            ledgers.extend(more);
+            (slices, ledgers)
+        })
+    };
+    ledgers.sort_by_key(|(at, _)| *at);
+    let mut ledgers = ledgers.into_iter().map(|(_, ledgers)| ledgers);
+    let mut with_ledgers = |run: RunEntry| (run, ledgers.next().unwrap_or_default());
+    let runs = found.into_iter().map(|found| Ok(found?.into_iter().map(&mut with_ledgers).collect())).collect();
+    (slices, runs)
 }
 
 /// What a sample has come across so far.

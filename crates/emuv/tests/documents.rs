@@ -77,6 +77,44 @@ fn the_tutorial_runs_as_written() {
     assert!(words.len() >= 3 && words.iter().all(|line| *line == words[0]), "{words:?}");
 }
 
+/// What stands for the modules that the service imports: they answer at once.
+const STAND_INS: [(&str, &str); 4] = [
+    (
+        "torch.py",
+        "class Of:\n    def sum(self): return self\n    def item(self): return 1\ndef ones(*_, **__): return Of()\n",
+    ),
+    (
+        "fastapi.py",
+        "class Response: pass\nclass FastAPI:\n    def post(self, _): return lambda act: act\n    get = post\n",
+    ),
+    (
+        "transformers.py",
+        "class BitsAndBytesConfig:\n    def __init__(self, **_): pass\n\
+         def pipeline(*_, **__): return lambda prompts, **_: [prompt + '!' for prompt in prompts]\n",
+    ),
+    (
+        "ask.py",
+        "import asyncio, fastapi, server\n\
+         async def ask():\n    response = fastapi.Response()\n\
+         \x20   print(*await asyncio.gather(*[server.generate(str(number)) for number in range(20)]))\n\
+         \x20   await server.health(response)\n    print('health', response.status_code)\nasyncio.run(ask())\n",
+    ),
+];
+
+#[test]
+fn the_service_on_its_page_answers_every_request_and_is_well() {
+    let text = fs::read_to_string(docs().join("how-to/inference-service.md")).unwrap();
+    let lines = text.lines().skip_while(|line| !line.contains("import asyncio"));
+    let source: Vec<_> = lines.map_while(|line| line.strip_prefix("    ").or(line.is_empty().then_some(""))).collect();
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("server.py"), source.join("\n")).unwrap();
+    STAND_INS.iter().for_each(|(name, text)| fs::write(folder.path().join(name), text).unwrap());
+    let output = Command::new("python3").arg("-B").arg("ask.py").current_dir(folder.path()).output().unwrap();
+    let expected: Vec<_> = (0..20).map(|number| format!("{number}!")).collect();
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(printed, format!("{}\nhealth 200\n", expected.join(" ")), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[test]
 fn the_pages_on_slices_run_as_written() {
     let printed = run("how-to/four-slices.md");

@@ -17,6 +17,9 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
+#[path = "programs/reports.rs"]
+mod reports;
+
 /// Longer than any of these programs takes on a slow machine: a guard against one that hangs.
 const GUARD: [&str; 3] = ["timeout", "--kill-after=5", "300"];
 
@@ -259,35 +262,6 @@ fn copies_and_memsets_cross_chunk_and_tier_boundaries() {
 #[test]
 fn memory_goes_with_its_context() {
     everywhere_and_spilled("contexts", &["320"]);
-}
-
-#[test]
-fn the_report_says_what_a_loop_moved_and_how_close_to_the_bound_that_was() {
-    let run = Run::start("steady", &["12", "32", "8"], SPILLED).expect_code(0);
-    let device = &run.report["processes"][0]["devices"][0];
-    let movement = &device["movement"];
-    let number = |field: &str| movement[field].as_f64().unwrap_or_else(|| panic!("{field}: {movement}"));
-    assert!(number("watched_seconds") > 0.0 && number("gpu_waited_seconds") <= number("watched_seconds"), "{movement}");
-    assert!(movement["link"]["both_gb_per_s"].as_f64().unwrap() > 0.0, "{movement}");
-    assert_eq!(movement["works_per_iteration"], 12);
-    // Known, or it is said why not.
-    match movement["percent_of_bound"].as_f64() {
-        Some(percent) => assert!((0.0..=100.0).contains(&percent), "{movement}"),
-        None => assert!(movement["unknown_because"].is_string(), "{movement}"),
-    }
-    let most = movement["most_moved"].as_array().unwrap();
-    // How it was allocated is not known any more of what was given back meanwhile.
-    let how = |moved: &Value| moved["allocated_by"] == "cuMemAlloc" || moved["allocated_by"].is_null();
-    assert!(most.iter().all(|moved| how(moved) && moved["bytes"] == 32 * MIB), "{movement}");
-    assert!(!run.all_output().contains("moved into VRAM"), "it was told to be quiet: {}", run.all_output());
-}
-
-#[test]
-fn what_does_not_move_has_no_figure() {
-    for under in [NO_RAM, STATIC] {
-        let run = Run::start("steady", &["7", "32", "2"], under).expect_code(0);
-        assert!(run.report["processes"][0]["devices"][0]["movement"].is_null(), "{}", run.report);
-    }
 }
 
 #[test]

@@ -47,6 +47,13 @@ fn timeline() -> Value {
     })
 }
 
+fn site() -> Value {
+    json!({
+        "python": [{"file": HOSTILE, "line": 7, "function": HOSTILE}],
+        "native": [{"library": HOSTILE, "offset": HOSTILE, "symbol": HOSTILE}],
+    })
+}
+
 /// A report whose every text is hostile.
 fn report() -> Value {
     let tier = json!({"budget_bytes": 1 << 30, "used_bytes": 0, "peak_bytes": 1 << 30});
@@ -58,7 +65,8 @@ fn report() -> Value {
             "unspilled_bytes": 0, "allocations": 3, "frees": 3, "refused": 2, "spilled_bytes": 1, "launches": 99,
             "promoted_bytes": 20 << 20, "evicted_bytes": 20 << 20, "held": 5, "held_micros": 700, "searches": 1,
             "movement": movement(), "timeline": timeline(),
-            "costliest": [{"bytes": 64 << 20, "into_vram_bytes": 20 << 20, "out_of_vram_bytes": 1 << 20, "allocated_by": HOSTILE}],
+            "costliest": [{"bytes": 64 << 20, "into_vram_bytes": 20 << 20, "out_of_vram_bytes": 1 << 20, "allocated_by": HOSTILE,
+                "allocated_at": site()}],
         }]}],
     })
 }

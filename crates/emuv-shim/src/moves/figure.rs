@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use emuv_policy::{
     Policy, Sight, Tier,
-    figure::{Card, Maker, Summary, Watch},
+    figure::{Card, Cost, Maker, Summary, Watch},
     hash::FastMap,
     machine::Link,
 };
+use emuv_state::CostRecord;
 
 use crate::{
     device::Device,
@@ -89,7 +90,12 @@ impl Figure {
         }
         device.timeline.set_costs(|count| {
             let costs = self.watch.as_ref().map(|watch| watch.costs().most(count)).unwrap_or_default();
-            costs.into_iter().map(|cost| (cost, self.maker(device, cost.offset))).collect()
+            let record = |cost: Cost| CostRecord {
+                cost,
+                maker: self.maker(device, cost.offset),
+                site: device.sites.of(cost.offset, cost.bytes),
+            };
+            costs.into_iter().map(record).collect()
         });
         if let Some(counters) = session.counters(device.ordinal) {
             counters.figure.store(&summary);

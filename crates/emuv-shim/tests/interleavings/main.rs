@@ -45,6 +45,7 @@ rooms! {
     "../../src/pointer.rs" pointer;
     "../../src/pools.rs" pools;
     "../../src/session.rs" session;
+    "../../src/sites/mod.rs" sites;
     "../../src/slice.rs" slice;
     "../../src/streams.rs" streams;
     "../../src/timeline.rs" timeline;

@@ -22,6 +22,7 @@ pub(crate) use figure::{code as maker_code, maker};
 pub use layout::{DeviceCounters, MAX_DEVICES, ProcessCounters, TierCounters};
 pub use read::parse;
 pub use read::{DeviceRecord, LedgerError, Ledgers, ProcessRecord, TierRecord, read_ledgers, uuid_text};
+pub(crate) use read::{ledger_paths, read_these};
 
 use crate::process::{ProcessId, command_line};
 use layout::{COMMAND_BYTES, Layout, MAGIC, VERSION};

@@ -2,6 +2,7 @@
 //! it, the answer is a record or an error that names the file.
 
 use std::{
+    fmt::Write as _,
     fs, io,
     mem::offset_of,
     path::{Path, PathBuf},
@@ -116,25 +117,33 @@ pub struct Ledgers {
 
 /// Reads every ledger in a run's directory. A process that was killed before it wrote anything is left out.
 pub fn read_ledgers(run_dir: &Path) -> Ledgers {
-    let mut found = Ledgers::default();
-    let entries = match fs::read_dir(run_dir) {
-        Ok(entries) => entries,
+    match ledger_paths(run_dir) {
+        Ok(paths) => read_these(&paths),
         Err(source) => {
-            found.problems.push(LedgerError::Read { path: run_dir.to_owned(), source });
-            return found;
+            let problem = LedgerError::Read { path: run_dir.to_owned(), source };
+            Ledgers { problems: vec![problem], ..Ledgers::default() }
         }
-    };
-    for path in
-        entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "ledger"))
-    {
+    }
+}
+
+/// The ledgers in a run's directory, in no order.
+pub(crate) fn ledger_paths(run_dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let paths = fs::read_dir(run_dir)?.flatten().map(|entry| entry.path());
+    Ok(paths.filter(|path| path.extension().is_some_and(|e| e == "ledger")).collect())
+}
+
+/// Reads the ledgers of a run.
+pub(crate) fn read_these(paths: &[PathBuf]) -> Ledgers {
+    let mut found = Ledgers::default();
+    for path in paths {
         // One byte more than a ledger has, so that one that is too long is found out.
-        match read_plain(&path, size_of::<Layout>() + 1) {
+        match read_plain(path, size_of::<Layout>() + 1) {
             Ok(bytes) if bytes.is_empty() => {}
-            Ok(bytes) => match parse(&path, &bytes) {
+            Ok(bytes) => match parse(path, &bytes) {
                 Ok(record) => found.processes.push(record),
                 Err(problem) => found.problems.push(problem),
             },
-            Err(source) => found.problems.push(LedgerError::Read { path, source }),
+            Err(source) => found.problems.push(LedgerError::Read { path: path.clone(), source }),
         }
     }
     found.processes.sort_by_key(|record| (record.start_ticks, record.pid, record.generation));
@@ -258,7 +267,7 @@ pub fn uuid_text(uuid: &[u8; 16]) -> Option<String> {
         if matches!(index, 0 | 4 | 6 | 8 | 10) {
             text.push('-');
         }
-        text.push_str(&format!("{byte:02x}"));
+        let _ = write!(text, "{byte:02x}");
     }
     Some(text)
 }

@@ -7,7 +7,7 @@ use emuv_policy::timeline::{FIRST_LANE_OUT, LANE_NAMES, Point};
 use serde::{Deserialize, Serialize};
 
 use super::movement::seconds;
-use crate::TimelineRecord;
+use crate::{NativeFrame, PythonFrame, Site, TimelineRecord};
 
 /// Columns of one length each: the points, in order of time. Counts are from the beginning.
 #[allow(missing_docs)]
@@ -49,6 +49,39 @@ pub struct CostReport {
     pub into_vram_bytes: u64,
     pub out_of_vram_bytes: u64,
     pub allocated_by: Option<String>,
+    /// Where in the program, the first time; `null`: not known, or not kept.
+    #[serde(default)]
+    pub allocated_at: Option<SiteReport>,
+}
+
+/// Where in a program something was done: what was running then, the innermost first.
+#[allow(missing_docs)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteReport {
+    /// Python functions. Empty: none, or they are not known.
+    pub python: Vec<PythonFrameReport>,
+    /// Native ones outside the CUDA libraries.
+    pub native: Vec<NativeFrameReport>,
+}
+
+/// A Python function that was running.
+#[allow(missing_docs)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PythonFrameReport {
+    pub file: String,
+    pub line: Option<u32>,
+    pub function: String,
+}
+
+/// A place in native code.
+#[allow(missing_docs)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NativeFrameReport {
+    pub library: String,
+    /// Where in it, in hexadecimal, as `addr2line -e` takes it.
+    pub offset: String,
+    /// Of the function; `null`: the file has none there.
+    pub symbol: Option<String>,
 }
 
 impl From<&TimelineRecord> for TimelineReport {
@@ -81,14 +114,38 @@ impl From<&TimelineRecord> for TimelineReport {
 }
 
 impl CostReport {
-    pub(super) fn all(record: &TimelineRecord) -> Vec<Self> {
-        let costs = record.costs.iter().map(|(cost, maker)| Self {
-            bytes: cost.bytes,
-            into_vram_bytes: cost.in_bytes,
-            out_of_vram_bytes: cost.out_bytes,
-            allocated_by: maker.name().map(str::to_owned),
+    pub(super) fn all(record: &TimelineRecord, symbol: &mut dyn FnMut(&str, u64) -> Option<String>) -> Vec<Self> {
+        let costs = record.costs.iter().map(|record| Self {
+            bytes: record.cost.bytes,
+            into_vram_bytes: record.cost.in_bytes,
+            out_of_vram_bytes: record.cost.out_bytes,
+            allocated_by: record.maker.name().map(str::to_owned),
+            allocated_at: record.site.as_ref().map(|site| SiteReport::new(site, symbol)),
         });
         costs.collect()
+    }
+}
+
+impl SiteReport {
+    fn new(site: &Site, symbol: &mut dyn FnMut(&str, u64) -> Option<String>) -> Self {
+        let python = site.python.iter().cloned().map(|PythonFrame { file, line, function }| PythonFrameReport {
+            file,
+            line: Some(line).filter(|line| *line > 0),
+            function,
+        });
+        let native = site.native.iter().cloned().map(|NativeFrame { library, offset }| NativeFrameReport {
+            symbol: symbol(&library, offset),
+            library,
+            offset: format!("0x{offset:x}"),
+        });
+        let mut native: Vec<_> = native.collect();
+        // The runtime may be part of the program's own file; what called it is what is asked for.
+        let is_runtime =
+            |frame: &NativeFrameReport| frame.symbol.as_deref().is_some_and(|name| name.starts_with("cudaMalloc"));
+        if let Some(at) = native.iter().rposition(is_runtime) {
+            native.drain(..=at);
+        }
+        Self { python: python.collect(), native }
     }
 }
 
@@ -101,7 +158,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::MarkRecord;
+    use crate::{CostRecord, MarkRecord};
 
     #[test]
     fn it_has_the_documented_shape() {
@@ -118,7 +175,11 @@ mod tests {
             interval_micros: 2000,
             points: vec![Point { micros: 1_500_000, last, most_used_bytes: [11, 21] }],
             marks: vec![MarkRecord { micros: 250_000, label: "epoch 1".into() }],
-            costs: vec![(Cost { offset: 0, bytes: 64, in_bytes: 100, out_bytes: 200 }, Maker::Plain)],
+            costs: vec![CostRecord {
+                cost: Cost { offset: 0, bytes: 64, in_bytes: 100, out_bytes: 200 },
+                maker: Maker::Plain,
+                site: Some(site()),
+            }],
         };
         let expected = json!({
             "interval_seconds": 0.002, "seconds": [1.5], "vram_bytes": [10], "vram_most_bytes": [11],
@@ -129,8 +190,33 @@ mod tests {
             "marks": [{"seconds": 0.25, "label": "epoch 1"}],
         });
         assert_eq!(serde_json::to_value(TimelineReport::from(&record)).unwrap(), expected);
-        let costs =
-            json!([{"bytes": 64, "into_vram_bytes": 100, "out_of_vram_bytes": 200, "allocated_by": "cuMemAlloc"}]);
-        assert_eq!(serde_json::to_value(CostReport::all(&record)).unwrap(), costs);
+        let native = json!([{"library": "/opt/prog", "offset": "0x20", "symbol": "main"},
+            {"library": "libc.so", "offset": "0x30", "symbol": null}]);
+        let python =
+            json!([{"file": "a.py", "line": 3, "function": "f"}, {"file": "<string>", "line": null, "function": "g"}]);
+        let costs = json!([{"bytes": 64, "into_vram_bytes": 100, "out_of_vram_bytes": 200, "allocated_by": "cuMemAlloc",
+            "allocated_at": {"python": python, "native": native}}]);
+        let mut symbol = |library: &str, offset| match (library, offset) {
+            ("/opt/prog", 0x10) => Some("cudaMallocAsync_v2".to_owned()),
+            ("/opt/prog", 0x20) => Some("main".to_owned()),
+            _ => None,
+        };
+        assert_eq!(serde_json::to_value(CostReport::all(&record, &mut symbol)).unwrap(), costs);
+    }
+
+    /// A program that contains the runtime.
+    fn site() -> Site {
+        let python =
+            |file: &str, line, function: &str| PythonFrame { file: file.into(), line, function: function.into() };
+        let native = |library: &str, offset| NativeFrame { library: library.into(), offset };
+        Site {
+            python: vec![python("a.py", 3, "f"), python("<string>", 0, "g")],
+            native: vec![
+                native("/opt/prog", 8),
+                native("/opt/prog", 0x10),
+                native("/opt/prog", 0x20),
+                native("libc.so", 0x30),
+            ],
+        }
     }
 }

@@ -25,6 +25,9 @@ const COMMAND_BYTES: usize = 128 - WORDS * 8;
 /// The first word of a record.
 const MAGIC: u64 = u64::from_ne_bytes(*b"emuVproc");
 
+/// Records that are read at once.
+const RECORDS_AT_ONCE: usize = 32;
+
 /// Processes that a slice has room for.
 const MOST: u64 = 1 << 16;
 
@@ -95,23 +98,43 @@ fn bytes_of(number: u64) -> std::ops::Range<u64> {
 /// The system's own.
 pub(super) fn read(file: &File, own: Option<u64>) -> io::Result<Vec<SliceProcess>> {
     let mut found = Vec::new();
-    let mut record = [0; 128];
-    for number in 0..MOST {
-        match file.read_exact_at(&mut record, number * RECORD_BYTES) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
-            Err(error) => return Err(error),
+    let namespace = own_namespace();
+    let mut bytes = [0; RECORDS_AT_ONCE * 128];
+    let mut first = 0;
+    while first < MOST {
+        let length = read_fully(file, &mut bytes, first * RECORD_BYTES)?;
+        let (records, _) = bytes.get(..length).unwrap_or_default().as_chunks::<128>();
+        for (number, record) in (first..).zip(records) {
+            if let Some(process) = parse(record, namespace)
+                && (own == Some(number) || locks::conflict(file, &bytes_of(number))?.is_some())
+            {
+                found.push(process);
+            }
         }
-        if let Some(process) = parse(&record)
-            && (own == Some(number) || locks::conflict(file, &bytes_of(number))?.is_some())
-        {
-            found.push(process);
+        if records.len() < RECORDS_AT_ONCE {
+            break;
         }
+        first += RECORDS_AT_ONCE as u64;
     }
     Ok(found)
 }
 
-fn parse(record: &[u8; 128]) -> Option<SliceProcess> {
+/// As much as there is, and how much that was.
+fn read_fully(file: &File, into: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while let Some(rest) = into.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, at + filled as u64) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// What a record says; `namespace` is that of this process's number.
+fn parse(record: &[u8; 128], namespace: u64) -> Option<SliceProcess> {
     let word = |index: usize| record.get(index * 8..index * 8 + 8)?.try_into().ok().map(u64::from_ne_bytes);
     if word(0)? != MAGIC {
         return None;
@@ -119,7 +142,7 @@ fn parse(record: &[u8; 128]) -> Option<SliceProcess> {
     let command = String::from_utf8_lossy(record.get(WORDS * 8..)?);
     Some(SliceProcess {
         pid: u32::try_from(word(1)?).ok()?,
-        same_namespace: word(2)? == own_namespace(),
+        same_namespace: word(2)? == namespace,
         vram_bytes: word(4)?,
         ram_bytes: word(5)?,
         command: command.trim_end_matches('\0').to_owned(),

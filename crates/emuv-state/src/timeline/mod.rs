@@ -5,6 +5,7 @@
 //! changed; a sample is a few stores, and now and then the whole series anew ([`emuv_policy::timeline`]).
 
 mod read;
+mod site;
 
 use std::{
     io,
@@ -19,6 +20,7 @@ use emuv_policy::{
 };
 
 pub use read::{MarkRecord, TimelineRecord, read_timeline};
+pub use site::{MOST_NATIVE_FRAMES, MOST_PYTHON_FRAMES, NativeFrame, PythonFrame, Site};
 
 use crate::ledger::{cut, maker_code, map, new_file, store_bytes};
 
@@ -26,7 +28,7 @@ use crate::ledger::{cut, maker_code, map, new_file, store_bytes};
 const MAGIC: u64 = u64::from_ne_bytes(*b"emuVtime");
 
 /// The version of the layout.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 
 /// Marks of the program's that are kept: the first ones.
 pub const MARKS: usize = 64;
@@ -40,6 +42,21 @@ const LABEL_BYTES: usize = 56;
 const POINT_WORDS: usize = 9 + LANES;
 const MARK_WORDS: usize = 1 + LABEL_BYTES / 8;
 const COST_WORDS: usize = 4;
+
+/// Bytes kept of where an allocation was made.
+const SITE_BYTES: usize = 3072;
+const SITE_WORDS: usize = SITE_BYTES / 8;
+
+/// An allocation (or those one after the other at one place) of which much was moved.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CostRecord {
+    /// What was moved of it. Where it lay is not kept.
+    pub cost: Cost,
+    /// By what call it was made.
+    pub maker: Maker,
+    /// Where in the program; `None`: not known.
+    pub site: Option<Site>,
+}
 
 /// What is where in the file. Every word is a `u64` in the machine's byte order.
 #[repr(C)]
@@ -57,6 +74,7 @@ pub(crate) struct Layout {
     point: [[AtomicU64; POINT_WORDS]; POINTS],
     mark: [[AtomicU64; MARK_WORDS]; MARKS],
     cost: [[AtomicU64; COST_WORDS]; COSTS],
+    site: [[AtomicU64; SITE_WORDS]; COSTS],
 }
 
 /// The writer's side. One per device; whoever shares it keeps others from writing meanwhile.
@@ -119,11 +137,14 @@ impl Timeline {
         self.layout.marks.store(count + 1, Release);
     }
 
-    /// The allocations of which most was moved, most first, and how they were made.
-    pub fn set_costs(&mut self, costs: &[(Cost, Maker)]) {
-        for (words, (cost, maker)) in self.layout.cost.iter().zip(costs) {
+    /// The allocations of which most was moved, most first.
+    pub fn set_costs(&mut self, costs: &[CostRecord]) {
+        for ((words, site_words), record) in self.layout.cost.iter().zip(&self.layout.site).zip(costs) {
+            let CostRecord { cost, maker, site } = record;
             let values = [cost.bytes, cost.in_bytes, cost.out_bytes, maker_code(*maker)];
             words.iter().zip(values).for_each(|(word, value)| word.store(value, Relaxed));
+            let text = site.as_ref().map(|site| site.write(SITE_BYTES)).unwrap_or_default();
+            store_bytes(site_words, text.as_bytes());
         }
         self.layout.costs.store(costs.len().min(COSTS) as u64, Release);
     }
@@ -176,7 +197,8 @@ mod tests {
         timeline.sample(2000, sample(9));
         timeline.mark(1500, "epoch 1 é");
         let cost = Cost { offset: 1, bytes: 64, in_bytes: 40, out_bytes: 100 };
-        timeline.set_costs(&[(cost, Maker::Pool)]);
+        let record = CostRecord { cost, maker: Maker::Pool, site: Some(site::tests::site()) };
+        timeline.set_costs(&[record.clone(), CostRecord { site: None, ..record.clone() }]);
 
         let process = &crate::read_ledgers(folder.path()).processes[0];
         let read = read_timeline(folder.path(), process, 2).unwrap().unwrap();
@@ -185,7 +207,8 @@ mod tests {
         assert_eq!(times, [(5, [7, 8]), (2000, [9, 10])]);
         assert_eq!(read.points[1].last.moved_bytes, [0, 40, 0, 0, 0, 100, 0, 0]);
         assert_eq!(read.marks, [MarkRecord { micros: 1500, label: "epoch 1 é".into() }]);
-        assert_eq!(read.costs, [(Cost { offset: 0, ..cost }, Maker::Pool)]);
+        let record = CostRecord { cost: Cost { offset: 0, ..cost }, ..record };
+        assert_eq!(read.costs, [record.clone(), CostRecord { site: None, ..record }]);
         assert!(read_timeline(folder.path(), process, 3).unwrap().is_none(), "another device has none");
     }
 
@@ -198,7 +221,7 @@ mod tests {
             timeline.sample(at * 777, sample(at));
             timeline.mark(at, &format!("mark {at} {}", "x".repeat(80)));
         }
-        timeline.set_costs(&[(Cost::default(), Maker::Plain); 40]);
+        timeline.set_costs(&vec![CostRecord::default(); 40]);
         let process = &crate::read_ledgers(folder.path()).processes[0];
         let read = read_timeline(folder.path(), process, 0).unwrap().unwrap();
         assert_eq!(read.points, timeline.series.points());

@@ -3,11 +3,13 @@
 use std::{fs, io, mem::offset_of, path::Path};
 
 use emuv_policy::{
-    figure::{Cost, Maker},
+    figure::Cost,
     timeline::{LANES, POINTS, Point, Sample},
 };
 
-use super::{COST_WORDS, COSTS, Layout, MAGIC, MARK_WORDS, MARKS, POINT_WORDS, VERSION, file_name};
+use super::{
+    COST_WORDS, COSTS, CostRecord, Layout, MAGIC, MARK_WORDS, MARKS, POINT_WORDS, SITE_BYTES, Site, VERSION, file_name,
+};
 use crate::{
     LedgerError, ProcessRecord,
     ledger::{Words, ledger_name, maker},
@@ -22,8 +24,8 @@ pub struct TimelineRecord {
     pub points: Vec<Point>,
     /// Places that the program has a name for.
     pub marks: Vec<MarkRecord>,
-    /// The allocations of which most was moved (where they lay is not kept).
-    pub costs: Vec<(Cost, Maker)>,
+    /// The allocations of which most was moved.
+    pub costs: Vec<CostRecord>,
 }
 
 /// A place in the program.
@@ -95,7 +97,9 @@ fn mark(words: Words<'_>, at: usize) -> MarkRecord {
     MarkRecord { micros: words.at(offset), label: words.text(offset + 8, 8 * (MARK_WORDS - 1)) }
 }
 
-fn cost(words: Words<'_>, at: usize) -> (Cost, Maker) {
+fn cost(words: Words<'_>, at: usize) -> CostRecord {
     let word = |number: usize| words.at(offset_of!(Layout, cost) + 8 * (at * COST_WORDS + number));
-    (Cost { offset: 0, bytes: word(0), in_bytes: word(1), out_bytes: word(2) }, maker(word(3)))
+    let cost = Cost { offset: 0, bytes: word(0), in_bytes: word(1), out_bytes: word(2) };
+    let site = Site::read(&words.text(offset_of!(Layout, site) + at * SITE_BYTES, SITE_BYTES));
+    CostRecord { cost, maker: maker(word(3)), site }
 }

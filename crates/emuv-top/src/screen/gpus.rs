@@ -118,8 +118,10 @@ pub(super) fn slices(frame: &mut Frame<'_>, model: &Model, rest: &mut Column, he
     }
     let shown = if slices.len() <= room { slices.len() } else { room - 1 };
     let name_width = slices.iter().map(|slice| slice.name.len()).max().unwrap_or(0).min(16);
+    let widest = |shares: fn(&Slice) -> String| slices.iter().take(shown).map(|slice| shares(slice).len()).max();
+    let widths = [name_width, widest(vram_of).unwrap_or(0), widest(ram_of).unwrap_or(0)];
     for slice in slices.iter().take(shown) {
-        slice_line(frame, model, slice, name_width, rest.take(1));
+        slice_line(frame, model, slice, widths, rest.take(1));
     }
     if shown < slices.len() {
         let more = format!("and {} more slices: emuv vgpu list", slices.len() - shown);
@@ -127,14 +129,27 @@ pub(super) fn slices(frame: &mut Frame<'_>, model: &Model, rest: &mut Column, he
     }
 }
 
-fn slice_line(frame: &mut Frame<'_>, model: &Model, slice: &Slice, name_width: usize, area: Rect) {
+/// What a slice has and may have, e.g. `4.0G/6.0G`.
+fn vram_of(slice: &Slice) -> String {
+    used_of(slice.vram_used_bytes, slice.vram_limit_bytes)
+}
+
+fn ram_of(slice: &Slice) -> String {
+    used_of(slice.ram_used_bytes, slice.ram_limit_bytes)
+}
+
+fn used_of(used: Option<u64>, limit: u64) -> String {
+    format!("{}/{}", used.map_or_else(|| "?".to_owned(), size), size(limit))
+}
+
+/// The widths are those of the name and of both shares: these stand below each other.
+fn slice_line(frame: &mut Frame<'_>, model: &Model, slice: &Slice, widths: [usize; 3], area: Rect) {
     let look = model.look;
     let (vram, ram) = (slice.vram_used_bytes, slice.ram_used_bytes);
     let whole = slice.vram_limit_bytes.saturating_add(slice.ram_limit_bytes);
     let bar_width = usize::from(area.width / 6).clamp(6, 30);
     let [vram_places, ram_places] = places([vram.unwrap_or(0), ram.unwrap_or(0)], whole, bar_width);
-    let used = |used: Option<u64>| used.map_or_else(|| "?".to_owned(), size);
-    let share = |what: &str, now, limit| format!(" {what} {}/{}", used(now), size(limit));
+    let [name_width, vram_width, ram_width] = widths;
     let paint = |now: Option<u64>, limit| if now.is_some_and(|now| now > limit) { Paint::Bad } else { Paint::Plain };
     let name = &slice.name;
     let mut spans = vec![
@@ -142,8 +157,8 @@ fn slice_line(frame: &mut Frame<'_>, model: &Model, slice: &Slice, name_width: u
         look.span(Paint::Vram, look.vram().to_string().repeat(vram_places)),
         look.span(Paint::Ram, look.ram().to_string().repeat(ram_places)),
         look.span(Paint::Quiet, look.free().to_string().repeat(bar_width - vram_places - ram_places)),
-        look.span(paint(vram, slice.vram_limit_bytes), share("VRAM", vram, slice.vram_limit_bytes)),
-        look.span(paint(ram, slice.ram_limit_bytes), share(" RAM", ram, slice.ram_limit_bytes)),
+        look.span(paint(vram, slice.vram_limit_bytes), format!(" VRAM {:>vram_width$}", vram_of(slice))),
+        look.span(paint(ram, slice.ram_limit_bytes), format!("  RAM {:>ram_width$}", ram_of(slice))),
     ];
     if !slice.enabled {
         spans.push(look.span(Paint::Bad, "  disabled"));

@@ -3,6 +3,8 @@
 use emuv_policy::Bytes;
 use emuv_state::report::{CostReport, DeviceReport};
 
+use super::sites::headline;
+
 /// Time in percent from which on it is worth a sentence.
 const WORTH_SAYING: f64 = 10.0;
 
@@ -109,11 +111,19 @@ fn to_blame(costs: &[CostReport], moved_bytes: u64) -> Option<Advice> {
     };
     (part >= BLAMED).then(|| {
         say(
-            format!("{part:.0} % of what moved was of {what}."),
+            format!("{part:.0} % of what moved was of {what}{}.", made_at(&alike)),
             "If what they hold is not needed between two uses, discard it (a hint): then nothing is copied. \
              If they are rarely used, say that they are cold.",
         )
     })
+}
+
+/// Where they were made, if all of them were at one place.
+fn made_at(costs: &[&CostReport]) -> String {
+    let mut places = costs.iter().map(|cost| cost.allocated_at.as_ref().and_then(headline));
+    let first = places.next().flatten();
+    let same = first.filter(|first| places.all(|place| place.as_ref() == Some(first)));
+    same.map(|place| format!(", made at {place}")).unwrap_or_default()
 }
 
 /// With a capital letter and a full stop.
@@ -171,6 +181,14 @@ mod tests {
         let text = found(&json!({"costliest": [cost, cost, {"bytes": 1, "into_vram_bytes": 9, "out_of_vram_bytes": 0,
             "allocated_by": null}]}));
         assert_eq!(text, "60 % of what moved was of 2 allocations of 64 MiB.\n");
+        let at = |line: u32| {
+            let python = json!([{"file": "train.py", "line": line, "function": "f"}]);
+            json!({"bytes": 64 << 20, "into_vram_bytes": 300, "out_of_vram_bytes": 300, "allocated_by": null,
+                "allocated_at": {"python": python, "native": []}})
+        };
+        let text = found(&json!({"costliest": [at(7), at(7)]}));
+        assert_eq!(text, "60 % of what moved was of 2 allocations of 64 MiB, made at train.py:7 in f.\n");
+        assert!(!found(&json!({"costliest": [at(7), at(8)]})).contains("made at"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod advice;
 mod chart;
 mod page;
+mod sites;
 
 use std::{
     fs::File,

@@ -9,6 +9,7 @@ use super::{
     GENERATOR,
     advice::{advice, both, percent},
     chart::{Chart, Column, duration, parts, rates},
+    sites,
 };
 use crate::markup::escaped;
 
@@ -388,14 +389,16 @@ fn costliest(out: &mut String, costs: &[CostReport], moved_bytes: u64) {
     );
     let most = costs.iter().map(both).max().unwrap_or(1);
     for cost in costs {
+        let place = cost.allocated_at.as_ref().map(sites::place).unwrap_or_default();
         let by = cost
             .allocated_by
             .as_deref()
             .map_or_else(String::new, |by| format!(" <span class=\"soft\">{}</span>", escaped(by)));
         let _ = writeln!(
             out,
-            "<tr><td>{}{by}</td><td>{}</td><td>{}</td><td>{:.1}</td><td>{:.1} %</td><td class=\"bars\"><span class=\"bar\" \
+            "<tr{}><td>{}{by}</td><td>{}</td><td>{}</td><td>{:.1}</td><td>{:.1} %</td><td class=\"bars\"><span class=\"bar\" \
              style=\"width:{:.1}%\"></span></td></tr>",
+            if place.is_empty() { "" } else { " class=\"made\"" },
             Bytes(cost.bytes),
             Bytes(cost.into_vram_bytes),
             Bytes(cost.out_of_vram_bytes),
@@ -403,6 +406,9 @@ fn costliest(out: &mut String, costs: &[CostReport], moved_bytes: u64) {
             percent(both(cost), moved_bytes),
             percent(both(cost), most)
         );
+        if !place.is_empty() {
+            let _ = writeln!(out, "<tr><td colspan=\"6\">{place}</td></tr>");
+        }
     }
     out.push_str("</tbody></table></div>\n");
 }

@@ -48,6 +48,8 @@ pub struct Plan<'p> {
     pub verify: bool,
     /// What devices hold and move is kept over time, for a report.
     pub timeline: bool,
+    /// So is where in the program memory is allocated.
+    pub call_sites: bool,
 }
 
 /// One variable: set to a value, or removed.
@@ -75,6 +77,7 @@ pub fn changes(plan: &Plan<'_>, get: impl Fn(&str) -> Option<OsString>) -> Vec<C
         (env::TRACE, plan.trace.map(OsString::from)),
         (env::VERIFY, plan.verify.then(|| "1".into())),
         (env::TIMELINE, plan.timeline.then(|| "1".into())),
+        (env::CALL_SITES, plan.call_sites.then(|| "1".into())),
         (env::QUIET, plan.quiet.then(|| "1".into())),
         (env::SIM, plan.sim.map(OsString::from)),
         // Meant for this run, not for one that the program starts.
@@ -131,6 +134,7 @@ mod tests {
             trace: None,
             verify: false,
             timeline: false,
+            call_sites: false,
         }
     }
 

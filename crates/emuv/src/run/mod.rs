@@ -5,6 +5,7 @@ mod environment;
 pub mod gpu;
 pub mod hints;
 pub mod sim;
+mod symbols;
 pub mod verify;
 mod vgpu;
 
@@ -38,6 +39,7 @@ use crate::{
 use child::{Ending, Signals};
 pub use environment::LIBRARY_NAMES;
 use environment::{LIB, Plan};
+use symbols::Symbols;
 
 /// emuV itself failed.
 const EMUV_FAILED: u8 = 125;
@@ -75,6 +77,10 @@ pub struct Options {
     /// Write what the run used to this file, as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<String>,
+
+    /// Leave out of the report where in the program what moves most was allocated
+    #[arg(long, env = variables::NO_CALL_SITES, value_parser = clap::builder::FalseyValueParser::new())]
+    no_call_sites: bool,
 
     /// Record what the program gives the GPU and what moves, to this file (further processes and GPUs: FILE.PID.GPU)
     #[arg(long, value_name = "FILE", env = variables::TRACE)]
@@ -172,6 +178,7 @@ pub fn run(options: &Options) -> Result<ExitCode, Failure> {
         trace: checked.trace.as_deref(),
         verify: options.verify,
         timeline: checked.report.is_some(),
+        call_sites: checked.report.is_some() && !options.no_call_sites,
     };
     let program = signals.start(&mut command(options, &plan)).map_err(|error| not_started(options, &error))?;
     let telling =
@@ -353,9 +360,11 @@ fn report(options: &Options, checked: &Checked, run_dir: &Path, ending: Ending, 
 
 fn process_report(run_dir: &Path, process: &ProcessRecord) -> ProcessReport {
     let mut report = ProcessReport::from(process);
+    let mut symbols = Symbols::default();
+    let mut symbol = |file: &str, offset| symbols.name(file, offset);
     for device in &mut report.devices {
         match read_timeline(run_dir, process, device.ordinal) {
-            Ok(timeline) => timeline.iter().for_each(|timeline| device.add_timeline(timeline)),
+            Ok(timeline) => timeline.iter().for_each(|timeline| device.add_timeline(timeline, &mut symbol)),
             Err(problem) => complain(&problem.to_string()),
         }
     }

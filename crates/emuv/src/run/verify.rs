@@ -70,6 +70,7 @@ impl Options {
     /// The run that this is.
     pub fn into_run(self) -> RunOptions {
         RunOptions {
+            no_call_sites: false,
             ram: self.ram,
             vram: self.vram,
             vgpu: None,
