@@ -172,6 +172,7 @@ step_programs() {
     program cooperative 12 32 12
     program reuse 192 192 200
     program steady 12 32 12 2
+    program frozen 12 32 24
     program graphs 12 32 1000
     program global_pointer 12 32 60
     program meminfo

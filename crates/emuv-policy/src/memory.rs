@@ -41,10 +41,10 @@ pub const SMALL_SHARE: u64 = 64;
 
 /// VRAM that an allocation of `bytes` leaves to others while RAM has room, of a budget of `limit_bytes`.
 pub(crate) fn held_back(limit_bytes: u64, bytes: u64) -> u64 {
-    match bytes {
-        0..=SMALL_BYTES => 0,
-        ..=HOT_BYTES => limit_bytes / SMALL_SHARE,
-        _ => limit_bytes / HOT_SHARE,
+    match () {
+        () if bytes <= SMALL_BYTES => 0,
+        () if bytes <= HOT_BYTES => limit_bytes / SMALL_SHARE,
+        () => limit_bytes / HOT_SHARE,
     }
 }
 

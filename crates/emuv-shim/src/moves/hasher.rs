@@ -51,7 +51,7 @@ pub(super) struct Hasher {
     function: usize,
     stream: usize,
     /// In pinned memory, at the same address for the host and the GPU.
-    sums: u64,
+    sums: usize,
     seed: u64,
     free: Vec<usize>,
     trials: FastMap<u64, Trial>,
@@ -76,7 +76,7 @@ impl Hasher {
         Ok(Self {
             function: function as usize,
             stream,
-            sums: sums as u64,
+            sums: sums as usize,
             seed,
             free: (0..SLOTS).collect(),
             trials: FastMap::default(),
@@ -112,8 +112,8 @@ impl Hasher {
         event: Option<usize>,
     ) -> CuResult<Option<(usize, usize)>> {
         let Some(slot) = self.free.pop() else { return Ok(None) };
-        let at = self.sums + (slot * BLOCKS * SUMS * 8) as u64;
-        let mut arguments = [address, bytes / 8, self.seed, at];
+        let at = self.sums + slot * BLOCKS * SUMS * 8;
+        let mut arguments = [address, bytes / 8, self.seed, at as u64];
         let mut parameters = arguments.each_mut().map(|argument| std::ptr::from_mut(argument).cast::<c_void>());
         let (function, stream) = (self.function as CUfunction, self.stream as CUstream);
         let none = std::ptr::null_mut();
@@ -121,7 +121,7 @@ impl Hasher {
         // SAFETY: see the module's head; the parameters are those of the kernel, in order.
         let launched = unsafe {
             // What another hash has left there is not to be taken for this one's.
-            std::ptr::with_exposed_provenance_mut::<u64>(at as usize).write_bytes(0, BLOCKS * SUMS);
+            std::ptr::with_exposed_provenance_mut::<u64>(at).write_bytes(0, BLOCKS * SUMS);
             real.driver.cuLaunchKernel(function, blocks, 1, 1, BLOCK, 1, 1, 0, stream, parameters.as_mut_ptr(), none)
         };
         let taken = launched.ok().and_then(|()| calls::record_event(real, event, stream));
@@ -136,7 +136,7 @@ impl Hasher {
     pub fn read(&mut self, slot: usize, result: CUresult) -> CuResult<Hash> {
         self.free.push(slot);
         result.ok()?;
-        let at = self.sums as usize + slot * BLOCKS * SUMS * 8;
+        let at = self.sums + slot * BLOCKS * SUMS * 8;
         // SAFETY: see the module's head.
         let sums = unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance::<u64>(at), BLOCKS * SUMS) };
         let sum = |which: usize| sums.iter().skip(which).step_by(SUMS).fold(0_u64, |sum, part| sum.wrapping_add(*part));

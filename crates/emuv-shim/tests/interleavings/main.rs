@@ -25,6 +25,7 @@ macro_rules! rooms {
 rooms! {
     "../../src/account.rs" account;
     "../../src/aliases.rs" aliases;
+    "../../src/contents.rs" contents;
     "../../src/arena.rs" arena;
     "../../src/calls.rs" calls;
     "../../src/capture.rs" capture;

@@ -35,6 +35,16 @@ fn what_does_not_move_has_no_figure() {
     }
 }
 
+#[test]
+fn what_ram_has_already_is_not_copied_there_again() {
+    let under = Under::Emuv(&["--sim=vram=256M", "--ram", "1G", "--policy", "torture:7"]);
+    let run = Run::start("frozen", &["12", "32", "24"], under).expect_code(0);
+    let device = &run.report["processes"][0]["devices"][0];
+    let [promoted, evicted] = ["promoted_bytes", "evicted_bytes"].map(|field| device[field].as_u64().unwrap());
+    assert!(evicted > 0, "what was written to is copied: {device}");
+    assert!(evicted < promoted / 2, "{evicted} bytes out, {promoted} in");
+}
+
 /// The allocations of which something was copied; how many they are is up to the machine.
 fn costliest(run: &Run) -> Vec<Value> {
     run.report["processes"][0]["devices"][0]["costliest"].as_array().unwrap_or_else(|| panic!("{}", run.what)).clone()
