@@ -27,6 +27,7 @@ pub const POINT: usize = 0x120;
 pub const ADD_THROUGH: usize = 0x130;
 const SEARCH: usize = 0x140;
 const SEARCH_NAMED: usize = 8;
+const HASH: usize = 0x150;
 const KERNELS: [(usize, usize); 4] = [(ADD, 3), (POINT, 4), (ADD_THROUGH, 3), (SEARCH, 6 + 2 * SEARCH_NAMED)];
 
 /// Driver calls that a thread makes before others have their turn.
@@ -69,7 +70,7 @@ fn wait_for(stream: Option<usize>) {
     }
 }
 
-/// Writes down what searches have found.
+/// Writes down what searches and hashes have found.
 fn note_down() {
     for (notes, target) in gpu::with(|gpu| std::mem::take(&mut gpu.found)) {
         let granule = gpu::granule(target);
@@ -80,6 +81,10 @@ fn note_down() {
                 *(notes.flag as *mut u32) = 1;
             }
         }
+    }
+    for (at, words) in gpu::with(|gpu| std::mem::take(&mut gpu.hashed)) {
+        // SAFETY: see the module's head; the hasher's own memory, as it was told.
+        unsafe { *(at as *mut [u64; 2]) = words };
     }
 }
 
@@ -181,7 +186,11 @@ functions! {
     }
 
     fn cuModuleLoadData(module: *mut CUmodule, image: *const c_void) { give!(module, 0xD0 as CUmodule) }
-    fn cuModuleGetFunction(function: *mut CUfunction, module: CUmodule, name: *const c_char) { give!(function, SEARCH as CUfunction) }
+    fn cuModuleGetFunction(function: *mut CUfunction, module: CUmodule, name: *const c_char) {
+        // SAFETY: see the module's head; a name ends with a zero.
+        let hash = unsafe { CStr::from_ptr(name) } == c"emuv_hash";
+        give!(function, if hash { HASH } else { SEARCH } as CUfunction)
+    }
 
     fn cuFuncGetParamInfo(func: CUfunction, paramIndex: usize, paramOffset: *mut usize, paramSize: *mut usize) {
         let count = KERNELS.iter().find(|(kernel, _)| *kernel == func as usize).map_or(0, |(_, count)| *count);
@@ -206,6 +215,7 @@ functions! {
                 let named = (0..SEARCH_NAMED).map(|i| (p(6 + 2 * i), p(7 + 2 * i))).collect();
                 Work::Search((p(0), 8 * p(1)), Notes { window: (p(2), p(3)), bitmap: p(4), flag: p(5), named })
             }
+            HASH => Work::Hash((p(0), 8 * p(1)), p(3)),
             other => panic!("no kernel {other:#x}"),
         };
         call(|gpu| gpu.issue(hStream as usize, work));

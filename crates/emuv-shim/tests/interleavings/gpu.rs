@@ -51,6 +51,8 @@ pub enum Work {
     Copy(Span, Span),
     /// Looks for pointers into a window; where they are noted is the driver's business.
     Search(Span, Notes),
+    /// Takes the hash of a chunk; the address is where its words go.
+    Hash(Span, u64),
     /// An event is reached.
     Event(usize),
 }
@@ -93,6 +95,8 @@ pub struct Gpu {
     events: BTreeMap<usize, u32>,
     /// What searches have found and the driver has not noted yet: notes, target.
     pub found: Vec<(Notes, u64)>,
+    /// Likewise, what hashes have given: where it goes, two words.
+    pub hashed: Vec<(u64, [u64; 2])>,
     complaint: Option<String>,
     /// Who called last, and how many times in a row.
     caller: (usize, u32),
@@ -132,6 +136,7 @@ impl Gpu {
             streams: BTreeMap::new(),
             events: BTreeMap::new(),
             found: Vec::new(),
+            hashed: Vec::new(),
             complaint: None,
             caller: (usize::MAX, 0),
             refuse_in: 0,
@@ -300,7 +305,11 @@ impl Gpu {
 
     fn spans(work: &Work, led_to: Option<Span>) -> Vec<Span> {
         match work {
-            Work::Add(span, _) | Work::Set(span, _) | Work::Point(span, _) | Work::Search(span, _) => vec![*span],
+            Work::Add(span, _)
+            | Work::Set(span, _)
+            | Work::Point(span, _)
+            | Work::Search(span, _)
+            | Work::Hash(span, _) => vec![*span],
             Work::AddThrough(span, _) => [*span].into_iter().chain(led_to).collect(),
             Work::Copy(to, from) => vec![*to, *from],
             Work::Event(_) => Vec::new(),
@@ -333,6 +342,10 @@ impl Gpu {
             Work::Point(span, to) => self.each(*span, |data| data.pointer = Some(*to)),
             Work::Copy(to, _) => self.each(*to, |data| *data = begun.read),
             Work::Search(span, notes) => self.search(*span, notes),
+            Work::Hash(span, at) => {
+                let Data { sum, pointer } = self.data(*span);
+                self.hashed.push((*at, [sum.wrapping_add(1), pointer.map_or(0, |(start, bytes)| start ^ bytes << 48)]));
+            }
             Work::Event(_) => {}
         }
     }
@@ -353,20 +366,27 @@ impl Gpu {
         for (start, bytes) in Self::spans(work, led_to) {
             let mut at = start;
             while at < start + bytes {
-                let Some((size, handle)) = self.mapped.get(&at).copied() else {
+                let Some((first, size, handle)) = self.mapping_of(at) else {
                     self.complain(format!("{work:?} touches {at:#x}, where nothing is mapped"));
                     break;
                 };
-                found.push((at, handle));
-                at += size;
+                found.push((first, handle));
+                at = first + size;
             }
         }
         found
     }
 
+    /// Start, size and handle of what is mapped at an address: a copy may be a piece of a chunk's.
+    fn mapping_of(&self, at: u64) -> Option<(u64, u64, u64)> {
+        let (first, (size, handle)) = self.mapped.range(..=at).next_back()?;
+        (at - first < *size).then_some((*first, *size, *handle))
+    }
+
     fn each(&mut self, span: Span, change: impl Fn(&mut Data)) {
+        let from = self.mapping_of(span.0).map_or(span.0, |(first, ..)| first);
         let Gpu { mapped, memories, .. } = self;
-        for (_, (_, handle)) in mapped.range(span.0..span.0 + span.1) {
+        for (_, (_, handle)) in mapped.range(from..span.0 + span.1) {
             if let Some(memory) = memories.get_mut(handle) {
                 change(&mut memory.data);
             }
@@ -375,9 +395,10 @@ impl Gpu {
 
     /// What all memory of the span holds; complains where it differs.
     pub fn data(&mut self, span: Span) -> Data {
+        let from = self.mapping_of(span.0).map_or(span.0, |(first, ..)| first);
         let all: Vec<Data> = self
             .mapped
-            .range(span.0..span.0 + span.1)
+            .range(from..span.0 + span.1)
             .filter_map(|(_, (_, handle))| self.memories.get(handle).map(|memory| memory.data))
             .collect();
         let first = all.first().copied().unwrap_or_default();
