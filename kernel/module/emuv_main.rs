@@ -26,7 +26,7 @@
 
 #![deny(unsafe_code)]
 
-use kernel::{configfs as kernel_configfs, prelude::*};
+use kernel::prelude::*;
 
 #[path = "../uapi/src/abi.rs"]
 #[allow(unreachable_pub, dead_code)]
@@ -63,7 +63,7 @@ module! {
 #[pin_data]
 struct Emuv {
     #[pin]
-    tree: kernel_configfs::Subsystem<configfs::Tree>,
+    tree: ffi::Directory,
     instances: registry::All,
     devices: ffi::Devices,
 }
@@ -73,7 +73,7 @@ impl kernel::InPlaceModule for Emuv {
         try_pin_init!(Self {
             devices: ffi::Devices::register()?,
             instances: registry::All::from_parameters()?,
-            tree <- kernel_configfs::Subsystem::new(c"emuv", configfs::tree_type(), configfs::Tree::new()),
+            tree <- ffi::Directory::new(c"emuv", configfs::tree_type()),
         })
     }
 }

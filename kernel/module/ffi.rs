@@ -35,9 +35,11 @@ use crate::{
     text::Text,
 };
 
+mod directory;
 mod files;
 mod memory;
 
+pub(crate) use directory::Directory;
 pub(crate) use memory::{RamPage, export, go_on};
 
 /// `EMUV_INFO_MINOR`.
@@ -155,13 +157,18 @@ pub(crate) fn with_parameters<T>(f: impl FnOnce(&Asked<'_>) -> Result<T>) -> Res
     f(&Asked { gpu_model: &names[..models.len()], ..asked })
 }
 
+/// What `of` is to C.
+fn item_type<Container, Data>(of: &'static ItemType<Container, Data>) -> *const bindings::config_item_type {
+    // An `ItemType` is exactly its `config_item_type` and nothing of size, so it begins with it.
+    const { assert!(size_of::<ItemType<Container, Data>>() == size_of::<bindings::config_item_type>()) };
+    core::ptr::from_ref(of).cast()
+}
+
 /// Makes open configfs files hold this module: the kernel's abstraction (7.3) gives attributes no owner, so that a file that is
 /// open while its directory goes would outlive the code.
 pub(crate) fn own_attributes<Container, Data>(of: &'static ItemType<Container, Data>) {
-    // An `ItemType` is exactly its `config_item_type` and nothing of size, so it begins with it.
-    const { assert!(size_of::<ItemType<Container, Data>>() == size_of::<bindings::config_item_type>()) };
-    let item_type: *const bindings::config_item_type = core::ptr::from_ref(of).cast();
-    // SAFETY: See the assertion. The list ends with null; its entries are static and in mutable memory (`Opaque`), and every
+    let item_type = item_type(of);
+    // SAFETY: It is static. The list ends with null; its entries are static and in mutable memory (`Opaque`), and every
     // writer, here, writes the same.
     unsafe {
         let mut entry = (*item_type).ct_attrs;
