@@ -102,16 +102,20 @@ fn any_call(random: &mut Random, file: &File) {
     }
 }
 
-/// Calls of any kind, as `seed` has it; whatever is refused does not matter.
-pub fn some_calls(seed: u64, calls: u32) {
+/// Calls of any kind, as `seed` has it; whatever is refused does not matter. Says how often the node could not be opened.
+pub fn some_calls(seed: u64, calls: u32) -> i32 {
     let mut random = Random(seed);
-    let mut file = None;
+    let (mut file, mut refused) = (None, 0);
     for _ in 0..calls {
         match &file {
             Some(open) if random.below(50) > 0 => any_call(&mut random, open),
-            _ => file = File::options().read(true).write(true).open("/dev/emuv0").ok(),
+            _ => {
+                file = File::options().read(true).write(true).open("/dev/emuv0").ok();
+                refused += i32::from(file.is_none());
+            }
         }
     }
+    refused
 }
 
 fn random_calls() {
