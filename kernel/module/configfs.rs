@@ -30,14 +30,7 @@ use crate::{
 };
 
 /// The directory `emuv`.
-#[pin_data]
-pub(crate) struct Tree {}
-
-impl Tree {
-    pub(crate) fn new() -> impl PinInit<Self, Error> {
-        try_pin_init!(Self {})
-    }
-}
+pub(crate) struct Tree;
 
 /// What [`Tree`] and its files are to configfs.
 pub(crate) fn tree_type() -> &'static ItemType<Subsystem<Tree>, Tree> {

@@ -8,8 +8,8 @@
 //!                                    registry.rs  id -> Instance
 //!                                                       |
 //!   emuv_shim.c  /dev/emuvN, /sys/class/emuv  -> ffi.rs -> instance.rs  -> ledger (pure)
-//!                                                       |  ioctl.rs
-//!                                                       +-> pages of the RAM part
+//!                (tables, parameters)                   |  ioctl.rs, transfer.rs
+//!                                                       +-> pages of the RAM part (ffi/memory.rs: mappings, dma-bufs)
 //! ```
 //!
 //! What is pure (`ledger`, `setup`, `text`, `abi`, `gpus`) is compiled from the crates beside this directory and tested there.
@@ -22,11 +22,11 @@
 //! 4. A resident page is charged before it is allocated and until it has been freed.
 //! 5. What an opener leaves behind is seen by no later one: pages go with the last opener, or are cleared where the instance
 //!    keeps them (eager).
-//! 6. Unsafe code is in `ffi.rs` only.
+//! 6. Unsafe code is in `ffi.rs` and `ffi/` only.
 
 #![deny(unsafe_code)]
 
-use kernel::{configfs as kernel_configfs, prelude::*};
+use kernel::prelude::*;
 
 #[path = "../uapi/src/abi.rs"]
 #[allow(unreachable_pub, dead_code)]
@@ -48,6 +48,7 @@ mod setup;
 #[path = "../core/src/text.rs"]
 #[allow(unreachable_pub, dead_code)]
 mod text;
+mod transfer;
 
 module! {
     type: Emuv,
@@ -55,13 +56,14 @@ module! {
     authors: ["emuV contributors"],
     description: "emuV: shares of VRAM and RAM, kept by the kernel",
     license: "GPL",
+    imports_ns: ["DMA_BUF"],
 }
 
 /// The loaded module. Fields are dropped in this order.
 #[pin_data]
 struct Emuv {
     #[pin]
-    tree: kernel_configfs::Subsystem<configfs::Tree>,
+    tree: ffi::Directory,
     instances: registry::All,
     devices: ffi::Devices,
 }
@@ -71,7 +73,7 @@ impl kernel::InPlaceModule for Emuv {
         try_pin_init!(Self {
             devices: ffi::Devices::register()?,
             instances: registry::All::from_parameters()?,
-            tree <- kernel_configfs::Subsystem::new(c"emuv", configfs::tree_type(), configfs::Tree::new()),
+            tree <- ffi::Directory::new(c"emuv", configfs::tree_type()),
         })
     }
 }

@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What Rust for Linux 7.3 has no abstractions for: a device class with attributes, file operations with poll and page
- * faults, parameters that are strings or lists. It carries data; what may be done is decided in Rust.
+ * What Rust for Linux 7.3 has no abstractions for: a device class with attributes, character devices with poll, parameters that
+ * are strings or lists, dmem cgroups, macros of memory management. It carries data; what may be done is decided in Rust.
  */
 #include <linux/cdev.h>
+#include <linux/cgroup_dmem.h>
 #include <linux/device.h>
 #include <linux/fs.h>
 #include <linux/highmem.h>
-#include <linux/kobject.h>
 #include <linux/mm.h>
 #include <linux/module.h>
-#include <linux/poll.h>
 #include <linux/sched/signal.h>
-#include <linux/slab.h>
-#include <linux/uio.h>
 
 #include "emuv_shim.h"
 
@@ -35,129 +32,26 @@ MODULE_PARM_DESC(debug_mode, "Log opens, closes and changes of limits");
 
 static dev_t emuv_devt;
 
-/* ---- the RAM part: files (mappings are in emuv_pages.c) ---- */
-
-static ssize_t emuv_transfer(struct kiocb *iocb, struct iov_iter *iter, bool write)
-{
-	const void *opener = iocb->ki_filp->private_data;
-	ssize_t done = 0, error = 0;
-
-	while (iov_iter_count(iter)) {
-		u64 pos = iocb->ki_pos, end = emuv_rs_end(opener);
-		size_t offset = offset_in_page(pos), length, copied;
-		struct page *page;
-
-		if (pos >= end) {
-			error = write ? -EFBIG : 0;
-			break;
-		}
-		length = min_t(u64, min_t(size_t, iov_iter_count(iter), PAGE_SIZE - offset), end - pos);
-		page = emuv_rs_page(opener, pos >> PAGE_SHIFT, write);
-		if (IS_ERR(page)) {
-			error = PTR_ERR(page);
-			break;
-		}
-		/* A page that was never written to reads as zeros and stays unmade. */
-		if (!page)
-			copied = iov_iter_zero(length, iter);
-		else if (write)
-			copied = copy_page_from_iter(page, offset, length, iter);
-		else
-			copied = copy_page_to_iter(page, offset, length, iter);
-		if (page)
-			put_page(page);
-		iocb->ki_pos += copied;
-		done += copied;
-		if (copied < length) {
-			error = -EFAULT;
-			break;
-		}
-		if (fatal_signal_pending(current)) {
-			error = -EINTR;
-			break;
-		}
-		cond_resched();
-	}
-	return done ? done : error;
-}
-
-static ssize_t emuv_read_iter(struct kiocb *iocb, struct iov_iter *to)
-{
-	return emuv_transfer(iocb, to, false);
-}
-
-static ssize_t emuv_write_iter(struct kiocb *iocb, struct iov_iter *from)
-{
-	return emuv_transfer(iocb, from, true);
-}
-
-static loff_t emuv_llseek(struct file *file, loff_t offset, int whence)
-{
-	return fixed_size_llseek(file, offset, whence, emuv_rs_end(file->private_data));
-}
-
-/* ---- /dev/emuvN ---- */
-
-static int emuv_open(struct inode *inode, struct file *file)
-{
-	void *opener = emuv_rs_open(iminor(inode) - MINOR(emuv_devt));
-
-	if (IS_ERR(opener))
-		return PTR_ERR(opener);
-	file->private_data = opener;
-	return 0;
-}
-
-static int emuv_release(struct inode *inode, struct file *file)
-{
-	emuv_rs_close(file->private_data);
-	return 0;
-}
-
-static long emuv_ioctl(struct file *file, unsigned int command, unsigned long argument)
-{
-	return emuv_rs_ioctl(file->private_data, command, argument);
-}
-
-static __poll_t emuv_poll(struct file *file, poll_table *table)
-{
-	return emuv_rs_poll(file->private_data, file, table);
-}
+/* ---- /dev/emuvN, and /dev/emuv: text. Rust has the functions (ffi/files.rs) ---- */
 
 /* The owner is what makes unloading with an open file impossible. */
 static const struct file_operations emuv_fops = {
 	.owner = THIS_MODULE,
-	.open = emuv_open,
-	.release = emuv_release,
-	.llseek = emuv_llseek,
-	.read_iter = emuv_read_iter,
-	.write_iter = emuv_write_iter,
+	.open = emuv_rs_open,
+	.release = emuv_rs_release,
+	.llseek = emuv_rs_llseek,
+	.read_iter = emuv_rs_read_iter,
+	.write_iter = emuv_rs_write_iter,
 	.splice_read = copy_splice_read,
-	.unlocked_ioctl = emuv_ioctl,
+	.unlocked_ioctl = emuv_rs_ioctl,
 	.compat_ioctl = compat_ptr_ioctl,
-	.poll = emuv_poll,
-	.mmap = emuv_mmap,
+	.poll = emuv_rs_poll,
+	.mmap = emuv_rs_mmap,
 };
-
-/* ---- /dev/emuv: text ---- */
-
-static ssize_t emuv_info_read(struct file *file, char __user *to, size_t count, loff_t *pos)
-{
-	char *page = (char *)get_zeroed_page(GFP_KERNEL);
-	ssize_t length;
-
-	if (!page)
-		return -ENOMEM;
-	length = emuv_rs_info(page);
-	if (length >= 0)
-		length = simple_read_from_buffer(to, count, pos, page, length);
-	free_page((unsigned long)page);
-	return length;
-}
 
 static const struct file_operations emuv_info_fops = {
 	.owner = THIS_MODULE,
-	.read = emuv_info_read,
+	.read = emuv_rs_info_read,
 	.llseek = default_llseek,
 };
 
@@ -261,6 +155,8 @@ void emuv_c_changed(unsigned int minor)
 	put_device(dev);
 }
 
+/* ---- memory ---- */
+
 u64 emuv_c_ram_bytes(void)
 {
 	return (u64)totalram_pages() << PAGE_SHIFT;
@@ -291,4 +187,38 @@ void emuv_c_clear_page(struct page *page)
 {
 	clear_highpage(page);
 	cond_resched();
+}
+
+bool emuv_c_go_on(void)
+{
+	cond_resched();
+	return !fatal_signal_pending(current);
+}
+
+/* ---- an instance's VRAM as a region of the dmem cgroup controller; nothing where the kernel has none ---- */
+
+void *emuv_c_dmem_add(const char *name, u64 bytes)
+{
+	struct dmem_cgroup_init init = { .size = bytes };
+
+	return dmem_cgroup_register_region(&init, "emuv/%s", name);
+}
+
+void emuv_c_dmem_del(void *region)
+{
+	dmem_cgroup_unregister_region(region);
+}
+
+int emuv_c_dmem_charge(void *region, u64 bytes, void **pool)
+{
+	struct dmem_cgroup_pool_state *charged = NULL;
+	int error = dmem_cgroup_try_charge(region, bytes, &charged, NULL);
+
+	*pool = charged;
+	return error;
+}
+
+void emuv_c_dmem_uncharge(void *pool, u64 bytes)
+{
+	dmem_cgroup_uncharge(pool, bytes);
 }

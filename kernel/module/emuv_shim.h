@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * The line between the module's Rust (emuv_rs_*, module/ffi.rs) and its C (emuv_c_*, in the C files).
- *
- * An opener is what an open file, or an exported buffer, holds of an instance; emuv_rs_open() makes it and emuv_rs_close() ends it.
+ * The line between the module's Rust (emuv_rs_*, in ffi.rs and ffi/) and its C (emuv_c_*, in emuv_shim.c).
  * Functions that return pointers return ERR_PTR() on error.
  */
 #ifndef EMUV_SHIM_H
@@ -11,6 +9,9 @@
 #include <linux/types.h>
 
 struct file;
+struct inode;
+struct iov_iter;
+struct kiocb;
 struct page;
 struct poll_table_struct;
 struct vm_area_struct;
@@ -27,22 +28,18 @@ struct vm_area_struct;
 #define EMUV_ATTRIBUTE_NUMBER(_name) EMUV_ATTRIBUTE_##_name,
 enum emuv_attribute { EMUV_ATTRIBUTES(EMUV_ATTRIBUTE_NUMBER, EMUV_ATTRIBUTE_NUMBER) };
 
-/* Rust, called from C. */
-void *emuv_rs_open(unsigned int minor);
-void emuv_rs_close(void *opener);
-/* Bytes of the RAM part. */
-u64 emuv_rs_end(const void *opener);
-/*
- * A page of the RAM part with a reference for the caller. If it is not there: made when create, else NULL.
- * -EFBIG: beyond the end; -ENOSPC: no room in the share; -ENOMEM; -ENODEV.
- */
-struct page *emuv_rs_page(const void *opener, pgoff_t index, bool create);
-long emuv_rs_ioctl(const void *opener, unsigned int command, unsigned long argument);
-__poll_t emuv_rs_poll(const void *opener, struct file *file, struct poll_table_struct *table);
+/* Rust, called from C: file operations, as the kernel defines them, and attributes. */
+int emuv_rs_open(struct inode *inode, struct file *file);
+int emuv_rs_release(struct inode *inode, struct file *file);
+loff_t emuv_rs_llseek(struct file *file, loff_t offset, int whence);
+ssize_t emuv_rs_read_iter(struct kiocb *iocb, struct iov_iter *to);
+ssize_t emuv_rs_write_iter(struct kiocb *iocb, struct iov_iter *from);
+long emuv_rs_ioctl(struct file *file, unsigned int command, unsigned long argument);
+__poll_t emuv_rs_poll(struct file *file, struct poll_table_struct *table);
+int emuv_rs_mmap(struct file *file, struct vm_area_struct *vma);
+ssize_t emuv_rs_info_read(struct file *file, char __user *to, size_t bytes, loff_t *position);
 ssize_t emuv_rs_show(const void *instance, unsigned int attribute, char *page);
 ssize_t emuv_rs_store(const void *instance, unsigned int attribute, const char *text, size_t length);
-/* What /dev/emuv prints, into a page. */
-ssize_t emuv_rs_info(char *page);
 
 /* C, called from Rust. */
 int emuv_c_register(void);
@@ -60,8 +57,8 @@ void emuv_c_get_page(struct page *page);
 /* Whether anybody but its owner has a reference to the page. */
 bool emuv_c_page_shared(struct page *page);
 void emuv_c_clear_page(struct page *page);
-/* A descriptor of a dma-buf of these pages, or an error. Takes the opener in either case. */
-int emuv_c_export(void *opener, pgoff_t first, unsigned long pages);
+/* Lets others run; false if the task is being killed. */
+bool emuv_c_go_on(void);
 
 /* A region of the dmem cgroup controller; NULL if the kernel has none. */
 void *emuv_c_dmem_add(const char *name, u64 bytes);
@@ -69,9 +66,6 @@ void emuv_c_dmem_del(void *region);
 /* To the cgroup of the task. Each charge is undone once, whole. */
 int emuv_c_dmem_charge(void *region, u64 bytes, void **pool);
 void emuv_c_dmem_uncharge(void *pool, u64 bytes);
-
-/* C, called from C. */
-int emuv_mmap(struct file *file, struct vm_area_struct *vma);
 
 /* Module parameters, set before the module starts. */
 extern char *emuv_gpu_model[EMUV_INSTANCES];

@@ -4,52 +4,48 @@
 //!
 //! # Safety
 //!
-//! - Pointers that go to C and come back: an *opener* (`emuv_rs_open`, ended by `emuv_rs_close`) and an *instance* (a device's
-//!   data). C has an opener from `open` to `release` of a file, or from the export to the release of a buffer; nothing calls
-//!   in with it before or after. A device's instance is in the registry until the device is gone and nobody is in one of
-//!   its attributes (`device_destroy` waits).
-//! - Both are shared between threads: C's pointers become `&`, never `&mut`, except in `emuv_rs_close`.
+//! - What the kernel holds for us: an *opener* (a file's private data from `open` to `release`, part of a buffer's from its export
+//!   to its release) and an *instance* (a device's data). Nothing calls in with them before or after. A device's instance is in
+//!   the registry until the device is gone and nobody is in one of its attributes (`device_destroy` waits).
+//! - Both are shared between threads: such pointers become `&`, never `&mut`, except where they end.
+//! - Functions that the kernel calls are given what its documentation says, which they state as their contract.
 //! - No function unwinds: the kernel aborts on panic, and arithmetic of foreign numbers is checked.
 //! - Module parameters that are read here cannot be written after loading, except `debug_mode`, one byte.
 
 #![allow(unsafe_code)]
 
-use core::{
-    marker::PhantomData,
-    mem::ManuallyDrop,
-    ptr::{NonNull, addr_of},
-};
+use core::ptr::{NonNull, addr_of};
 
 use kernel::{
     bindings,
     configfs::ItemType,
     error::{from_err_ptr, from_result, to_result},
-    ffi::{c_char, c_int, c_long, c_uint, c_ulong, c_void},
-    fs::File,
+    ffi::{c_char, c_int, c_uint, c_void},
     page::PAGE_SIZE,
     prelude::*,
-    sync::{
-        Arc,
-        poll::{PollCondVar, PollTable},
-    },
+    sync::Arc,
     transmute::{AsBytes, FromBytes},
-    types::ForeignOwnable,
-    uaccess::UserPtr,
 };
 
 use crate::{
     abi::{Charge, Export, MAX_INSTANCES, Query},
-    instance::{Attribute, Instance, Opener},
-    ioctl, registry,
+    instance::{Attribute, Instance},
+    registry,
     setup::Asked,
     text::Text,
 };
+
+mod directory;
+mod files;
+mod memory;
+
+pub(crate) use directory::Directory;
+pub(crate) use memory::{RamPage, export, go_on};
 
 /// `EMUV_INFO_MINOR`.
 pub(crate) const INFO_MINOR: u32 = MAX_INSTANCES as u32;
 
 // As `emuv_shim.h` declares them.
-#[allow(improper_ctypes)] // pages are only passed on
 extern "C" {
     fn emuv_c_register() -> c_int;
     fn emuv_c_unregister();
@@ -58,11 +54,6 @@ extern "C" {
     fn emuv_c_changed(minor: c_uint);
     fn emuv_c_ram_bytes() -> u64;
     fn emuv_c_free_ram_bytes() -> u64;
-    fn emuv_c_new_page(one_of_many: bool) -> *mut bindings::page;
-    fn emuv_c_get_page(page: *mut bindings::page);
-    fn emuv_c_page_shared(page: *mut bindings::page) -> bool;
-    fn emuv_c_clear_page(page: *mut bindings::page);
-    fn emuv_c_export(opener: *mut c_void, first: c_ulong, pages: c_ulong) -> c_int;
     fn emuv_c_dmem_add(name: *const c_char, bytes: u64) -> *mut c_void;
     fn emuv_c_dmem_del(region: *mut c_void);
     fn emuv_c_dmem_charge(region: *mut c_void, bytes: u64, pool: *mut *mut c_void) -> c_int;
@@ -135,14 +126,6 @@ pub(crate) fn free_ram_bytes() -> u64 {
     unsafe { emuv_c_free_ram_bytes() }
 }
 
-/// A dma-buf of pages that are all there. It takes `holder` along, in case of an error as well.
-pub(crate) fn export(holder: Pin<KBox<Opener>>, first: usize, pages: usize) -> Result<i32> {
-    // SAFETY: `holder` goes to C, which gives it to `emuv_rs_close` once.
-    let fd = unsafe { emuv_c_export(holder.into_foreign(), first as c_ulong, pages as c_ulong) };
-    to_result(fd)?;
-    Ok(fd)
-}
-
 /// Whether the module was asked to log more.
 pub(crate) fn debug_mode() -> bool {
     // SAFETY: One byte that is always 0 or 1; it may change meanwhile, which a volatile read allows for in the kernel.
@@ -174,13 +157,18 @@ pub(crate) fn with_parameters<T>(f: impl FnOnce(&Asked<'_>) -> Result<T>) -> Res
     f(&Asked { gpu_model: &names[..models.len()], ..asked })
 }
 
+/// What `of` is to C.
+fn item_type<Container, Data>(of: &'static ItemType<Container, Data>) -> *const bindings::config_item_type {
+    // An `ItemType` is exactly its `config_item_type` and nothing of size, so it begins with it.
+    const { assert!(size_of::<ItemType<Container, Data>>() == size_of::<bindings::config_item_type>()) };
+    core::ptr::from_ref(of).cast()
+}
+
 /// Makes open configfs files hold this module: the kernel's abstraction (7.3) gives attributes no owner, so that a file that is
 /// open while its directory goes would outlive the code.
 pub(crate) fn own_attributes<Container, Data>(of: &'static ItemType<Container, Data>) {
-    // An `ItemType` is exactly its `config_item_type` and nothing of size, so it begins with it.
-    const { assert!(size_of::<ItemType<Container, Data>>() == size_of::<bindings::config_item_type>()) };
-    let item_type: *const bindings::config_item_type = core::ptr::from_ref(of).cast();
-    // SAFETY: See the assertion. The list ends with null; its entries are static and in mutable memory (`Opaque`), and every
+    let item_type = item_type(of);
+    // SAFETY: It is static. The list ends with null; its entries are static and in mutable memory (`Opaque`), and every
     // writer, here, writes the same.
     unsafe {
         let mut entry = (*item_type).ct_attrs;
@@ -188,93 +176,6 @@ pub(crate) fn own_attributes<Container, Data>(of: &'static ItemType<Container, D
             (**entry).ca_owner = (*item_type).ct_owner;
             entry = entry.add(1);
         }
-    }
-}
-
-// ---- pages ----
-
-/// A reference to an order-0 page of RAM.
-pub(crate) struct RamPage(NonNull<bindings::page>);
-
-// SAFETY: A page belongs to no thread; references are counted atomically.
-unsafe impl Send for RamPage {}
-// SAFETY: As above; the bytes are only touched by `clear`, whose caller has the page alone, and by C's copying functions.
-unsafe impl Sync for RamPage {}
-
-impl RamPage {
-    /// A new page, zeroed, charged to the memory cgroup of the task. For one page the kernel does all that it can; for
-    /// `one_of_many` no process is killed.
-    pub(crate) fn zeroed(one_of_many: bool) -> Result<Self> {
-        // SAFETY: May sleep; no caller holds a spinlock.
-        let page = unsafe { emuv_c_new_page(one_of_many) };
-        NonNull::new(page).map(Self).ok_or(ENOMEM)
-    }
-
-    /// Another reference to the same page.
-    pub(crate) fn another(&self) -> Self {
-        // SAFETY: The page is alive: there is a reference.
-        unsafe { emuv_c_get_page(self.0.as_ptr()) };
-        Self(self.0)
-    }
-
-    /// Whether there are other references than this one.
-    pub(crate) fn is_shared(&self) -> bool {
-        // SAFETY: The page is alive.
-        unsafe { emuv_c_page_shared(self.0.as_ptr()) }
-    }
-
-    /// Writes zeros. Nobody else may use the page meanwhile.
-    pub(crate) fn clear(&self) {
-        // SAFETY: The page is alive.
-        unsafe { emuv_c_clear_page(self.0.as_ptr()) };
-    }
-
-    fn into_raw(self) -> *mut bindings::page {
-        ManuallyDrop::new(self).0.as_ptr()
-    }
-}
-
-impl Drop for RamPage {
-    fn drop(&mut self) {
-        // SAFETY: This is the reference that the value stands for. Drops one reference, and frees with the last.
-        unsafe { bindings::__free_pages(self.0.as_ptr(), 0) };
-    }
-}
-
-// SAFETY: A page structure's address is a multiple of its size's power of two, at least 8; never null.
-unsafe impl ForeignOwnable for RamPage {
-    const FOREIGN_ALIGN: usize = 8;
-    type Borrowed<'a> = RamPageRef<'a>;
-    type BorrowedMut<'a> = RamPageRef<'a>;
-
-    fn into_foreign(self) -> *mut c_void {
-        self.into_raw().cast()
-    }
-
-    unsafe fn from_foreign(pointer: *mut c_void) -> Self {
-        // SAFETY: From `into_foreign`, so not null.
-        Self(unsafe { NonNull::new_unchecked(pointer.cast()) })
-    }
-
-    unsafe fn borrow<'a>(pointer: *mut c_void) -> RamPageRef<'a> {
-        // SAFETY: As above; the reference is not dropped.
-        RamPageRef(ManuallyDrop::new(unsafe { Self::from_foreign(pointer) }), PhantomData)
-    }
-
-    unsafe fn borrow_mut<'a>(pointer: *mut c_void) -> RamPageRef<'a> {
-        // SAFETY: As above.
-        unsafe { Self::borrow(pointer) }
-    }
-}
-
-/// A page that somebody else keeps.
-pub(crate) struct RamPageRef<'a>(ManuallyDrop<RamPage>, PhantomData<&'a RamPage>);
-
-impl core::ops::Deref for RamPageRef<'_> {
-    type Target = RamPage;
-
-    fn deref(&self) -> &RamPage {
-        &self.0
     }
 }
 
@@ -347,89 +248,7 @@ macro_rules! wire {
 
 wire!(Charge, Query, Export);
 
-// ---- C calls Rust ----
-
-/// The opener that C's pointer stands for.
-///
-/// # Safety
-/// `opener` is from `emuv_rs_open` or [`export`] and `emuv_rs_close` has not been called.
-unsafe fn opener<'a>(opener: *const c_void) -> &'a Opener {
-    // SAFETY: By the contract. A pinned box is handed out as the pointer to what is in it.
-    unsafe { &*opener.cast::<Opener>() }
-}
-
-#[no_mangle]
-extern "C" fn emuv_rs_open(minor: c_uint) -> *mut c_void {
-    match registry::get(minor).ok_or(ENODEV).and_then(Opener::new) {
-        Ok(opener) => opener.into_foreign(),
-        Err(error) => error.to_ptr(),
-    }
-}
-
-/// # Safety
-/// The last call with this opener.
-#[no_mangle]
-unsafe extern "C" fn emuv_rs_close(opener: *mut c_void) {
-    // SAFETY: From `into_foreign`, and nobody uses it any more.
-    drop(unsafe { Pin::<KBox<Opener>>::from_foreign(opener) });
-}
-
-/// # Safety
-/// As for [`opener`].
-#[no_mangle]
-unsafe extern "C" fn emuv_rs_end(pointer: *const c_void) -> u64 {
-    // SAFETY: By the contract.
-    unsafe { opener(pointer) }.instance.end_bytes()
-}
-
-/// # Safety
-/// As for [`opener`].
-#[no_mangle]
-unsafe extern "C" fn emuv_rs_page(pointer: *const c_void, index: c_ulong, create: bool) -> *mut bindings::page {
-    // SAFETY: By the contract.
-    match unsafe { opener(pointer) }.instance.page(index, create) {
-        Ok(Some(page)) => page.into_raw(),
-        Ok(None) => core::ptr::null_mut(),
-        Err(error) => error.to_ptr(),
-    }
-}
-
-/// # Safety
-/// As for [`opener`].
-#[no_mangle]
-unsafe extern "C" fn emuv_rs_ioctl(pointer: *const c_void, command: c_uint, argument: c_ulong) -> c_long {
-    // SAFETY: By the contract.
-    let opener = unsafe { opener(pointer) };
-    from_result(|| ioctl::ioctl(opener, command, UserPtr::from_addr(argument)).map(|()| 0))
-}
-
-/// # Safety
-/// As for [`opener`]; `file` and `table` are those of a call of `poll`.
-#[no_mangle]
-unsafe extern "C" fn emuv_rs_poll(
-    pointer: *const c_void,
-    file: *const bindings::file,
-    table: *mut bindings::poll_table,
-) -> c_uint {
-    // SAFETY: By the contract.
-    let opener = unsafe { opener(pointer) };
-    // SAFETY: `file` lives as long as the call; `poll` does not use its position.
-    let file = unsafe { File::from_raw_file(file) };
-    // SAFETY: `table` is null or lives as long as the call.
-    let table = unsafe { PollTable::from_raw(table) };
-    let changed: &PollCondVar = &opener.instance.changed;
-    table.register_wait(file, changed);
-    let mut ready = bindings::POLLIN;
-    match opener.news() {
-        Ok(news) => {
-            ready |= if news.room { bindings::POLLOUT } else { 0 };
-            ready |= if news.limits { bindings::POLLPRI } else { 0 };
-            ready |= if news.removed { bindings::POLLHUP | bindings::POLLERR } else { 0 };
-        }
-        Err(_) => ready |= bindings::POLLERR,
-    }
-    ready
-}
+// ---- C calls Rust: attributes of devices ----
 
 /// # Safety
 /// `instance` is a device's data, `page` a page of the kernel's to write to.
@@ -464,18 +283,5 @@ unsafe extern "C" fn emuv_rs_store(
         let attribute = *Attribute::ALL.get(attribute as usize).ok_or(EINVAL)?;
         instance.store(attribute, text)?;
         Ok(length as isize)
-    })
-}
-
-/// # Safety
-/// `page` is a page of the kernel's to write to.
-#[no_mangle]
-unsafe extern "C" fn emuv_rs_info(page: *mut c_char) -> isize {
-    // SAFETY: By the contract.
-    let page = unsafe { core::slice::from_raw_parts_mut(page.cast::<u8>(), PAGE_SIZE) };
-    let mut text = Text::new(page);
-    from_result(|| {
-        registry::info(&mut text)?;
-        Ok(text.len() as isize)
     })
 }

@@ -1,16 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Mistakes on purpose, one for each detector of the debug kernel: a test that none of them would notice proves nothing. */
-#include <linux/mm.h>
+/* Mistakes on purpose, in C, one for each detector of the debug kernel: what none of them would notice, no test would. */
 #include <linux/module.h>
-#include <linux/mutex.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
+#include <linux/vmalloc.h>
 
 static char *bug = "";
 module_param(bug, charp, 0444);
 
-static DEFINE_MUTEX(one);
-static DEFINE_MUTEX(other);
 static DEFINE_SPINLOCK(spin);
 static void *volatile kept;
 
@@ -22,15 +19,18 @@ static int __init planted_init(void)
 		if (memory)
 			memory[40] = 1;
 		kfree((void *)memory);
-	} else if (!strcmp(bug, "order")) {
-		mutex_lock(&one);
-		mutex_lock(&other);
-		mutex_unlock(&other);
-		mutex_unlock(&one);
-		mutex_lock(&other);
-		mutex_lock(&one);
-		mutex_unlock(&one);
-		mutex_unlock(&other);
+	} else if (!strcmp(bug, "beyond-pages")) {
+		volatile char *memory = vmalloc(100);
+
+		if (memory)
+			memory[101] = 1;
+		vfree((void *)memory);
+	} else if (!strcmp(bug, "freed")) {
+		volatile char *memory = kmalloc(32, GFP_KERNEL);
+
+		kfree((void *)memory);
+		if (memory)
+			memory[3] = 1;
 	} else if (!strcmp(bug, "sleep")) {
 		spin_lock(&spin);
 		might_sleep();
@@ -39,8 +39,11 @@ static int __init planted_init(void)
 		int i;
 
 		/* Some are found through what registers and stacks still hold, so one would not be enough. */
-		for (i = 0; i < 64; i++)
-			kept = kmalloc(48, GFP_KERNEL);
+		for (i = 0; i < 64; i++) {
+			kept = kzalloc(48, GFP_KERNEL);
+			if (kept)
+				strscpy((char *)kept, "planted in C", 48);
+		}
 		kept = NULL;
 	}
 	return -ENODEV;

@@ -15,7 +15,7 @@ use emuv_uapi::abi;
 
 use crate::{
     Test, debug,
-    machine::{GIB, Module, assert_unused, boot_option, meminfo_kb, number, set},
+    machine::{GIB, Module, assert_unused, boot_option, meminfo_kb, number, set, times},
     sys::{self, Child, End, Line, Mapping},
 };
 
@@ -27,25 +27,27 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Numbers that look random; the same seed gives the same.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
     /// Printed, so that a failure can be had again.
-    fn new(what: &str) -> Self {
+    pub fn new(what: &str) -> Self {
         let given = boot_option("emuv_seed").and_then(|seed| seed.parse().ok());
         let seed = given.unwrap_or_else(|| u64::try_from(sys::now().as_nanos()).expect("it has not run so long"));
         println!("  {what}: emuv_seed={seed}");
         Self(seed)
     }
 
-    fn next(&mut self) -> u64 {
+    /// Any number.
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
     }
 
-    fn below(&mut self, end: u64) -> u64 {
+    /// Any number below `end`.
+    pub fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
 
@@ -100,6 +102,22 @@ fn any_call(random: &mut Random, file: &File) {
     }
 }
 
+/// Calls of any kind, as `seed` has it; whatever is refused does not matter. Says how often the node could not be opened.
+pub fn some_calls(seed: u64, calls: u32) -> i32 {
+    let mut random = Random(seed);
+    let (mut file, mut refused) = (None, 0);
+    for _ in 0..calls {
+        match &file {
+            Some(open) if random.below(50) > 0 => any_call(&mut random, open),
+            _ => {
+                file = File::options().read(true).write(true).open("/dev/emuv0").ok();
+                refused += i32::from(file.is_none());
+            }
+        }
+    }
+    refused
+}
+
 fn random_calls() {
     let _module = Module::with(6, 1);
     let mut random = Random::new("random calls");
@@ -122,12 +140,13 @@ fn races() {
     let shared: Mutex<Option<Node>> = Mutex::new(None);
     let calls = AtomicU64::new(0);
     let slice = "/sys/kernel/config/emuv/race";
+    let rounds = times(1000);
     thread::scope(|scope| {
         for number in 0..8 {
             let mut random = Random(random.next());
             let (shared, calls) = (&shared, &calls);
             scope.spawn(move || {
-                for _ in 0..1000 {
+                for _ in 0..rounds {
                     match number {
                         // Two threads open, close, exchange and map; others use what there is.
                         0 | 1 => match random.below(3) {
@@ -180,17 +199,17 @@ fn races() {
             });
         }
     });
-    assert_eq!(calls.into_inner(), 8_000);
+    assert_eq!(calls.into_inner(), 8 * u64::from(rounds));
     drop((shared, keeper));
     assert_unused(0);
 }
 
 fn killed_often() {
-    let times: u32 = boot_option("emuv_kills").and_then(|times| times.parse().ok()).unwrap_or(10_000);
+    let often: u32 = boot_option("emuv_kills").and_then(|often| often.parse().ok()).unwrap_or(times(10_000));
     let _module = Module::with(6, 1);
     let keeper = Node::open(&Node::path(0)).expect("it opens");
     let (before_kb, begun) = (meminfo_kb("MemAvailable"), sys::now());
-    for _ in 0..times {
+    for _ in 0..often {
         let ready = Line::new();
         let child = Child::run(|| {
             let node = Node::open(&Node::path(0)).expect("it opens");
@@ -205,7 +224,7 @@ fn killed_often() {
     let query = keeper.query().expect("it answers");
     assert_eq!((query.holders, query.vram_used_bytes, query.ram_used_bytes), (1, 0, 0));
     let lost_kb = before_kb.saturating_sub(meminfo_kb("MemAvailable"));
-    println!("  {times} times in {:?}; {lost_kb} kB less memory available", sys::now() - begun);
+    println!("  {often} times in {:?}; {lost_kb} kB less memory available", sys::now() - begun);
     // A leak of one 64-byte object each would be 640 kB; the kernel's own caches move by some MB.
     // The debug kernel keeps freed memory for a while, to catch who uses it, and looks for leaks itself.
     assert!(lost_kb < 16 << 10 || debug::is_here(), "{lost_kb} kB are gone");
@@ -224,10 +243,11 @@ fn many_slices() {
                     let node = Node::open(&Node::path(id)).expect("it opens");
                     let amount = Amount { vram_bytes: GIB, ram_bytes: 1 << 20 };
                     node.charge(amount).expect("there is room");
+                    node.charge(amount).expect("there is room");
                     charging.say();
                     loop {
-                        node.charge(amount).expect("there is room");
                         node.release(amount).expect("it is held");
+                        node.charge(amount).expect("there is room");
                     }
                 });
                 (child, charging)

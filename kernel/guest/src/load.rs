@@ -6,7 +6,8 @@ use emuv_kernel_client::{Amount, Ledger as _};
 
 use crate::{
     Test,
-    machine::{Module, attribute, errno, log, open},
+    configfs::Slice,
+    machine::{self, MIB, Module, assert_unused, attribute, errno, log, open},
     sys,
 };
 
@@ -17,6 +18,7 @@ pub const TESTS: &[Test] = &[
     ("the module stays while a file is open", open_file_keeps_module),
     ("each attribute says what its name says", attributes),
     ("no parameters, no instance", no_parameters),
+    ("loaded and unloaded, again and again", again_and_again),
 ];
 
 fn articles_command_line() {
@@ -167,4 +169,18 @@ fn no_parameters() {
     let module = Module::load("").expect("it loads");
     assert_eq!(fs::read_dir("/sys/class/emuv").expect("the class is there").count(), 0);
     drop(module);
+}
+
+fn again_and_again() {
+    for round in 0..machine::times(200).min(40) {
+        let module = if round % 2 == 0 { Module::load("").expect("it loads") } else { Module::with(6, 1) };
+        let slice = Slice::with("again", &[("instance_id", "5"), ("virtual_vram_bytes", "1048576")]);
+        let node = open(5);
+        node.charge(Amount { vram_bytes: MIB, ram_bytes: MIB / 2 }).expect("there is room");
+        sys::Mapping::new(node.ram(), 0, 4096, true).expect("it can be mapped").set(0, 1);
+        assert_eq!(errno(sys::unload_module("emuv")), libc::EWOULDBLOCK, "it is open");
+        drop(node);
+        assert_unused(5);
+        drop((slice, module));
+    }
 }

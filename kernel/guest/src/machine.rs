@@ -4,7 +4,7 @@ use std::{fs, io, path::Path};
 
 use emuv_kernel_client::Node;
 
-use crate::sys;
+use crate::{debug, sys};
 
 /// Bytes of a GiB.
 pub const GIB: u64 = 1 << 30;
@@ -92,16 +92,37 @@ pub fn assert_unused(instance_id: u32) {
 
 /// The kernel's log so far.
 pub fn log() -> String {
+    log_from(0).into_iter().map(|(_, text)| text).collect()
+}
+
+/// The kernel's log from its record number `first` on, each with its number. What the kernel has thrown away by then is not there:
+/// the first number is higher.
+pub fn log_from(first: u64) -> Vec<(u64, String)> {
     use std::{io::Read, os::unix::fs::OpenOptionsExt};
     let mut file =
         fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg").expect("the log opens");
-    let mut log = String::new();
+    let mut records = Vec::new();
     let mut record = [0; 8192];
-    // A read gives a record; when there is none left, or one is too long, it fails.
-    while let Ok(length) = file.read(&mut record) {
-        log.push_str(&String::from_utf8_lossy(&record[..length]));
+    loop {
+        match file.read(&mut record) {
+            Ok(length) => {
+                let text = String::from_utf8_lossy(&record[..length]).into_owned();
+                let number = text.split(',').nth(1).and_then(|number| number.parse().ok());
+                let number: u64 = number.expect("a record begins with its priority and its number");
+                if number >= first {
+                    records.push((number, text));
+                }
+            }
+            // Thrown away while it was read: the next read goes on with what there is.
+            Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
+            Err(_) => return records,
+        }
     }
-    log
+}
+
+/// How often a test repeats something. Everything takes long in the debug kernel.
+pub fn times(often: u32) -> u32 {
+    if debug::is_here() { often.div_ceil(20) } else { often }
 }
 
 /// A figure of /proc/meminfo, kB.

@@ -15,6 +15,7 @@ mod machine;
 mod measure;
 mod ram;
 mod real;
+mod storm;
 mod sys;
 
 use std::panic::catch_unwind;
@@ -32,7 +33,7 @@ fn main() {
     machine::load_others("configfs");
     sys::mount("configfs", "/sys/kernel/config").expect("configfs mounts");
 
-    let all = [load::TESTS, ledger::TESTS, ram::TESTS, configfs::TESTS, measure::TESTS, hostile::TESTS];
+    let all = [load::TESTS, ledger::TESTS, ram::TESTS, configfs::TESTS, measure::TESTS, storm::TESTS, hostile::TESTS];
     let mut tests: Vec<&Test> = all.into_iter().flatten().collect();
     if real::is_here() {
         tests.extend(real::TESTS);
@@ -66,20 +67,28 @@ fn main() {
 /// The kernel's log, from test to test.
 #[derive(Default)]
 struct Log {
-    seen_lines: usize,
+    next_record: u64,
 }
 
 impl Log {
-    /// Whether the kernel has not complained since the last look. The lines that show one are printed.
+    /// Whether the kernel has not complained since the last look, nor said more than it keeps. The lines that show one are printed.
     fn is_clean(&mut self) -> bool {
         let complaints = [
-            "BUG:",
+            "BUG",
             "WARNING:",
             "Oops",
             "KASAN",
+            "UBSAN",
             "general protection",
             "possible circular",
             "possible recursive",
+            "suspicious RCU",
+            "inconsistent lock",
+            "invalid wait context",
+            "held lock freed",
+            "refcount_t:",
+            "corruption",
+            "panicked",
             "blocked for more",
             "detected stall",
             "soft lockup",
@@ -87,11 +96,15 @@ impl Log {
             "bad page",
             "new suspected memory leaks",
         ];
-        let log = machine::log();
-        let new = log.lines().skip(self.seen_lines);
-        let bad: Vec<&str> = new.filter(|line| complaints.iter().any(|complaint| line.contains(complaint))).collect();
-        bad.iter().for_each(|line| println!("log: {line}"));
-        self.seen_lines = log.lines().count();
-        bad.is_empty()
+        let new = machine::log_from(self.next_record);
+        let lost = new.first().is_some_and(|(number, _)| *number > self.next_record && self.next_record > 0);
+        let bad: Vec<&String> =
+            new.iter().map(|(_, text)| text).filter(|text| complaints.iter().any(|word| text.contains(word))).collect();
+        bad.iter().for_each(|text| println!("log: {}", text.trim_end()));
+        if lost {
+            println!("log: (more than the kernel keeps)");
+        }
+        self.next_record = new.last().map_or(self.next_record, |(number, _)| number + 1);
+        bad.is_empty() && !lost
     }
 }

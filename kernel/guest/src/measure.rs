@@ -6,16 +6,16 @@ use emuv_kernel_client::{Amount, Ledger as _, Refused};
 
 use crate::{
     Test,
-    machine::{GIB, Module, assert_unused, number, open},
+    machine::{GIB, Module, assert_unused, number, open, times},
     sys::{self, Child, Line, Mapping},
 };
 
 pub const TESTS: &[Test] = &[("measured: calls", calls), ("measured: kill to release", kill_to_release)];
 
-fn each(what: &str, times: u32, mut f: impl FnMut()) {
-    let begun = sys::now();
-    (0..times).for_each(|_| f());
-    println!("  {what}: {} ns", ((sys::now() - begun) / times).as_nanos());
+fn each(what: &str, often: u32, mut f: impl FnMut()) {
+    let (often, begun) = (times(often), sys::now());
+    (0..often).for_each(|_| f());
+    println!("  {what}: {} ns", ((sys::now() - begun) / often).as_nanos());
 }
 
 fn calls() {
@@ -45,7 +45,8 @@ fn calls() {
 
 fn kill_to_release() {
     let _module = Module::with(6, 1);
-    let took: Vec<Duration> = (0..200)
+    let often = times(200);
+    let took: Vec<Duration> = (0..often)
         .map(|_| {
             let ready = Line::new();
             let child = Child::run(|| {
@@ -67,7 +68,7 @@ fn kill_to_release() {
         })
         .collect();
     // The clock of such a machine ticks every 4 ms, so only the mean says something.
-    let mean = took.iter().sum::<Duration>() / 200;
+    let mean = took.iter().sum::<Duration>() / often;
     println!("  SIGKILL to a waiter that is told of room: mean {mean:?}, slowest {:?}", took.iter().max());
     assert_unused(0);
     assert_eq!(number(0, "physical_peak_bytes"), 6 * GIB);

@@ -145,6 +145,18 @@ impl Line {
         (&self.says).write_all(b"x").expect("the other end is there");
     }
 
+    /// One end tells the other two numbers.
+    pub fn tell(&self, numbers: [u64; 2]) {
+        (&self.says).write_all(&numbers.map(u64::to_ne_bytes).concat()).expect("the other end is there");
+    }
+
+    /// Waits for two numbers.
+    pub fn hear_numbers(&self) -> [u64; 2] {
+        let mut words = [[0; 8]; 2];
+        (&self.hears).read_exact(words.as_flattened_mut()).expect("the other end spoke");
+        words.map(u64::from_ne_bytes)
+    }
+
     /// Waits until the other end has spoken.
     pub fn hear(&self) {
         (&self.hears).read_exact(&mut [0]).expect("the other end spoke");
