@@ -19,8 +19,9 @@ const REMAP_BYTES: f64 = 3e6;
 /// Choosing again what was chosen before is worth so much more, and being where it is to be.
 const STEADY: f64 = 1.05;
 
-/// How much a link with little to do at the time counts among gaps that are alike.
+/// How much a link with little to do at the time counts among gaps that are alike, also among those read in place.
 const SPREAD: f64 = 0.2;
+const SPREAD_IN_PLACE: f64 = 0.03;
 
 /// A time in which a chunk is not used. Times are in microseconds from the beginning of the round.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -154,10 +155,10 @@ impl<'a> Plan<'a> {
         // Of what has to be copied at times at which the link has much to do already, others have to wait. Who reads in place
         // waits for the link whenever it is.
         let (mut crossings, mut busy) = (0.0, 0.0);
-        for at in gap.crossings().filter(|_| gap.in_place.is_none()) {
+        for at in gap.crossings() {
             let load = self.busy(at) + bytes / self.capacity;
             crossings += 1.0;
-            busy += load.max(1.0) + SPREAD * load;
+            busy += if gap.in_place.is_some() { 1.0 + SPREAD_IN_PLACE * load } else { load.max(1.0) + SPREAD * load };
         }
         let busy = if crossings > 0.0 { busy / crossings } else { 1.0 };
         Some(Candidate { score: useful / (gap.cost() * busy) * steady, gap: index })
