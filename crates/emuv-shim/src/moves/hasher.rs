@@ -83,8 +83,11 @@ impl Hasher {
         })
     }
 
-    /// Whether the chunk at `offset`, which is about to go, may well hold what it held when it went last.
+    /// Whether the chunk at `offset`, which is about to go, may well hold what it held when it went last, and can be looked at.
     pub fn is_promising(&mut self, offset: u64, bytes: u64) -> bool {
+        if self.free.is_empty() {
+            return false;
+        }
         let trial = self.trials.entry(offset).or_default();
         let leave = trial.skip > 0;
         trial.skip = trial.skip.saturating_sub(1);
@@ -130,6 +133,11 @@ impl Hasher {
             let _ = calls::synchronize_stream(real, stream);
             self.free.push(slot);
         })
+    }
+
+    /// Waits for what is being taken. When that fails the context is at its end, and so is that.
+    pub fn wait(&self, real: &Real) {
+        let _ = calls::synchronize_stream(real, self.stream as CUstream);
     }
 
     /// The event behind it has been reached, with this result: the hash.

@@ -438,6 +438,9 @@ impl Mover {
             // From here on what they copy from and into may be given back.
             copies.wait(self.session.real);
         }
+        if let Some(hasher) = &self.hasher {
+            hasher.wait(self.session.real);
+        }
         self.hashed.drain().for_each(drop);
         for job in self.into_vram.drain().chain(self.into_ram.drain()).chain(self.arrived.drain(..)) {
             self.device.moves.spares.put(job.to, job.bytes, job.handle);

@@ -139,6 +139,14 @@ impl Mover {
             any = true;
             self.copied(result, job);
         }
+        if self.copies.is_none() {
+            // The streams have gone with their context, and what was under way there.
+            let lost: Vec<Job> = self.into_ram.drain().collect();
+            for job in lost {
+                self.device.moves.spares.put(job.to, job.bytes, job.handle);
+                self.settle(job.offset, false);
+            }
+        }
         if self.into_ram.is_quiet() {
             while let Some(job) = self.arrived.pop_front() {
                 any = true;
