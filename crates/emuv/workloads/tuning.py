@@ -96,4 +96,6 @@ def lora(setting):
     optimizer = torch.optim.AdamW(learned, lr=1e-3, fused=True)
     step = _trainer(setting, model, _texts(setting, batch, tokens), optimizer)
     frozen = layers * 2 * shape.parameters
-    return Workload(step, {"layers": layers, "batch": batch}, clean_bytes=frozen, final=lambda: learned)
+    # Forward all weights are read; backward again, and all that has been kept since.
+    passes = [frozen, None]
+    return Workload(step, {"layers": layers, "batch": batch}, pass_bytes=passes, clean_bytes=frozen, final=lambda: learned)
