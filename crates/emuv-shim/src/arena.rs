@@ -364,11 +364,19 @@ impl Arena {
         self.gpu.map(self.base + offset, bytes, handle)
     }
 
+    /// Releases memory that is mapped nowhere but at its alias, if it has one.
+    ///
+    /// # Errors
+    /// The driver's own.
+    pub fn release(&self, handle: Handle) -> CuResult {
+        self.contents.forget(handle);
+        self.aliases.release(&*self.gpu, handle)
+    }
+
     fn drop_chunk(&self, chunk: Chunk, handle: Handle, mapped: bool) {
         // After a fatal error of the context these fail; the process's end then gives the memory back.
         let unmapped = if mapped { self.gpu.unmap(self.base + chunk.offset, chunk.bytes) } else { Ok(()) };
-        self.contents.forget(handle);
-        let released = self.aliases.release(&*self.gpu, handle);
+        let released = self.release(handle);
         if let Err(error) = unmapped.and(released) {
             crate::log::debug(format_args!("giving {} bytes of {} back: {error}", chunk.bytes, chunk.tier));
         }

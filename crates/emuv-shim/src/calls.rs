@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use core::ffi::CStr;
+use std::ffi::CString;
 
 use emuv_cuda::{CUresult, CuError, CuResult, types::*};
 use emuv_policy::Owner;
@@ -272,6 +273,29 @@ pub(crate) fn record_event(real: &Real, event: Option<usize>, stream: CUstream) 
 pub(crate) fn query_event(real: &Real, event: usize) -> CUresult {
     // SAFETY: an event of ours that has not been destroyed.
     unsafe { real.driver.cuEventQuery(event as CUevent) }
+}
+
+/// Loads a kernel from PTX source, which the driver compiles for the GPU at hand, in the current context: its function.
+pub(crate) fn load_kernel(real: &Real, source: &str, name: &CStr) -> CuResult<usize> {
+    let source = CString::new(source).map_err(|_| CuError::INVALID_VALUE)?;
+    let (mut module, mut function) = (std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: see the module's head; a text that ends with a zero.
+    unsafe { real.driver.cuModuleLoadData(&raw mut module, source.as_ptr().cast()) }.ok()?;
+    // SAFETY: see the module's head; the module was just loaded.
+    unsafe { real.driver.cuModuleGetFunction(&raw mut function, module, name.as_ptr()) }.ok()?;
+    Ok(function as usize)
+}
+
+/// Memory of the host's that the GPU reaches at the same address, full of zeros, for as long as the current context lives.
+pub(crate) fn pinned_memory(real: &Real, bytes: usize) -> CuResult<usize> {
+    /// `CU_MEMHOSTALLOC_DEVICEMAP`.
+    const DEVICE_MAP: u32 = 2;
+    let mut memory = std::ptr::null_mut();
+    // SAFETY: see the module's head.
+    unsafe { real.driver.cuMemHostAlloc(&raw mut memory, bytes, DEVICE_MAP) }.ok()?;
+    // SAFETY: the new memory's own size; nobody else has it yet.
+    unsafe { memory.cast::<u8>().write_bytes(0, bytes) };
+    Ok(memory as usize)
 }
 
 /// A new event that takes the time, behind everything issued on a stream so far.

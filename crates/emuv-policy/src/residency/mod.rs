@@ -168,6 +168,13 @@ struct ChunkState {
     history: History,
 }
 
+impl ChunkState {
+    /// Whether it moves by plan: not what lies where it is for good, nor what moves only while nothing runs.
+    fn is_planned(&self) -> bool {
+        !self.fixed && !self.escaped
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Extent {
     offset: u64,

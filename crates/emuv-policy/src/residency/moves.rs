@@ -38,11 +38,13 @@ impl Residency {
         if !self.policy.only_when_idle() && self.is_named(chunk) && !self.exclusive && self.is_idle(index) {
             return Ok(Mode::Beside);
         }
+        if self.is_free_for_exclusive() { Ok(Mode::Exclusive) } else { Err(Obstacle::Busy) }
+    }
+
+    /// Whether what moves only while nothing runs may begin to.
+    pub(super) fn is_free_for_exclusive(&self) -> bool {
         // Works that wait for moves to end are not to be kept waiting for ever.
-        if self.all_idle() && !self.pointers.searching && !self.held.iter().any(|held| !held.promote) {
-            return Ok(Mode::Exclusive);
-        }
-        Err(Obstacle::Busy)
+        self.all_idle() && !self.pointers.searching && !self.held.iter().any(|held| !held.promote)
     }
 
     pub(super) fn start(&mut self, index: u32, to: Tier, mode: Mode, why: Why) -> Option<Step> {

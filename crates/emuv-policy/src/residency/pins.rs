@@ -46,8 +46,7 @@ impl Residency {
             chunk.fixed && chunk.tier == Tier::Ram && free && chunk.bytes <= room.vram_bytes
         };
         let index = self.live().find(|(_, chunk)| is_out(chunk)).map(|(index, _)| index)?;
-        let waited_for = self.held.iter().any(|held| !held.promote);
-        if self.all_idle() && self.lent == 0 && !self.pointers.searching && !waited_for {
+        if self.lent == 0 && self.is_free_for_exclusive() {
             return self.start(index, Tier::Vram, Mode::Exclusive, Why::Demand);
         }
         // What is held is not to wait for it.

@@ -405,7 +405,7 @@ impl Residency {
             .zip(0..)
             .filter_map(|(chunk, index)| {
                 let chunk = chunk.as_mut()?;
-                let is_out = chunk.tier == Tier::Ram && chunk.moving.is_none() && !chunk.fixed && !chunk.escaped;
+                let is_out = chunk.tier == Tier::Ram && chunk.moving.is_none() && chunk.is_planned();
                 if !is_out || chunk.history.decision == Decision::Stay {
                     return None;
                 }

@@ -2,7 +2,7 @@
 //! ([`super::schedule`] chooses).
 
 use super::{
-    ChunkState, Heat, Manner, Residency,
+    Heat, Manner, Residency,
     history::{ChunkUse, Decision},
     plan::Room,
     schedule::{self, Gap, Round},
@@ -20,9 +20,9 @@ const MOST_SLACK_PART: u64 = 12;
 /// The part of a round's own time up to which the link may take for a round that the GPU limits.
 const COMPUTES: f64 = 0.75;
 
-/// The part of a round's own time from which on the link is taken to be what limits it: then what is read once is read where it is,
-/// so that nothing has to go out for it, if at least this part of what is used is of that kind, as far as it is known. In other programs the GPU would only
-/// wait for it, and the link have less for the rest.
+/// The part of a round's own time from which on the link is taken to be what limits it: then what is read once is read where it
+/// is, so that nothing has to go out for it, if at least this part of what is used is of that kind, as far as it is known. In other
+/// programs the GPU would only wait for it, and the link have less for the rest.
 const IN_PLACE: f64 = 0.5;
 const MOSTLY_READ_ONCE: f64 = 0.5;
 
@@ -49,9 +49,11 @@ impl Residency {
 
     #[allow(clippy::cast_precision_loss)] // Estimates.
     fn plan(&mut self, place: u64, room: Room) {
-        let movable = |chunk: &ChunkState| !chunk.fixed && !chunk.escaped;
         let sum = |tier: Tier| -> u64 {
-            self.live().filter(|(_, chunk)| movable(chunk) && chunk.tier == tier).map(|(_, chunk)| chunk.bytes).sum()
+            self.live()
+                .filter(|(_, chunk)| chunk.is_planned() && chunk.tier == tier)
+                .map(|(_, chunk)| chunk.bytes)
+                .sum()
         };
         let (vram_bytes, ram_bytes) = (sum(Tier::Vram) + room.vram_bytes, sum(Tier::Ram));
         let mut slack_bytes = SLACK_BYTES.min(vram_bytes / SLACK_PART);
@@ -71,7 +73,7 @@ impl Residency {
             link_micros > round.micros * IN_PLACE && read_once_bytes as f64 >= known_bytes as f64 * MOSTLY_READ_ONCE;
         let mut gaps = Vec::new();
         let mut owners = Vec::new();
-        for (index, chunk) in self.live().filter(|(_, chunk)| movable(chunk) && chunk.heat != Heat::Hot) {
+        for (index, chunk) in self.live().filter(|(_, chunk)| chunk.is_planned() && chunk.heat != Heat::Hot) {
             let is_out = chunk.tier == Tier::Ram;
             let uses: Vec<_> = chunk.history.since(place).collect();
             let gap = Gap {
@@ -125,7 +127,7 @@ impl Residency {
     /// as read each byte about once.
     fn read_once(&self, place: u64) -> (u64, u64) {
         let (mut known_bytes, mut once_bytes) = (0, 0);
-        for (_, chunk) in self.live().filter(|(_, chunk)| !chunk.fixed && !chunk.escaped) {
+        for (_, chunk) in self.live().filter(|(_, chunk)| chunk.is_planned()) {
             let mut manners = chunk.history.since(place).map(|used| self.foresight.manner_at(used.position)).peekable();
             let used = manners.peek().is_some();
             let (known, once) = manners.fold((used, used), |(known, once), manner| {

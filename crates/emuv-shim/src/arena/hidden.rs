@@ -24,9 +24,7 @@ impl Arena {
             if hidden.contains(&offset) {
                 self.map_again(offset, bytes)?;
                 hidden.remove(&offset);
-                if let Some(handle) = lock(&self.handles).get(&offset) {
-                    self.contents.forget(*handle);
-                }
+                self.is_within_reach(offset);
             }
         }
         for (offset, bytes) in outside {
@@ -62,7 +60,11 @@ impl Arena {
             return;
         }
         lock(hidden).remove(&offset);
-        // The program may write to it from now on.
+        self.is_within_reach(offset);
+    }
+
+    /// The program may write to the chunk from now on.
+    fn is_within_reach(&self, offset: u64) {
         if let Some(handle) = lock(&self.handles).get(&offset) {
             self.contents.forget(*handle);
         }

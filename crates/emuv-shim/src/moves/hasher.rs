@@ -9,17 +9,14 @@
 use core::ffi::c_void;
 use std::hash::BuildHasher as _;
 
-use emuv_cuda::{CUresult, CuResult, types::*};
+use emuv_cuda::{CUresult, CuError, CuResult, types::*};
 use emuv_policy::hash::FastMap;
 
 use super::copies::high_priority_stream;
 use crate::{calls, contents::Hash, real::Real};
 
-/// The kernel, as PTX source: compiled by the driver for the GPU at hand.
-const PTX: &str = concat!(include_str!("../../kernels/hash.ptx"), "\0");
-
-/// `CU_MEMHOSTALLOC_DEVICEMAP`.
-const DEVICE_MAP: u32 = 2;
+/// The kernel, as PTX source.
+const PTX: &str = include_str!("../../kernels/hash.ptx");
 
 /// Threads a block, blocks, and the sums that each block leaves.
 const BLOCK: u32 = 256;
@@ -63,21 +60,11 @@ impl Hasher {
     /// # Errors
     /// The driver's own.
     pub fn new(real: &Real) -> CuResult<Self> {
-        let (mut module, mut function) = (std::ptr::null_mut(), std::ptr::null_mut());
-        let mut sums = std::ptr::null_mut();
-        let stream = high_priority_stream(real)? as usize;
-        // SAFETY: see the module's head; a text that ends with a zero, and live locals.
-        unsafe {
-            real.driver.cuModuleLoadData(&raw mut module, PTX.as_ptr().cast()).ok()?;
-            real.driver.cuModuleGetFunction(&raw mut function, module, c"emuv_hash".as_ptr()).ok()?;
-            real.driver.cuMemHostAlloc(&raw mut sums, SLOTS * BLOCKS * SUMS * 8, DEVICE_MAP).ok()?;
-        }
-        let seed = std::hash::RandomState::new().hash_one(std::process::id());
         Ok(Self {
-            function: function as usize,
-            stream,
-            sums: sums as usize,
-            seed,
+            function: calls::load_kernel(real, PTX, c"emuv_hash")?,
+            stream: high_priority_stream(real)? as usize,
+            sums: calls::pinned_memory(real, SLOTS * BLOCKS * SUMS * 8)?,
+            seed: std::hash::RandomState::new().hash_one(std::process::id()),
             free: (0..SLOTS).collect(),
             trials: FastMap::default(),
         })
@@ -103,18 +90,12 @@ impl Hasher {
         trial.skip = trial.skipped;
     }
 
-    /// Begins to take the hash of a chunk: under which name, and the event behind it. `None`: enough are being taken.
+    /// Begins to take the hash of a chunk that [`Self::is_promising`]: under which name, and the event behind it.
     ///
     /// # Errors
-    /// The driver's own.
-    pub fn take(
-        &mut self,
-        real: &Real,
-        address: u64,
-        bytes: u64,
-        event: Option<usize>,
-    ) -> CuResult<Option<(usize, usize)>> {
-        let Some(slot) = self.free.pop() else { return Ok(None) };
+    /// The driver's own; `CUDA_ERROR_INVALID_VALUE` where enough are being taken.
+    pub fn take(&mut self, real: &Real, address: u64, bytes: u64, event: Option<usize>) -> CuResult<(usize, usize)> {
+        let slot = self.free.pop().ok_or(CuError::INVALID_VALUE)?;
         let at = self.sums + slot * BLOCKS * SUMS * 8;
         let mut arguments = [address, bytes / 8, self.seed, at as u64];
         let mut parameters = arguments.each_mut().map(|argument| std::ptr::from_mut(argument).cast::<c_void>());
@@ -128,7 +109,7 @@ impl Hasher {
             real.driver.cuLaunchKernel(function, blocks, 1, 1, BLOCK, 1, 1, 0, stream, parameters.as_mut_ptr(), none)
         };
         let taken = launched.ok().and_then(|()| calls::record_event(real, event, stream));
-        taken.map(|event| Some((slot, event))).inspect_err(|_| {
+        taken.map(|event| (slot, event)).inspect_err(|_| {
             // The chunk is about to be used otherwise.
             let _ = calls::synchronize_stream(real, stream);
             self.free.push(slot);

@@ -321,8 +321,8 @@ impl Mover {
     fn measure_link(&self, bytes: u64) -> Option<Link> {
         let (real, arena, spares) = (self.session.real, &self.device.arena, &self.device.moves.spares);
         let copies = self.copies.as_ref()?;
-        let ram = self.spare(Tier::Ram, bytes, || host_has(self.session, bytes)).ok()??;
-        let measured = self.spare(Tier::Vram, bytes, || true).ok().flatten().and_then(|vram| {
+        let ram = self.spare(Tier::Ram, bytes, None, || host_has(self.session, bytes)).ok()??;
+        let measured = self.spare(Tier::Vram, bytes, None, || true).ok().flatten().and_then(|vram| {
             let alias = |handle| arena.aliases.of(arena.gpu(), handle, bytes).ok();
             let link = alias(ram).zip(alias(vram)).and_then(|(ram, vram)| copies.link(real, vram, ram, bytes).ok());
             spares.put(Tier::Vram, bytes, vram);
@@ -380,11 +380,17 @@ impl Mover {
     }
 
     /// Memory to move into ([`Spares::take`]), got from the slice if need be.
-    fn spare(&self, tier: Tier, bytes: u64, may_make: impl Fn() -> bool) -> CuResult<Option<Handle>> {
+    fn spare(
+        &self,
+        tier: Tier,
+        bytes: u64,
+        offset: Option<u64>,
+        may_make: impl Fn() -> bool,
+    ) -> CuResult<Option<Handle>> {
         let (device, spares) = (self.device, &self.device.moves.spares);
         let wants = if spares.has(tier, bytes) { Wants::Nothing } else { Wants::All(tier, bytes) };
         let lease = device.lease(self.session, wants);
-        let taken = spares.take(&device.arena, tier, bytes, may_make);
+        let taken = spares.take(&device.arena, tier, bytes, offset, may_make);
         device.end_lease(lease);
         device.settle_slice(self.session);
         taken

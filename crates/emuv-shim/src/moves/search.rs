@@ -21,13 +21,10 @@ use std::collections::HashMap;
 use emuv_cuda::{CuResult, types::*};
 use emuv_policy::{GRANULE, Owner};
 
-use crate::{arena::lock, real::Real, sync::Mutex};
+use crate::{arena::lock, calls, real::Real, sync::Mutex};
 
-/// The kernel, as PTX source: compiled by the driver for the GPU at hand.
-const PTX: &str = concat!(include_str!("../../kernels/search.ptx"), "\0");
-
-/// `CU_MEMHOSTALLOC_DEVICEMAP`.
-const DEVICE_MAP: u32 = 2;
+/// The kernel, as PTX source.
+const PTX: &str = include_str!("../../kernels/search.ptx");
 
 /// Threads per block, and blocks at most.
 const BLOCK: u32 = 256;
@@ -92,17 +89,9 @@ impl Searcher {
         if self.is_ready(context) {
             return Ok(());
         }
-        let bytes = bitmap_words(arena) * 8 + FLAGS * 4;
-        let (mut module, mut function) = (std::ptr::null_mut(), std::ptr::null_mut());
-        let mut bitmap = std::ptr::null_mut();
-        // SAFETY: see the module's head; a text that ends with a zero, live locals, and the new memory's own size.
-        unsafe {
-            real.driver.cuModuleLoadData(&raw mut module, PTX.as_ptr().cast()).ok()?;
-            real.driver.cuModuleGetFunction(&raw mut function, module, c"emuv_search".as_ptr()).ok()?;
-            real.driver.cuMemHostAlloc(&raw mut bitmap, bytes, DEVICE_MAP).ok()?;
-            bitmap.cast::<u8>().write_bytes(0, bytes);
-        }
-        lock(&self.0).kernels.insert(context, Kernel { function: function as usize, bitmap: bitmap as u64 });
+        let function = calls::load_kernel(real, PTX, c"emuv_search")?;
+        let bitmap = calls::pinned_memory(real, bitmap_words(arena) * 8 + FLAGS * 4)? as u64;
+        lock(&self.0).kernels.insert(context, Kernel { function, bitmap });
         Ok(())
     }
 

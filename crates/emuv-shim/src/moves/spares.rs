@@ -92,31 +92,52 @@ impl Spares {
         lock(&self.0).of(tier).0.get(&bytes).is_some_and(|handles| !handles.is_empty())
     }
 
-    /// A handle of exactly `bytes`: a spare, or a new one, for which spares of other sizes are given up if the
-    /// budget demands it; that only if `may_make` says so.
+    /// A handle of exactly `bytes` to be written to: a spare, or a new one, for which spares of other sizes are given up if the
+    /// budget demands it; that only if `may_make` says so. In RAM best what the chunk at `offset` left there, which is out of date.
     ///
     /// # Errors
     /// The driver's own; `None` where the budget has no room.
-    pub fn take(&self, arena: &Arena, tier: Tier, bytes: u64, may_make: impl Fn() -> bool) -> CuResult<Option<Handle>> {
-        if let Some(handle) = self.take_worthless(arena, tier, bytes) {
+    pub fn take(
+        &self,
+        arena: &Arena,
+        tier: Tier,
+        bytes: u64,
+        offset: Option<u64>,
+        may_make: impl Fn() -> bool,
+    ) -> CuResult<Option<Handle>> {
+        let taken = self.take_or_make(arena, tier, bytes, offset, may_make)?;
+        Ok(taken.inspect(|handle| arena.contents.forget(*handle)))
+    }
+
+    fn take_or_make(
+        &self,
+        arena: &Arena,
+        tier: Tier,
+        bytes: u64,
+        offset: Option<u64>,
+        may_make: impl Fn() -> bool,
+    ) -> CuResult<Option<Handle>> {
+        let own = offset.filter(|_| tier == Tier::Ram).and_then(|offset| self.take_left_by(offset, bytes));
+        let is_worthless = |spare: &Spare| tier == Tier::Vram || arena.contents.of(spare.handle).is_none();
+        if let Some(handle) = own.or_else(|| self.take_where(tier, bytes, is_worthless)) {
             return Ok(Some(handle));
         }
         // What they hold may be wanted again, so others are made, as long as these are not many.
         let keep = tier == Tier::Ram && self.may_keep_more(arena) && may_make();
         let made = if keep { self.make(arena, tier, bytes, false)? } else { None };
-        if made.is_some() {
-            return Ok(made);
-        }
         // The one that has lain longest.
-        let spare = lock(&self.0).of(tier).0.get_mut(&bytes).and_then(VecDeque::pop_front);
-        match spare {
-            Some(spare) => {
-                arena.contents.forget(spare.handle);
-                Ok(Some(spare.handle))
-            }
+        match made.or_else(|| self.take_where(tier, bytes, |_| true)) {
             None if may_make() => self.make(arena, tier, bytes, true),
-            None => Ok(None),
+            taken => Ok(taken),
         }
+    }
+
+    /// The spare that has lain longest of those that `is_right`.
+    fn take_where(&self, tier: Tier, bytes: u64, is_right: impl Fn(&Spare) -> bool) -> Option<Handle> {
+        let mut state = lock(&self.0);
+        let spares = state.of(tier).0.get_mut(&bytes)?;
+        let at = spares.iter().position(is_right)?;
+        spares.remove(at).map(|spare| spare.handle)
     }
 
     /// Whether RAM has room for more of what may be wanted again: no more of it than all of VRAM could have come from, and not the
@@ -125,15 +146,6 @@ impl Spares {
         let budgets = arena.with_memory(|memory| *memory.budgets());
         let has_room = budgets.ram.prospect_bytes() > budgets.ram.limit_bytes() / LAST_PART;
         has_room && lock(&self.0).ram_bytes < budgets.vram.limit_bytes()
-    }
-
-    /// A spare that holds nothing that may be wanted.
-    fn take_worthless(&self, arena: &Arena, tier: Tier, bytes: u64) -> Option<Handle> {
-        let mut state = lock(&self.0);
-        let spares = state.of(tier).0.get_mut(&bytes)?;
-        let is_worthless = |spare: &Spare| tier == Tier::Vram || arena.contents.of(spare.handle).is_none();
-        let at = spares.iter().position(is_worthless)?;
-        spares.remove(at).map(|spare| spare.handle)
     }
 
     /// Makes a handle; `exchange`: spares of other sizes are given up for it if need be.
@@ -165,18 +177,12 @@ impl Spares {
 
     /// The memory in RAM from which the chunk at `offset` was brought, if nothing has used it since.
     pub fn take_left_by(&self, offset: u64, bytes: u64) -> Option<Handle> {
-        let mut state = lock(&self.0);
-        let spares = state.ram.get_mut(&bytes)?;
-        let at = spares.iter().position(|spare| spare.left_by == Some(offset))?;
-        spares.remove(at).map(|spare| spare.handle)
+        self.take_where(Tier::Ram, bytes, |spare| spare.left_by == Some(offset))
     }
 
     /// Memory in RAM that holds bytes with this hash.
     pub fn take_holding(&self, arena: &Arena, bytes: u64, hash: Hash) -> Option<Handle> {
-        let mut state = lock(&self.0);
-        let spares = state.ram.get_mut(&bytes)?;
-        let at = spares.iter().position(|spare| arena.contents.of(spare.handle) == Some(hash))?;
-        spares.remove(at).map(|spare| spare.handle)
+        self.take_where(Tier::Ram, bytes, |spare| arena.contents.of(spare.handle) == Some(hash))
     }
 
     /// The chunk at `offset` has taken a spare's place in `to`, and left its own memory as a spare of the other tier.
@@ -226,8 +232,7 @@ impl Spares {
                 spares.last_entry().and_then(|mut entry| Some((*entry.key(), entry.get_mut().pop_front()?.handle)))
             };
             let Some((size, handle)) = next else { break };
-            arena.contents.forget(handle);
-            if let Err(error) = arena.aliases.release(arena.gpu(), handle) {
+            if let Err(error) = arena.release(handle) {
                 crate::log::debug(format_args!("giving a spare of {tier} back: {error}"));
             }
             lock(&self.0).count(tier, |before| before.saturating_sub(size));

@@ -37,12 +37,12 @@ impl Mover {
         }
         let Ok(address) = arena.readable_at(step.offset, step.bytes) else { return false };
         match hasher.take(real, address, step.bytes, copies.event()) {
-            Ok(Some((slot, event))) => {
+            Ok((slot, event)) => {
                 self.hashed.push(event, (step, slot));
                 true
             }
             // A copy will tell what is wrong.
-            Ok(None) | Err(_) => false,
+            Err(_) => false,
         }
     }
 
@@ -73,9 +73,7 @@ impl Mover {
         let (arena, spares) = (&self.device.arena, &self.device.moves.spares);
         let session = self.session;
         let may_make = || to == Tier::Vram || host_has(session, bytes);
-        // What the chunk left there the last time is not wanted any more.
-        let own = if to == Tier::Ram { spares.take_left_by(offset, bytes) } else { None };
-        let handle = match own.map_or_else(|| self.spare(to, bytes, may_make), |handle| Ok(Some(handle))) {
+        let handle = match self.spare(to, bytes, Some(offset), may_make) {
             Ok(Some(handle)) => handle,
             Ok(None) => return false,
             Err(error) => {
@@ -83,7 +81,6 @@ impl Mover {
                 return false;
             }
         };
-        arena.contents.forget(handle);
         let job = Job { offset, bytes, to, handle, copy, map, why, hash };
         if !copy {
             self.arrive(job);
@@ -94,16 +91,12 @@ impl Mover {
             .aliases
             .of(arena.gpu(), handle, bytes)
             .and_then(|target| Ok((target, arena.readable_at(offset, bytes)?)))
-            .and_then(|(target, source)| match to {
-                Tier::Vram => {
-                    let event = copies.start(session.real, to, target, source, bytes)?;
-                    self.into_vram.push(event, job);
-                    Ok(())
+            .and_then(|(target, source)| {
+                match to {
+                    Tier::Vram => self.into_vram.push(copies.start(session.real, to, target, source, bytes)?, job),
+                    Tier::Ram => self.into_ram.push(job, target, source, bytes),
                 }
-                Tier::Ram => {
-                    self.into_ram.push(job, target, source, bytes);
-                    Ok(())
-                }
+                Ok(())
             });
         match started {
             Ok(()) => true,
@@ -142,10 +135,7 @@ impl Mover {
         if self.copies.is_none() {
             // The streams have gone with their context, and what was under way there.
             let lost: Vec<Job> = self.into_ram.drain().collect();
-            for job in lost {
-                self.device.moves.spares.put(job.to, job.bytes, job.handle);
-                self.settle(job.offset, false);
-            }
+            lost.into_iter().for_each(|job| self.stays(job));
         }
         if self.into_ram.is_quiet() {
             while let Some(job) = self.arrived.pop_front() {
@@ -166,12 +156,16 @@ impl Mover {
         match result.ok() {
             Ok(()) => self.arrive(job),
             Err(error) => {
-                // The chunk is as it was: the copy only wrote where nobody reads.
-                self.device.moves.spares.put(job.to, job.bytes, job.handle);
-                self.settle(job.offset, false);
+                self.stays(job);
                 self.fail("a copy", error);
             }
         }
+    }
+
+    /// The move does not happen. The chunk is as it was: if anything was copied, then to where nobody reads.
+    fn stays(&self, job: Job) {
+        self.device.moves.spares.put(job.to, job.bytes, job.handle);
+        self.settle(job.offset, false);
     }
 
     /// The chunk's bytes are where they are to be. Mapping is done while the way out is quiet ([`super::Outgoing`]).
@@ -215,8 +209,7 @@ impl Mover {
                 self.settle(job.offset, true);
             }
             Replaced::Unchanged(error) => {
-                spares.put(job.to, job.bytes, job.handle);
-                self.settle(job.offset, false);
+                self.stays(job);
                 self.fail("a mapping", error);
             }
             Replaced::Unmapped(error) => {
