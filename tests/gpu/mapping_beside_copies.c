@@ -1,7 +1,8 @@
 /* How long changing a mapping takes beside copies between VRAM and RAM (docs/measurements.md, 2026-11-26): a chunk is mapped, made accessible
- * and unmapped over and over while other threads copy in pieces of several sizes, one way or both.
+ * and unmapped over and over while other threads copy in pieces of several sizes, one way or both. With `runs`: the same of several
+ * chunks side by side, made accessible and unmapped by one call each.
  *
- *   nvcc -O2 -o mapping_beside_copies tests/gpu/mapping_beside_copies.c -lcuda && ./mapping_beside_copies
+ *   nvcc -O2 -o mapping_beside_copies tests/gpu/mapping_beside_copies.c -lcuda && ./mapping_beside_copies [runs]
  */
 #include <cuda.h>
 #include <stdio.h>
@@ -42,8 +43,28 @@ static void measure(const char *title, size_t bytes, int host) {
     double us = now() - t0; printf(" %s, %s chunk of %zu MiB, copies in %.1f out %.1f GB/s\n", title, host ? "host" : "VRAM", bytes >> 20, (copied[0] - c0) / us / 1e3, (copied[1] - c1) / us / 1e3);
     report("map", tm, N); report("setAccess", ta, N); report("unmap", tu, N); CK(cuMemRelease(h));
 }
-int main(void) {
+static void measure_run(const char *title, size_t bytes, int count) {
+    enum { N = 100, MOST = 16 }; static double tm[N], ta[N], tu[N]; CUmemGenericAllocationHandle h[MOST]; CUdeviceptr a = va(bytes * count); int together = 1;
+    for (int c = 0; c < count; c++) h[c] = mk(bytes, 0, 1);
+    for (int i = 0; i < N; i++) {
+        double t = now(); for (int c = 0; c < count; c++) CK(cuMemMap(a + c * bytes, bytes, 0, h[c], 0)); tm[i] = now() - t;
+        t = now(); acc(a, bytes * count); ta[i] = now() - t;
+        t = now(); CUresult r = together ? cuMemUnmap(a, bytes * count) : CUDA_ERROR_INVALID_VALUE;
+        if (r) { together = 0; for (int c = 0; c < count; c++) CK(cuMemUnmap(a + c * bytes, bytes)); }
+        tu[i] = now() - t; double until = now() + 200 + rand() % 300; while (now() < until) ; }
+    printf(" %s, %d chunks of %zu MiB, unmapped %s\n", title, count, bytes >> 20, together ? "by one call" : "one by one: the driver refuses a run");
+    report("map", tm, N); report("setAccess", ta, N); report("unmap", tu, N); for (int c = 0; c < count; c++) CK(cuMemRelease(h[c]));
+}
+static void runs(void) {
+    for (dirs = 0; dirs <= 1; dirs++) {
+        piece = 32 << 20; stop = 0; pthread_t t; if (dirs) { pthread_create(&t, 0, pump, (void *)0L); double u = now() + 300e3; while (now() < u) ; }
+        for (int count = 1; count <= 16; count *= 2) { measure_run(dirs ? "copies in" : "idle", 32 << 20, count); measure_run(dirs ? "copies in" : "idle", 4 << 20, count); }
+        stop = 1; if (dirs) pthread_join(t, 0);
+    }
+}
+int main(int argc, char **argv) {
     CK(cuInit(0)); CK(cuDeviceGet(&dev, 0)); CK(cuDevicePrimaryCtxRetain(&ctx, dev)); CK(cuCtxSetCurrent(ctx)); CK(cuMemAddressReserve(&base, 1ull << 40, 0, 0, 0));
+    if (argc > 1 && !strcmp(argv[1], "runs")) { runs(); return 0; }
     size_t sizes[] = {32 << 20, 4 << 20};
     for (int i = 0; i < 2; i++) { measure("idle", sizes[i], 0); }
     measure("idle", 32 << 20, 1);

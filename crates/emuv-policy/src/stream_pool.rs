@@ -88,6 +88,7 @@ pub struct StreamPools {
     pub clocks: StreamClocks,
     pools: BTreeMap<PoolId, Pool>,
     used: BTreeMap<u64, Block>,
+    tight: bool,
 }
 
 /// The size of the memory that serves a request: 512-byte steps up to 4 KiB, eighths of a power of two up to
@@ -183,12 +184,18 @@ impl Pool {
     }
 
     /// Memory for a block of `size`: its address and size.
-    fn take(&mut self, size: u64, waste: Waste, usable: &impl Fn(Option<Freed>) -> bool) -> Option<(u64, u64)> {
+    fn take(
+        &mut self,
+        size: u64,
+        waste: Waste,
+        tight: bool,
+        usable: &impl Fn(Option<Freed>) -> bool,
+    ) -> Option<(u64, u64)> {
         if size <= SMALL_BYTES {
             return self.take_small(size, usable).map(|address| (address, size));
         }
         let most = if waste == Waste::Any { u64::MAX } else { size + size / 8 };
-        let hinted = self.take_hinted(size, usable).map(|address| (address, size));
+        let hinted = if tight { None } else { self.take_hinted(size, usable).map(|address| (address, size)) };
         let (address, bytes) = hinted.or_else(|| self.find_run(size, most, usable))?;
         self.set(address, bytes, State::Used);
         Some((address, bytes))
@@ -201,7 +208,7 @@ impl StreamPools {
     pub fn take(&mut self, pool: PoolId, stream: StreamId, bytes: u64, waste: Waste) -> Option<u64> {
         let clocks = &self.clocks;
         let usable = |freed: Option<Freed>| freed.is_none_or(|freed| freed.stream == stream || clocks.is_done(freed));
-        let found = self.pools.entry(pool).or_default().take(block_bytes(bytes), waste, &usable);
+        let found = self.pools.entry(pool).or_default().take(block_bytes(bytes), waste, self.tight, &usable);
         found.map(|(address, block_bytes)| self.hand_out(pool, address, bytes, block_bytes))
     }
 
@@ -221,8 +228,14 @@ impl StreamPools {
                 waited || freed.stream == stream || clocks.is_done(freed)
             })
         };
-        let found = self.pools.get_mut(&pool)?.take(block_bytes(bytes), Waste::Any, &usable);
+        let found = self.pools.get_mut(&pool)?.take(block_bytes(bytes), Waste::Any, self.tight, &usable);
         found.map(|(address, block_bytes)| self.hand_out(pool, address, bytes, block_bytes))
+    }
+
+    /// From now on blocks are chosen to lie tightly: the lowest that fit exactly, whatever they were before. That takes a look at
+    /// all free chunks, and is worth it where VRAM is short: what is free, but not where it is wanted, has to be exchanged.
+    pub fn keep_tight(&mut self) {
+        self.tight = true;
     }
 
     /// New memory for the program, made because nothing free fitted: a small piece (no chunks), or chunks
@@ -449,6 +462,18 @@ mod tests {
         pools.give(at[1], None);
         assert_eq!(pools.take(POOL, A, 64 * MIB, Waste::Little), Some(at[0]));
         assert_eq!(pools.find(at[1] + 5).map(|(start, block)| (start, block.bytes)), Some((at[0], 64 * MIB)));
+    }
+
+    #[test]
+    fn kept_tight_the_lowest_that_fits_exactly_is_taken_even_if_it_has_to_be_split_or_joined() {
+        for (tight, expected) in [(false, 2), (true, 0)] {
+            let (mut pools, at) = with_blocks(&[32, 32, 64]);
+            at.iter().for_each(|at| _ = pools.give(*at, None));
+            if tight {
+                pools.keep_tight();
+            }
+            assert_eq!(pools.take(POOL, A, 64 * MIB, Waste::Little), Some(at[expected]));
+        }
     }
 
     #[test]

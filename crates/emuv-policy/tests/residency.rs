@@ -77,10 +77,6 @@ struct World {
     /// Chunks whose contents the program has discarded, and no work that touches them has begun since.
     discarded: BTreeSet<u64>,
     without_copy: u64,
-    /// Chunks that have been copied to VRAM, and no work that touches them has begun since; those that are being copied there.
-    intact: BTreeSet<u64>,
-    copied: BTreeSet<u64>,
-    clean: u64,
     fences: Vec<(u64, u64)>,
     /// What searches behind works have found, and whose works they were.
     found: BTreeSet<u64>,
@@ -118,9 +114,6 @@ impl World {
             tiers,
             discarded: BTreeSet::new(),
             without_copy: 0,
-            intact: BTreeSet::new(),
-            copied: BTreeSet::new(),
-            clean: 0,
             fences: Vec::new(),
             found: BTreeSet::new(),
             storers: BTreeSet::new(),
@@ -192,7 +185,6 @@ impl World {
                     assert!(!touches.contains(&extent_of(*offset)), "a work began whose chunk is moving or not mapped");
                 }
                 self.discarded.retain(|offset| !touches.contains(&extent_of(*offset)));
-                self.intact.retain(|offset| !touches.contains(&extent_of(*offset)));
                 if begun.measure {
                     self.residency.measured(planned.kind, begun.ram_bytes, 1e6);
                 }
@@ -301,12 +293,7 @@ impl World {
                 assert!(self.unmapped.contains(&offset), "mapped twice");
                 assert!(self.shown.insert(offset) && !self.moving.contains(&offset));
             }
-            Step::Move { offset, to, copy, clean, map, .. } => {
-                assert!(!clean || (copy && to == Tier::Ram && self.intact.contains(&offset)), "not as it was brought");
-                self.clean += u64::from(clean);
-                if copy && to == Tier::Vram {
-                    self.copied.insert(offset);
-                }
+            Step::Move { offset, to, copy, map, .. } => {
                 assert!(copy || self.discarded.contains(&offset), "contents that are somebody's are not copied");
                 self.without_copy += u64::from(!copy);
                 if !map {
@@ -353,11 +340,6 @@ impl World {
         let Some(offset) = self.moving.pop_first() else { return };
         let moved = !self.random.chance(5);
         self.residency.finish(offset, moved);
-        match (self.copied.remove(&offset), moved) {
-            (true, true) => _ = self.intact.insert(offset),
-            (false, true) => _ = self.intact.remove(&offset),
-            (_, false) => {}
-        }
         if moved {
             let tier = self.tiers.get_mut(&offset).unwrap();
             *tier = if *tier == Tier::Vram { Tier::Ram } else { Tier::Vram };
@@ -393,20 +375,20 @@ impl World {
 }
 
 /// Moves in all, beside work, left without a mapping, without a copy.
-fn run(policy: impl Fn(u64) -> Policy) -> [u64; 5] {
+fn run(policy: impl Fn(u64) -> Policy) -> [u64; 4] {
     let seed = std::env::var("EMUV_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         u64::try_from(now.as_nanos() % 1_000_000_007).unwrap()
     });
     println!("EMUV_SEED={seed}");
-    let mut sums = [0; 5];
+    let mut sums = [0; 4];
     for case in 0..300 {
         let mut world = World::new(seed + case, policy(seed + case));
         for _ in 0..400 {
             world.step();
         }
         world.drain();
-        let counts = [world.moves, world.beside, world.left, world.without_copy, world.clean];
+        let counts = [world.moves, world.beside, world.left, world.without_copy];
         sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
     }
     sums
@@ -414,10 +396,10 @@ fn run(policy: impl Fn(u64) -> Policy) -> [u64; 5] {
 
 #[test]
 fn nothing_moves_under_a_work_and_no_work_begins_on_what_moves() {
-    let [moves, beside, left, without_copy, clean] = run(|state| Policy::Torture { state, safe: false });
+    let [moves, beside, left, without_copy] = run(|state| Policy::Torture { state, safe: false });
     assert!(
-        moves > 1000 && beside > 100 && left > 20 && without_copy > 20 && clean > 20,
-        "the test tested little: {moves} moves, {beside} beside work, {left} left unmapped, {without_copy} not copied, {clean} clean"
+        moves > 1000 && beside > 100 && left > 20 && without_copy > 20,
+        "the test tested little: {moves} moves, {beside} beside work, {left} left unmapped, {without_copy} not copied"
     );
 }
 
@@ -435,5 +417,5 @@ fn held_works_get_their_turn_while_chunks_are_brought_for_them() {
 
 #[test]
 fn nothing_moves_under_the_static_policy() {
-    assert_eq!(run(|_| Policy::Static), [0; 5]);
+    assert_eq!(run(|_| Policy::Static), [0; 4]);
 }

@@ -188,7 +188,11 @@ impl Pools {
         }
         // Where data moves, what is used is in VRAM wherever it was put, and tight blocks at lasting addresses are worth more.
         let may_go_to_ram = || session.moves() && device.has_ram_for(session, size);
-        if size > SMALL_BYTES && !device.has_vram_for(session, size) && !may_go_to_ram() {
+        let is_short = size > SMALL_BYTES && !device.has_vram_for(session, size);
+        if is_short {
+            self.with(StreamPools::keep_tight);
+        }
+        if is_short && !may_go_to_ram() {
             // Before anything goes to RAM: waste VRAM that is there, or exchange it for what is needed.
             if let Some(address) = take(Waste::Any) {
                 return Ok(address);

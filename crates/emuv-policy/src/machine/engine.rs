@@ -10,7 +10,7 @@ use crate::Tier;
 
 /// What changing mappings takes beside copies (H200, driver 580), in microseconds: of VRAM, whatever the size, with the wait for a
 /// turn on the engine that copies out; of 32 MiB of RAM.
-const VRAM_MAP_US: f64 = 130.0;
+const VRAM_MAP_US: f64 = 60.0;
 const VRAM_UNMAP_US: f64 = 45.0;
 const RAM_MAP_US: f64 = 359.0;
 const RAM_UNMAP_US: f64 = 99.0;

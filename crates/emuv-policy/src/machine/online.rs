@@ -109,7 +109,13 @@ impl Placement for Online<'_> {
         };
         loop {
             return match self.residency.next_step(room) {
-                Step::Move { offset, to, copy, map, .. } => Action::Move { chunk: self.there[&offset], to, copy, map },
+                Step::Move { offset, to, copy, map, .. } => {
+                    if to == Tier::Ram {
+                        // What works write to is not known here: everything that they touch.
+                        self.residency.compared(offset, false);
+                    }
+                    Action::Move { chunk: self.there[&offset], to, copy, map }
+                }
                 Step::Show { offset, .. } => Action::Show(self.there[&offset]),
                 // Nothing here has pointers in it.
                 Step::Search(_) => {

@@ -246,6 +246,7 @@ impl Program {
     /// may hold `most_bytes` (VRAM and RAM).
     pub fn ops(&self, most_bytes: u64) -> Vec<Op> {
         let mut memory = Memory { most_bytes, ..Memory::default() };
+        memory.pools.keep_tight();
         let mut ops = Vec::new();
         let mut work = 0;
         for call in &self.calls {

@@ -26,8 +26,8 @@
 //!
 //! A chunk that is sent away may be left without a mapping (mapping RAM takes longer than copying to it): then obligation
 //! 2 holds for it until it is back or mapped. Only so where its allocation has not escaped, nothing has ever been seen
-//! that may touch everything, and it is planned to be back before it is used; or where it is free, so that nobody may
-//! touch it at all.
+//! that may touch everything, and it is planned to be back before it is used, or there is to be less VRAM; or where it is free,
+//! so that nobody may touch it at all.
 //!
 //! A work takes effect between [`Residency::begin`] and [`Residency::completed`] of its number on its stream.
 //! Numbers of a stream rise; a fence recorded on a stream covers the works whose calls had returned then
@@ -158,8 +158,8 @@ struct ChunkState {
     escaped: bool,
     /// Holds nothing that anybody may read.
     dead: bool,
-    /// No work has touched it since it was copied to VRAM (`moves.rs`).
-    clean: bool,
+    /// Whether its bytes were others when it was sent away last than the time before, if that is known.
+    changes: Option<bool>,
     /// What the program says of it.
     heat: Heat,
     /// Held works that touch it.
@@ -227,6 +227,9 @@ pub struct Residency {
     /// Everything from before works were told is known to be done.
     quiesced: bool,
     moving: usize,
+    /// The same by where they move to: how many, and their bytes.
+    into_vram: (usize, u64),
+    into_ram: (usize, u64),
     /// Chunks that nothing is mapped to, and those of them that are somebody's.
     unmapped: usize,
     unmapped_owned: usize,
@@ -249,6 +252,8 @@ pub struct Residency {
     in_place: sight::InPlace,
     /// The program has said of something that it is hot.
     saw_hot: bool,
+    /// Something was to be pinned.
+    saw_pins: bool,
     visit: u32,
     scratch: Vec<u32>,
     extent_scratch: Vec<ExtentId>,
@@ -271,6 +276,8 @@ impl Residency {
             everything: Vec::new(),
             quiesced: false,
             moving: 0,
+            into_vram: (0, 0),
+            into_ram: (0, 0),
             unmapped: 0,
             unmapped_owned: 0,
             escaped: 0,
@@ -286,6 +293,7 @@ impl Residency {
             measuring: Vec::new(),
             in_place: sight::InPlace::default(),
             saw_hot: false,
+            saw_pins: false,
             visit: 0,
             scratch: Vec::new(),
             extent_scratch: Vec::new(),
@@ -337,7 +345,7 @@ impl Residency {
             going: false,
             escaped: false,
             dead: self.quiesced && !fixed,
-            clean: false,
+            changes: None,
             heat: Heat::default(),
             claims: 0,
             visit: 0,

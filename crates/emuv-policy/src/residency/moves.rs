@@ -1,8 +1,4 @@
 //! One chunk's move: when it may begin, and what holds when it is over.
-//!
-//! *Clean eviction*: memory that a chunk was copied to VRAM from holds the same bytes as long as nobody writes to either. If no work
-//! has touched the chunk since, and nothing has escaped or may lead anywhere, it is *clean*: sent away, it may take that memory
-//! back without a copy, if the executor still has it unused. A work that names a chunk may have written to it; nothing else is provable.
 
 use super::{ChunkState, Mode, Obstacle, Residency, Step};
 use crate::{Tier, Why, trace::Event};
@@ -48,16 +44,15 @@ impl Residency {
     }
 
     pub(super) fn start(&mut self, index: u32, to: Tier, mode: Mode, why: Why) -> Option<Step> {
-        let leave = to == Tier::Ram && mode == Mode::Beside && self.may_leave_unmapped(index);
-        let clean = to == Tier::Ram && self.chunk(index).is_some_and(|chunk| chunk.clean && self.is_named(chunk));
+        let leave = to == Tier::Ram && mode == Mode::Beside && self.may_leave_unmapped(index, why);
         let chunk = self.chunk_mut(index)?;
         chunk.moving = Some(to);
         chunk.leave = leave;
         let (offset, bytes, copy) = (chunk.offset, chunk.bytes, !chunk.dead);
         self.tell(|| Event::Start { offset, to, copy, exclusive: mode == Mode::Exclusive });
-        self.moving += 1;
+        self.under_way(to, bytes);
         self.exclusive |= mode == Mode::Exclusive;
-        Some(Step::Move { offset, bytes, to, copy, clean: copy && clean, map: !leave, why })
+        Some(Step::Move { offset, bytes, to, copy, map: !leave, why })
     }
 
     /// A move is over: the chunk at `offset` lies where it was to go, or (`moved` false) where it was.
@@ -66,19 +61,42 @@ impl Residency {
         let Some(chunk) = self.chunk_mut(index) else { return };
         let Some(to) = chunk.moving.take() else { return };
         let leave = std::mem::take(&mut chunk.leave);
-        let offset = chunk.offset;
+        let (offset, bytes) = (chunk.offset, chunk.bytes);
         if moved {
             self.change(index, |chunk| {
                 chunk.tier = to;
                 chunk.mapped = !leave;
-                chunk.clean = to == Tier::Vram && !chunk.dead;
             });
         }
         self.tell(|| Event::Finish { offset, moved });
-        self.moving -= 1;
+        self.over(to, bytes);
         if self.moving == 0 && !self.pointers.searching {
             self.exclusive = false;
         }
+    }
+
+    /// The chunk at `offset` is being sent away: whether it holds what it held when it was sent away before.
+    pub fn compared(&mut self, offset: u64, same: bool) {
+        if let Some(chunk) = self.at(offset).and_then(|index| self.chunk_mut(index)) {
+            chunk.changes = Some(!same);
+        }
+    }
+
+    /// One more chunk moves (or is being mapped).
+    pub(super) fn under_way(&mut self, to: Tier, bytes: u64) {
+        self.moving += 1;
+        let flight = self.flight(to);
+        *flight = (flight.0 + 1, flight.1 + bytes);
+    }
+
+    fn over(&mut self, to: Tier, bytes: u64) {
+        self.moving -= 1;
+        let flight = self.flight(to);
+        *flight = (flight.0 - 1, flight.1 - bytes);
+    }
+
+    fn flight(&mut self, to: Tier) -> &mut (usize, u64) {
+        if to == Tier::Vram { &mut self.into_vram } else { &mut self.into_ram }
     }
 
     /// Chunks that are moving now.

@@ -12,6 +12,7 @@ impl Residency {
     /// Fixes what lies still in VRAM of the allocation at `offset` (of its slab, if it shares one). Whether that is all.
     #[must_use]
     pub fn pin(&mut self, offset: u64) -> bool {
+        self.saw_pins = true;
         self.each_of(offset, |chunk| {
             let in_place = chunk.tier == Tier::Vram && chunk.moving.is_none() && chunk.mapped;
             chunk.fixed |= in_place;
@@ -45,12 +46,16 @@ impl Residency {
             let free = !chunk.going && chunk.moving.is_none();
             chunk.fixed && chunk.tier == Tier::Ram && free && chunk.bytes <= room.vram_bytes
         };
+        let now = self.lent == 0 && self.is_free_for_exclusive();
+        if !now && !self.held.is_empty() {
+            // What is held is not to wait for it.
+            return None;
+        }
         let index = self.live().find(|(_, chunk)| is_out(chunk)).map(|(index, _)| index)?;
-        if self.lent == 0 && self.is_free_for_exclusive() {
+        if now {
             return self.start(index, Tier::Vram, Mode::Exclusive, Why::Demand);
         }
-        // What is held is not to wait for it.
-        *needs_progress |= self.held.is_empty();
+        *needs_progress = true;
         None
     }
 

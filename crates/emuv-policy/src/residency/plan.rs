@@ -6,7 +6,7 @@
 //! goes that will be needed last (Belady's rule), or, where nothing is foreseen, that has not been used for longest.
 
 use super::{
-    Heat, Mode, NONE, Obstacle, Residency,
+    ChunkState, Heat, Held, Mode, NONE, Obstacle, Residency,
     history::{Decision, NEVER},
 };
 use crate::{StreamId, Tier, hash::mix};
@@ -51,8 +51,14 @@ pub(super) struct Planned {
     pub(super) until: u64,
     pub(super) rounds: u64,
     pub(super) slack_bytes: u64,
-    /// Nothing is read in place.
-    pub(super) brings_all: bool,
+    /// Little of what is out is read in place.
+    pub(super) brings_most: bool,
+    /// There has been a plan of which that was not so.
+    pub(super) stayed: bool,
+    /// Chunks that are to come to VRAM, with the position at which they will be needed, the soonest last; as seen at that
+    /// position, after so many turns.
+    wants: Vec<(u64, u32)>,
+    wants_at: Option<(u64, u64)>,
 }
 
 /// What is not sent away.
@@ -140,8 +146,6 @@ pub enum Step {
         to: Tier,
         /// Its bytes are somebody's; otherwise only the mapping has to change.
         copy: bool,
-        /// The memory in RAM that it was last brought from has the same bytes, if nothing has used that since.
-        clean: bool,
         /// It is to be mapped where it then lies; otherwise nothing is behind its address.
         map: bool,
         /// What for.
@@ -227,9 +231,9 @@ impl Residency {
         self.planned = Planned::default();
     }
 
-    /// Whether by plan nothing is read in place.
-    pub(super) fn brings_all(&self) -> bool {
-        self.planned.brings_all && self.foresight.place().is_some()
+    /// Whether by plan little is read in place.
+    pub(super) fn brings_most(&self) -> bool {
+        self.planned.brings_most && self.foresight.place().is_some()
     }
 
     /// A plan is made again within a round.
@@ -252,6 +256,7 @@ impl Residency {
         self.policy = Policy::Static;
         self.stopped = true;
         self.moving = 0;
+        (self.into_vram, self.into_ram) = ((0, 0), (0, 0));
         self.exclusive = false;
         self.pointers.give_up();
         for chunk in self.chunks.iter_mut().flatten() {
@@ -262,7 +267,7 @@ impl Residency {
     }
 
     /// Whether the chunk may be left without a mapping when it is sent away.
-    pub(super) fn may_leave_unmapped(&self, index: u32) -> bool {
+    pub(super) fn may_leave_unmapped(&self, index: u32, why: Why) -> bool {
         if self.policy.only_when_idle() {
             return false;
         }
@@ -275,20 +280,22 @@ impl Residency {
         }
         match self.policy {
             Policy::Static => false,
-            Policy::Dynamic { .. } => chunk.history.decision == Decision::Out,
+            // What goes because there is to be less (another slice has its turn, say) goes sooner so; whatever needs it has it brought.
+            Policy::Dynamic { .. } => chunk.history.decision == Decision::Out || why == Why::Limit,
             Policy::Torture { state, .. } => state & (1 << 40) != 0,
         }
     }
 
     /// A chunk without a mapping that cannot stay so, though it does not come to VRAM now.
     fn show(&mut self) -> Option<Step> {
-        if self.unmapped == 0 {
-            return None;
-        }
         let all = self.saw_everything || self.pointers.want_everything() || self.policy == Policy::Static;
         let promoted = self.policy.promotes();
-        let waits =
-            |index: u32| self.held.iter().any(|h| !(promoted && h.promote && !h.hopeless) && h.chunks.contains(&index));
+        let as_it_is = |held: &&Held| !(promoted && held.promote && !held.hopeless);
+        let may_be_wanted = all || self.escaped > 0 || self.saw_pins || self.held.iter().any(|held| as_it_is(&held));
+        if self.unmapped == 0 || !may_be_wanted {
+            return None;
+        }
+        let waits = |index: u32| self.held.iter().filter(as_it_is).any(|held| held.chunks.contains(&index));
         let (index, offset, bytes) = self.live().find_map(|(index, chunk)| {
             let wanted =
                 (all && chunk.extent != NONE) || chunk.escaped || chunk.fixed || (chunk.claims > 0 && waits(index));
@@ -300,7 +307,7 @@ impl Residency {
         })?;
         let chunk = self.chunk_mut(index)?;
         chunk.moving = Some(Tier::Ram);
-        self.moving += 1;
+        self.under_way(Tier::Ram, bytes);
         Some(Step::Show { offset, bytes })
     }
 
@@ -325,20 +332,23 @@ impl Residency {
             return Some(step);
         }
         let foreseen = self.foresight.place().is_some();
+        if !foreseen {
+            self.planned.wants.clear();
+        }
         if !foreseen && !self.saw_hot {
             return None;
         }
-        let wants = if foreseen { self.wants() } else { Vec::new() };
-        let wanted_bytes: u64 = wants.iter().filter_map(|(_, index)| self.chunk(*index)).map(|chunk| chunk.bytes).sum();
-        if let Some((soonest, _)) = wants.first()
+        let wanted_bytes = if foreseen { self.look_ahead() } else { 0 };
+        if let Some((soonest, _)) = self.planned.wants.last().copied()
             && left.free + left.coming < wanted_bytes.min(AHEAD_BYTES) + self.planned.slack_bytes
             && self.may_move_more(Tier::Ram)
-            && let Some(step) = self.send_away(Before::Position(*soonest), room, Why::Plan, needs_progress)
+            && let Some(step) = self.send_away(Before::Position(soonest), room, Why::Plan, needs_progress)
         {
             return Some(step);
         }
         if self.may_move_more(Tier::Vram) {
-            for (_, index) in wants {
+            for at in (0..self.planned.wants.len()).rev() {
+                let (_, index) = self.planned.wants[at];
                 let bytes = self.chunk(index).map_or(0, |chunk| chunk.bytes);
                 if bytes > left.free {
                     // Nothing that is needed later takes the room of what is needed sooner.
@@ -346,6 +356,7 @@ impl Residency {
                 }
                 match self.may_move(index) {
                     Ok(mode) => {
+                        self.planned.wants.remove(at);
                         // Here it stays until it is used, however early it is.
                         if let Some(chunk) = self.chunk_mut(index) {
                             chunk.history.decision = Decision::Keep;
@@ -391,30 +402,36 @@ impl Residency {
 
     /// Whether the link is to be given more to do in that direction.
     fn may_move_more(&self, to: Tier) -> bool {
-        let moving = self.live().filter(|(_, chunk)| chunk.moving == Some(to));
-        let (count, bytes) = moving.fold((0, 0), |(count, bytes), (_, chunk)| (count + 1, bytes + chunk.bytes));
+        let (count, bytes) = if to == Tier::Vram { self.into_vram } else { self.into_ram };
         count < DEPTH_EACH && bytes < DEPTH_BYTES
     }
 
-    /// Chunks that are to come to VRAM, with the position at which they will be needed: the soonest first.
-    fn wants(&mut self) -> Vec<(u64, u32)> {
+    /// Finds the chunks that are to come to VRAM ([`Planned::wants`]), if anything has happened since that was done last. Gives how
+    /// many bytes they have.
+    fn look_ahead(&mut self) -> u64 {
         let (position, place, turns) = self.now();
-        let mut wants: Vec<(u64, u32)> = self
-            .chunks
-            .iter_mut()
-            .zip(0..)
-            .filter_map(|(chunk, index)| {
-                let chunk = chunk.as_mut()?;
-                let is_out = chunk.tier == Tier::Ram && chunk.moving.is_none() && chunk.is_planned();
-                if !is_out || chunk.history.decision == Decision::Stay {
-                    return None;
-                }
+        let mut wants = std::mem::take(&mut self.planned.wants);
+        let is_wanted = |chunk: &ChunkState| {
+            let is_out = chunk.tier == Tier::Ram && chunk.moving.is_none() && chunk.is_planned();
+            is_out && chunk.history.decision != Decision::Stay
+        };
+        if self.planned.wants_at == Some((position, turns)) && !wants.is_empty() {
+            wants.retain(|(_, index)| self.chunk(*index).is_some_and(is_wanted));
+        } else {
+            wants.clear();
+            for (chunk, index) in self.chunks.iter_mut().zip(0..) {
+                let Some(chunk) = chunk.as_mut().filter(|chunk| is_wanted(chunk)) else { continue };
                 let next = chunk.history.next(position, place, turns);
-                (next != NEVER).then_some((next, index))
-            })
-            .collect();
-        wants.sort_unstable();
-        wants
+                if next != NEVER {
+                    wants.push((next, index));
+                }
+            }
+            wants.sort_unstable_by(|a, b| b.cmp(a));
+            self.planned.wants_at = Some((position, turns));
+        }
+        let bytes = wants.iter().filter_map(|(_, index)| self.chunk(*index)).map(|chunk| chunk.bytes).sum();
+        self.planned.wants = wants;
+        bytes
     }
 
     /// The position of the last work, the one that corresponds to it, and the number of turns.

@@ -275,7 +275,7 @@ impl Residency {
             Some(offsets) => offsets.iter().for_each(|offset| self.escape(*offset)),
             None => {
                 self.chunks.iter_mut().flatten().for_each(|chunk| {
-                    (chunk.escaped, chunk.dead, chunk.clean) = (true, false, false);
+                    (chunk.escaped, chunk.dead) = (true, false);
                 });
                 self.escaped = self.live().count();
             }
@@ -296,7 +296,7 @@ impl Residency {
             if let Some(chunk) = self.chunk_mut(index) {
                 let news = !std::mem::replace(&mut chunk.escaped, true);
                 // Who writes there by the pointer does not say so.
-                (chunk.dead, chunk.clean) = (false, false);
+                chunk.dead = false;
                 self.escaped += usize::from(news);
             }
         }

@@ -13,7 +13,7 @@ use crate::Tier;
 /// lets data come earlier, which hides moves where the GPU is the limit; where the link is, it is only more that has to
 /// move.
 const SLACK_BYTES: u64 = 160 << 20;
-const SLACK_PART: u64 = 24;
+const SLACK_PART: u64 = 48;
 const MOST_SLACK_BYTES: u64 = 768 << 20;
 const MOST_SLACK_PART: u64 = 12;
 
@@ -22,7 +22,8 @@ const COMPUTES: f64 = 0.75;
 
 /// The part of a round's own time from which on the link is taken to be what limits it: then what is read once is read where it
 /// is, so that nothing has to go out for it, if at least this part of what is used is of that kind, as far as it is known. In other
-/// programs the GPU would only wait for it, and the link have less for the rest.
+/// programs the GPU would only wait for it, and the link have less for the rest. Nor where most of what goes has not changed
+/// (weights): it need not be copied out, and a copy comes in faster than kernels read.
 const IN_PLACE: f64 = 0.5;
 const MOSTLY_READ_ONCE: f64 = 0.5;
 
@@ -55,9 +56,13 @@ impl Residency {
                 .map(|(_, chunk)| chunk.bytes)
                 .sum()
         };
-        let (vram_bytes, ram_bytes) = (sum(Tier::Vram) + room.vram_bytes, sum(Tier::Ram));
+        // What is on its way to VRAM has its place there already; what leaves adds as much to what is out as to what is free.
+        let coming: u64 =
+            self.live().filter(|(_, chunk)| chunk.moving == Some(Tier::Vram)).map(|(_, chunk)| chunk.bytes).sum();
+        let vram_bytes = sum(Tier::Vram) + coming + room.vram_bytes;
+        let ram_bytes = sum(Tier::Ram).saturating_sub(coming);
         let mut slack_bytes = SLACK_BYTES.min(vram_bytes / SLACK_PART);
-        let out_with = |slack: u64| (ram_bytes + slack).saturating_sub(room.vram_bytes + room.vram_coming_bytes);
+        let out_with = |slack: u64| (ram_bytes + slack).saturating_sub(room.vram_bytes);
         let out_bytes = out_with(slack_bytes);
         let times = self.foresight.times(place);
         let end = times.last().copied().unwrap_or(0.0);
@@ -69,8 +74,10 @@ impl Residency {
         let link_micros = out_bytes as f64 / link;
         let reads_in_place = |used: &ChunkUse| self.foresight.manner_at(used.position) == Some(Manner::InPlace);
         let (known_bytes, read_once_bytes) = self.read_once(place);
-        let in_place =
-            link_micros > round.micros * IN_PLACE && read_once_bytes as f64 >= known_bytes as f64 * MOSTLY_READ_ONCE;
+        // Whether it changes is only seen when it moves.
+        let in_place = self.changes().unwrap_or(!self.planned.stayed)
+            && link_micros > round.micros * IN_PLACE
+            && read_once_bytes as f64 >= known_bytes as f64 * MOSTLY_READ_ONCE;
         let mut gaps = Vec::new();
         let mut owners = Vec::new();
         for (index, chunk) in self.live().filter(|(_, chunk)| chunk.is_planned() && chunk.heat != Heat::Hot) {
@@ -106,8 +113,12 @@ impl Residency {
             slack_bytes = MOST_SLACK_BYTES.min(vram_bytes / MOST_SLACK_PART);
             (round.out_bytes, round.ahead_bytes) = (out_with(slack_bytes), slack_bytes);
         }
-        (self.planned.slack_bytes, self.planned.brings_all) = (slack_bytes, nothing_in_place);
         let chosen = if out_bytes == 0 { vec![false; gaps.len()] } else { schedule::choose(&gaps, &round) };
+        let stays = gaps.iter().zip(&chosen).filter(|(gap, chosen)| **chosen && gap.in_place.is_some());
+        let stays_bytes: u64 = stays.map(|(gap, _)| gap.bytes).sum();
+        let brings_most = stays_bytes * 2 < round.out_bytes;
+        (self.planned.slack_bytes, self.planned.brings_most) = (slack_bytes, brings_most);
+        self.planned.stayed |= !brings_most;
         for (index, first, uses) in owners {
             let decision = |gap: usize| match (chosen[gap], gaps[gap].in_place) {
                 (false, _) => Decision::Keep,
@@ -121,6 +132,15 @@ impl Residency {
                 chunk.history.decide(place, (first..first + uses.max(1)).map(decision));
             }
         }
+    }
+
+    /// Whether most of what is sent away has changed since it was sent away before, as far as that is known.
+    fn changes(&self) -> Option<bool> {
+        let known = self.live().filter_map(|(_, chunk)| Some((chunk.bytes, chunk.changes?)));
+        let (bytes, changing) = known.fold((0, 0), |(bytes, changing), (more, changes)| {
+            (bytes + more, changing + if changes { more } else { 0 })
+        });
+        (bytes > 0).then_some(changing * 2 >= bytes)
     }
 
     /// Bytes of chunks of whose uses behind `place` it is known how they do with data in RAM, and those of them that only such use

@@ -63,7 +63,6 @@ impl Residency {
         for &index in touched {
             if let Some(chunk) = self.chunks[index as usize].as_mut() {
                 let fresh = std::mem::take(&mut chunk.dead);
-                chunk.clean = false;
                 if !work.everything {
                     note_use(&mut chunk.uses, lane, number);
                     chunk.history.note(position, fresh, place, turns);
@@ -141,7 +140,7 @@ impl Residency {
         let Some(chunk) = self.chunk(index).filter(|chunk| chunk.tier == Tier::Ram && !chunk.fixed) else {
             return false;
         };
-        let planned = manner.is_some() && self.brings_all();
+        let planned = manner.is_some() && self.brings_most();
         let hot = || planned || chunk.history.is_hot(self.foresight.position());
         !chunk.mapped || (chunk.history.decision != Decision::Stay && hot())
     }

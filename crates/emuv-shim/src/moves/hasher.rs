@@ -81,13 +81,14 @@ impl Hasher {
         !leave && bytes.is_multiple_of(STEP_BYTES)
     }
 
-    /// Whether it did.
-    pub fn learn(&mut self, offset: u64, same: bool) {
+    /// Whether it did. False: that could not be known.
+    pub fn learn(&mut self, offset: u64, same: bool) -> bool {
         let trial = self.trials.entry(offset).or_default();
         // The first time there is nothing that it could be the same as.
         let first = !std::mem::replace(&mut trial.known, true);
         trial.skipped = if same || first { 0 } else { (4 * trial.skipped + 3).min(MOST_SKIPPED) };
         trial.skip = trial.skipped;
+        same || !first
     }
 
     /// Begins to take the hash of a chunk that [`Self::is_promising`]: under which name, and the event behind it.

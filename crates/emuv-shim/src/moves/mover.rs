@@ -57,7 +57,7 @@ const LOOK_IN_TURNS: Duration = Duration::from_millis(1);
 const SLEEP: Duration = Duration::from_secs(1);
 
 /// Steps between two looks at copies and fences.
-const STEPS: u32 = 4;
+const STEPS: u32 = 16;
 
 /// What the link is measured with, at best first.
 const MEASURED_BYTES: [u64; 3] = [32 << 20, 8 << 20, 2 << 20];
@@ -89,7 +89,6 @@ struct Move {
     bytes: u64,
     to: Tier,
     copy: bool,
-    clean: bool,
     map: bool,
     why: Why,
 }
@@ -354,8 +353,8 @@ impl Mover {
             let step = arena.residency().next_step(room);
             match step {
                 Step::Show { offset, bytes } => self.show(offset, bytes),
-                Step::Move { offset, bytes, to, copy, clean, map, why } => {
-                    if !self.begin_move(Move { offset, bytes, to, copy, clean, map, why }) {
+                Step::Move { offset, bytes, to, copy, map, why } => {
+                    if !self.begin_move(Move { offset, bytes, to, copy, map, why }) {
                         self.settle(offset, false);
                         break;
                     }

@@ -176,7 +176,7 @@ impl Spares {
     }
 
     /// The memory in RAM from which the chunk at `offset` was brought, if nothing has used it since.
-    pub fn take_left_by(&self, offset: u64, bytes: u64) -> Option<Handle> {
+    fn take_left_by(&self, offset: u64, bytes: u64) -> Option<Handle> {
         self.take_where(Tier::Ram, bytes, |spare| spare.left_by == Some(offset))
     }
 

@@ -1,6 +1,6 @@
 //! A chunk's move, from the memory that it moves into to the mapping.
 
-use emuv_cuda::CUresult;
+use emuv_cuda::{CUresult, Handle};
 use emuv_policy::Tier;
 
 use super::{Job, Move, Mover, POLL, host_has, insist};
@@ -14,18 +14,8 @@ use crate::{
 impl Mover {
     /// Starts a move. False: it cannot be made now; the chunk is as it was.
     pub(super) fn begin_move(&mut self, step: Move) -> bool {
-        let Move { offset, bytes, to, copy, clean, map, why } = step;
-        let (arena, spares) = (&self.device.arena, &self.device.moves.spares);
-        if clean && let Some(handle) = spares.take_left_by(offset, bytes) {
-            // It holds the same bytes still.
-            let hash = arena.contents.of(handle);
-            self.arrive(Job { offset, bytes, to, handle, copy: false, map, why, hash });
-            return true;
-        }
-        if copy && to == Tier::Ram && !map && self.begin_hash(step) {
-            return true;
-        }
-        self.begin_copy(step, None)
+        let hashes = step.copy && step.to == Tier::Ram && !step.map && self.begin_hash(step);
+        hashes || self.begin_copy(step, None)
     }
 
     /// Begins to find out whether the bytes of a chunk that is to go are in RAM already. False: it is not done for this one.
@@ -58,7 +48,9 @@ impl Mover {
             }
         };
         let same = spares.take_holding(arena, step.bytes, hash);
-        hasher.learn(step.offset, same.is_some());
+        if hasher.learn(step.offset, same.is_some()) {
+            arena.residency().compared(step.offset, same.is_some());
+        }
         if let Some(handle) = same {
             let Move { offset, bytes, to, map, why, .. } = step;
             self.arrive(Job { offset, bytes, to, handle, copy: false, map, why, hash: Some(hash) });
@@ -189,25 +181,7 @@ impl Mover {
     fn swap(&mut self, job: Job) {
         let (arena, spares) = (&self.device.arena, &self.device.moves.spares);
         match arena.replace(job.offset, job.bytes, job.to, job.handle, job.map) {
-            Replaced::Done(before) => {
-                spares.exchanged(job.offset, job.to, job.bytes, before);
-                if let Some(hash) = job.hash.filter(|_| arena.is_hidden(job.offset)) {
-                    arena.contents.holds(job.handle, hash);
-                }
-                if let Some(counters) = self.session.counters(self.device.ordinal) {
-                    let moved = match job.to {
-                        _ if !job.copy => &counters.remapped_bytes,
-                        Tier::Vram => &counters.promoted_bytes,
-                        Tier::Ram => &counters.evicted_bytes,
-                    };
-                    moved.fetch_add(job.bytes, Ordering::Relaxed);
-                }
-                if job.copy {
-                    self.device.timeline.moved(job.why, job.to, job.bytes);
-                    self.figure.moved(self.device, job.offset, job.bytes, job.to);
-                }
-                self.settle(job.offset, true);
-            }
+            Replaced::Done(before) => self.swapped(job, before),
             Replaced::Unchanged(error) => {
                 self.stays(job);
                 self.fail("a mapping", error);
@@ -226,6 +200,28 @@ impl Mover {
                 self.settle(job.offset, false);
             }
         }
+    }
+
+    /// That memory is behind the chunk's address now, in the place of this.
+    fn swapped(&mut self, job: Job, before: Handle) {
+        let arena = &self.device.arena;
+        self.device.moves.spares.exchanged(job.offset, job.to, job.bytes, before);
+        if let Some(hash) = job.hash.filter(|_| arena.is_hidden(job.offset)) {
+            arena.contents.holds(job.handle, hash);
+        }
+        if let Some(counters) = self.session.counters(self.device.ordinal) {
+            let moved = match job.to {
+                _ if !job.copy => &counters.remapped_bytes,
+                Tier::Vram => &counters.promoted_bytes,
+                Tier::Ram => &counters.evicted_bytes,
+            };
+            moved.fetch_add(job.bytes, Ordering::Relaxed);
+        }
+        if job.copy {
+            self.device.timeline.moved(job.why, job.to, job.bytes);
+            self.figure.moved(self.device, job.offset, job.bytes, job.to);
+        }
+        self.settle(job.offset, true);
     }
 
     /// Waits for every copy, so that nothing is moving.
