@@ -342,6 +342,20 @@ fn a_loop_over_more_than_vram_holds() {
     everywhere_and_spilled("steady", &["12", "24", "3", "2"]);
 }
 
+#[test]
+fn what_lies_beside_a_table_of_pointers_goes_on_moving() {
+    everywhere("neighbours", &["6", "24", "4"]);
+    for under in [
+        Under::Emuv(&["--sim=vram=96M", "--ram", "512M"]),
+        Under::Emuv(&["--sim=vram=96M", "--ram", "512M", "--policy", "torture:3"]),
+    ] {
+        let run = Run::start("neighbours", &["6", "24", "6"], under).expect_code(0);
+        assert!(run.ram_peak_bytes() >= 48 * MIB, "{}: {} bytes in RAM", run.what, run.ram_peak_bytes());
+        let escaped = run.report["processes"][0]["devices"][0]["escaped_bytes"].as_u64();
+        assert_eq!(escaped, Some(2 * 24 * MIB), "{}: what the table leads to, and no more", run.what);
+    }
+}
+
 /// Calls of the driver that fail while data moves: once, or from some call on. What is asked of the mover fails; the
 /// program's own calls come before.
 const FAULTS: [&str; 14] = [
