@@ -109,7 +109,8 @@ beside() {
 value() {
     python3 -c 'import json, sys
 lines = [line for line in open(sys.argv[2], errors="replace") if line.startswith("{")]
-print(json.loads(lines[-1]).get(sys.argv[1], "") if lines else "")' "$1" "$WORK/$2" 2> /dev/null
+found = json.loads(lines[-1]).get(sys.argv[1]) if lines else None
+print("" if found is None else found)' "$1" "$WORK/$2" 2> /dev/null
 }
 
 # --- the driver ---------------------------------------------------------------------------------------------
@@ -124,7 +125,7 @@ prepare() {
     PLAIN=(env EMUV_TEST_EXPECT=plain EMUV_TEST_SLACK_MIB=256 ${SIM:+EMUV_SIM=gpus=2,vram=1G}
         "LD_LIBRARY_PATH=$WORK/driver:$(dirname "$DRIVER")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}")
     export EMUV_TEST_PTX=$ROOT/crates/emuv/kernels/emuv.ptx EMUV_TEST_LIBCUDA=$DRIVER
-    for name in visible peers ipc; do
+    for name in visible peers twins ipc; do
         "${CC:-cc}" -std=gnu11 -O2 -fPIE -pie -o "$WORK/$name" "tests/programs/$name.c" -L "$WORK/driver" -lcuda \
             -Wl,--allow-shlib-undefined -ldl -lpthread > "$WORK/cc" 2>&1 || { cat "$WORK/cc" >&2; exit 1; }
     done
@@ -223,12 +224,17 @@ step_programs() {
     local policy vram=256M peers=("$WORK/peers" 14 24 100 11)
     # The simulated GPUs are slow.
     if [ -n "$SIM" ]; then vram=64M peers=("$WORK/peers" 6 16 12 11); fi
-    beside expect "two devices, plain" peers.plain 60 "${PLAIN[@]}" "${peers[@]}"
-    beside expect "IPC from GPU to GPU, plain" ipc.plain 60 "${PLAIN[@]}" EMUV_TEST_PEER_DEVICE=1 "$WORK/ipc" 0
-    beside program "two devices, everything fits" peers.fits "${peers[@]}" -- --ram 1G
-    beside program "IPC from GPU to GPU, everything fits" ipc.fits "$WORK/ipc" 0 -- --ram 1G
+    # These look at how much of the card is free: alone.
+    expect "two devices, plain" peers.plain 60 "${PLAIN[@]}" "${peers[@]}"
+    expect "the same code on two devices, plain" twins.plain 60 "${PLAIN[@]}" "$WORK/twins" 12 32 12
+    if keep ipc.plain 60 "${PLAIN[@]}" EMUV_TEST_PEER_DEVICE=1 "$WORK/ipc" 0; then row ok "IPC from GPU to GPU, plain" "$(tail -n 1 "$WORK/ipc.plain")"
+    elif grep -q "cuIpcGetMemHandle" "$WORK/ipc.plain.stderr"; then row - "IPC from GPU to GPU, plain" "this host's driver gives no handles for it"
+    else row FAIL "IPC from GPU to GPU, plain" "$(tail -n 1 "$WORK/ipc.plain.stderr" | cut -c 1-110)"; fi
+    program "two devices, everything fits" peers.fits "${peers[@]}" -- --ram 1G
+    program "IPC from GPU to GPU, everything fits" ipc.fits "$WORK/ipc" 0 -- --ram 1G
     for policy in dynamic static torture:7 torture:8; do
         beside program "two devices, $vram + 1G, $policy" "peers.$policy" "${peers[@]}" -- --vram $vram --ram 1G --policy "$policy"
+        beside program "the same code on two devices, $vram + 1G, $policy" "twins.$policy" "$WORK/twins" 12 32 12 -- --vram $vram --ram 1G --policy "$policy"
         beside program "IPC from GPU to GPU, 256M + 512M, $policy" "ipc.$policy" "$WORK/ipc" 336 -- --vram 256M --ram 512M --policy "$policy"
     done
     wait
@@ -344,16 +350,17 @@ step_nccl() {
     for task in registered beside; do as_plain $task registered.plain registered.tight "$vram, own allocator"; done
 }
 
-# Models at 80 % of what they need.
+# Models at 80 % of what they need, one after the other: ranks of two programs on one GPU take turns, and each waits for
+# the other rank of its own.
 step_budgets() {
-    local task
-    for task in ddp fsdp; do
-        beside ranks $task.tight 110 $task --vram "$(tight peak_bytes_$task all.ranks)" --ram 16G
-    done
-    VISIBLE=own beside ranks tensor.tight 110 tensor --vram "$(tight peak_bytes_tensor all.ranks)" --ram 16G
-    wait
-    for task in ddp fsdp tensor; do
-        as_plain $task all.ranks $task.tight "80 % ($(tight peak_bytes_$task all.ranks))"
+    local task steps vram
+    for task in tensor:20 ddp:12 fsdp:6; do
+        steps=${task#*:} task=${task%:*}
+        vram=$(tight "peak_bytes_$task" all.ranks)
+        ranks "$task.plain" 40 "$task:$steps"
+        VISIBLE=$([ "$task" = tensor ] && echo own || echo all) ranks "$task.tight" 110 "$task:$steps" --vram "$vram" --ram 16G
+        as_plain "$task" "$task.plain" "$task.tight" "80 % ($vram)"
+        figure "$task, 80 % ($vram): time, ratio, second half of the steps" ratio "late_$task" "$WORK/$task.plain" -- "$WORK/$task.tight"
     done
 }
 

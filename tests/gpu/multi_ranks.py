@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Several processes, each with a GPU of its own: NCCL all-reduce, DDP, FSDP and a tensor-parallel model.
 
-  multi_ranks.py TASK[,TASK...] [--ranks N] [--visible all|own] [--steps N] [--dir DIR]
+  multi_ranks.py TASK[:STEPS][,TASK...] [--ranks N] [--visible all|own] [--steps N] [--dir DIR]
 
-Tasks: allreduce, registered, captured, beside, ddp, fsdp, tensor. Started as it is, it starts the ranks and prints one
-line of JSON: per task the results of every rank (exact, to be compared between runs), the median seconds and the peak of
-what PyTorch allocated. What each rank has done so far stands in DIR/rankN.json, also when it is killed.
+Tasks: allreduce, registered, captured, beside, ddp, fsdp, tensor. STEPS: of that task, instead of --steps. Started as it is,
+it starts the ranks and prints one line of JSON: per task the results of every rank (exact, to be compared between runs), the
+median seconds and the peak of what PyTorch allocated. What each rank has done so far stands in DIR/rankN.json, also when it is killed.
 `--visible own`: each rank sees only its GPU, by UUID, as servers for inference do it; otherwise all, as torchrun does it.
 Exit code: 0; 3 a rank ran out of memory, 1 another error; 2 a wrong argument.
 """
@@ -36,10 +36,12 @@ def arguments():
     parser.add_argument("--dir", default=None)
     parser.add_argument("--rank", type=int, default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.tasks = options.tasks.split(",")
-    for task in options.tasks:
-        if task not in TASKS:
-            parser.error(f"no task '{task}'; the tasks are {', '.join(TASKS)}")
+    given = [task.partition(":") for task in options.tasks.split(",")]
+    options.tasks = [task for task, _, _ in given]
+    options.steps_of = {task: int(steps) for task, _, steps in given if steps.isdigit()}
+    for task, colon, steps in given:
+        if task not in TASKS or colon and not steps.isdigit():
+            parser.error(f"no task '{task}{colon}{steps}'; the tasks are {', '.join(TASKS)}")
     return options
 
 
@@ -226,6 +228,9 @@ def train(model, options, rank, device, width, parameters=None, optimizer=None):
     return {
         "results": [float(loss).hex() for loss in losses] + checksum(state),
         "seconds": statistics.median(seconds[3:] or seconds),
+        # Of the second half: by then movement has been learned.
+        "late_seconds": statistics.median(seconds[len(seconds) // 2 :]),
+        "seconds_by_step": [round(second, 5) for second in seconds],
         "peak_bytes": peak,
     }
 
@@ -336,7 +341,8 @@ def rank_main(options):
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             begun = time.monotonic()
-            result = globals()[task](options, rank, device)
+            of_task = {**vars(options), "steps": options.steps_of.get(task, options.steps)}
+            result = globals()[task](argparse.Namespace(**of_task), rank, device)
             result.setdefault("peak_bytes", torch.cuda.max_memory_allocated())
             result["took_seconds"] = round(time.monotonic() - begun, 2)
             outcome["tasks"][task] = result
@@ -385,7 +391,8 @@ def main():
             environment.setdefault("NCCL_DEBUG", "WARN")
             if options.visible == "own":
                 environment["CUDA_VISIBLE_DEVICES"] = uuids[rank]
-            command = [sys.executable, os.path.abspath(__file__), ",".join(options.tasks), "--ranks", str(options.ranks)]
+            tasks = [f"{task}:{options.steps_of.get(task, options.steps)}" for task in options.tasks]
+            command = [sys.executable, os.path.abspath(__file__), ",".join(tasks), "--ranks", str(options.ranks)]
             command += ["--visible", options.visible, "--steps", str(options.steps), "--dir", options.dir, "--rank", str(rank)]
             ranks.append(subprocess.Popen(command, env=environment, stdout=sys.stderr))
         codes = [None] * len(ranks)
@@ -428,6 +435,9 @@ def combined(options, found, codes):
             continue
         outcome[f"results_{task}"] = [part["results"] for part in parts]
         outcome[f"seconds_{task}"] = max(part["seconds"] for part in parts)
+        if "late_seconds" in parts[0]:
+            outcome[f"late_{task}"] = max(part["late_seconds"] for part in parts)
+            outcome[f"steps_{task}"] = [max(seconds) for seconds in zip(*(part["seconds_by_step"] for part in parts))]
         outcome[f"peak_bytes_{task}"] = max(part["peak_bytes"] for part in parts)
         outcome[f"took_{task}"] = max(part["took_seconds"] for part in parts)
         for size, seconds in parts[0].get("seconds_by_size", {}).items():

@@ -25,14 +25,23 @@ fn residency() -> Residency {
 
 const NO_ROOM: MoveRoom = MoveRoom { vram_bytes: 0, ram_bytes: 0, vram_coming_bytes: 0, vram_excess_bytes: 0 };
 
-/// A work of `maker` on its stream that is given these extents; its number there.
+/// A work of `maker` on its stream that is given these extents, and is searched behind if it asks for that; its number there.
 fn run(residency: &mut Residency, stream: u64, maker: u64, extents: &[u64], searched: bool) -> u64 {
+    give(residency, stream, maker, extents, (searched, searched))
+}
+
+/// The same of one that does not ask for a search, and is searched behind.
+fn run_searched(residency: &mut Residency, stream: u64, maker: u64, extents: &[u64]) -> u64 {
+    give(residency, stream, maker, extents, (false, true))
+}
+
+fn give(residency: &mut Residency, stream: u64, maker: u64, extents: &[u64], (asks, searched): (bool, bool)) -> u64 {
     let offsets: Vec<u64> = extents.iter().map(|extent| extent * GRANULE).collect();
     let work = Work {
         stream: StreamId(stream),
         offsets: &offsets,
         everything: false,
-        may_store_pointers: searched,
+        may_store_pointers: asks,
         may_bring_pointers: false,
         maker,
         kind: maker,
@@ -133,4 +142,58 @@ fn what_only_pointers_lead_to_moves_with_its_contents() {
         }
     }
     assert_eq!(copied, (0..6).map(|extent| (extent, extent == 3)).collect());
+}
+
+#[test]
+fn doubted_code_is_searched_behind_for_each_thing_that_it_is_given() {
+    let mut residency = residency();
+    let first = run(&mut residency, 1, OTHER, &[TABLE, 1], true);
+    residency.completed(StreamId(1), first);
+    let searches = residency.collecting();
+    // The pointer to 1 was there before.
+    residency.doubted(&[OTHER]);
+    residency.collected(&searches, &[GRANULE], &[]);
+    // Nothing more is to be learned of these.
+    run(&mut residency, 1, OTHER, &[TABLE, 1], false);
+    let second = run_searched(&mut residency, 1, OTHER, &[TABLE, 2]);
+    residency.completed(StreamId(1), second);
+    let searches = residency.collecting();
+    residency.collected(&searches, &[GRANULE], &[]);
+    run(&mut residency, 1, OTHER, &[TABLE, 2], false);
+    let last = run_searched(&mut residency, 1, OTHER, &[3]);
+    residency.completed(StreamId(1), last);
+    let searches = residency.collecting();
+    residency.collected(&searches, &[GRANULE, 3 * GRANULE], &[OTHER]);
+    let last = run(&mut residency, 1, OTHER, &[4], false);
+    residency.completed(StreamId(1), last);
+    run(&mut residency, 2, STORER, &[5], false);
+    assert_eq!(movable(&mut residency), BTreeSet::from([TABLE, 2]), "it stores, as was seen with 3");
+}
+
+#[test]
+fn what_code_was_given_unseen_before_it_was_doubted_has_escaped() {
+    let mut residency = residency();
+    let first = run(&mut residency, 1, OTHER, &[TABLE, 1], true);
+    let second = run(&mut residency, 3, OTHER, &[TABLE, 2], false);
+    residency.completed(StreamId(3), second);
+    residency.completed(StreamId(1), first);
+    let searches = residency.collecting();
+    residency.doubted(&[OTHER]);
+    residency.collected(&searches, &[GRANULE], &[]);
+    run(&mut residency, 2, STORER, &[5], false);
+    assert_eq!(movable(&mut residency), BTreeSet::from([TABLE, 3, 4]));
+}
+
+#[test]
+fn once_pointers_are_known_code_is_searched_behind_until_the_verdict() {
+    let mut residency = residency();
+    residency.collected(&[], &[GRANULE], &[]);
+    let first = run(&mut residency, 1, OTHER, &[TABLE, 1], true);
+    let second = run_searched(&mut residency, 1, OTHER, &[TABLE, 2]);
+    residency.completed(StreamId(1), second.max(first));
+    let searches = residency.collecting();
+    residency.doubted(&[OTHER]);
+    residency.collected(&searches, &[GRANULE], &[]);
+    run(&mut residency, 2, STORER, &[5], false);
+    assert_eq!(movable(&mut residency), BTreeSet::from([TABLE, 2, 3, 4]));
 }

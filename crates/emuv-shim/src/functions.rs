@@ -111,6 +111,12 @@ impl Functions {
         near.unwrap_or_else(|_| self.find(key, || parameters(real, function)))
     }
 
+    /// Whether that is the handle of a function that was launched.
+    pub fn is_known(&self, handle: u64) -> bool {
+        let key = usize::try_from(handle).unwrap_or(0);
+        self.known.read().unwrap_or_else(PoisonError::into_inner).contains_key(&key)
+    }
+
     fn find(&self, key: usize, parameters: impl FnOnce() -> Parameters) -> Arc<Layout> {
         if let Some(layout) = self.known.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Arc::clone(layout);

@@ -19,6 +19,11 @@ pub fn fresh() -> u64 {
     NEXT.fetch_add(16, Ordering::Relaxed)
 }
 
+/// Whether a handle was given out at some time, for an object of whatever kind.
+pub fn was_given(handle: u64) -> bool {
+    (0x1000..NEXT.load(Ordering::Relaxed)).contains(&handle) && handle.is_multiple_of(16)
+}
+
 /// The live objects of one kind.
 #[derive(Debug)]
 pub struct Handles<T> {

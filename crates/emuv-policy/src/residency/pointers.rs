@@ -12,6 +12,10 @@
 //! escapes, as it can store no pointers but those and such as it found in memory. What its launches are given between a
 //! search and the verdict escapes with the verdict.
 //!
+//! A pointer that was known before proves nothing of the code whose launch a search comes behind: small allocations share memory, and
+//! another one's table of pointers may lie beside what the launch was given. Such code is *doubted*: its launches are searched
+//! behind whenever they are given something that nothing points to and that none of its searched launches was given.
+//!
 //! Where no search can follow (the work may have written anything; it was there before works were told), all memory is
 //! searched when nothing runs, and works that come meanwhile are held.
 
@@ -28,6 +32,10 @@ type Ranges = Vec<(u64, u64)>;
 struct Maker {
     /// It has stored a pointer to what it was given.
     stores: bool,
+    /// Behind it there were pointers to what it was given that were known before.
+    doubted: bool,
+    /// Chunks that launches were given behind which there was, or will be, a search.
+    searched: BTreeSet<u64>,
     /// Searches behind it that have not been collected.
     searches: u32,
     /// Chunks that it was given meanwhile.
@@ -51,6 +59,8 @@ pub(super) struct Pointers {
     /// Those of them that may have brought pointers to anything.
     bringing: Vec<Use>,
     makers: FastMap<u64, Maker>,
+    /// A pointer was found at some time.
+    any_found: bool,
     /// All memory has to be searched; `stop` means at once, and new works wait for it.
     all: bool,
     stop: bool,
@@ -100,13 +110,40 @@ impl Residency {
         if work.may_bring_pointers {
             self.pointers.bringing.push((lane, number));
         }
-        if work.may_store_pointers {
+        let search = work.may_store_pointers || self.is_worth_a_search(work.maker, touched);
+        if search {
             self.pointers.followed.entry(lane).or_default().push_back((number, work.maker));
             if work.maker != 0 {
-                self.pointers.makers.entry(work.maker).or_default().searches += 1;
+                let offsets = self.offsets(touched);
+                let known = self.pointers.makers.entry(work.maker).or_default();
+                known.searches += 1;
+                known.searched.extend(offsets);
             }
         }
-        work.may_store_pointers
+        search
+    }
+
+    /// Whether a launch of code that is doubted, or may be soon, is given something of which a search behind it would tell more.
+    fn is_worth_a_search(&self, maker: u64, touched: &[u32]) -> bool {
+        let Some(known) = self.pointers.makers.get(&maker).filter(|known| !known.stores) else { return false };
+        let may_be_doubted = known.searches > 0 && (self.pointers.any_found || !self.pointers.bringing.is_empty());
+        (known.doubted || may_be_doubted)
+            && touched
+                .iter()
+                .filter_map(|index| self.chunk(*index))
+                .any(|chunk| !chunk.fixed && !chunk.escaped && !known.searched.contains(&chunk.offset))
+    }
+
+    /// The same for a work that runs outside these rules (`emuv verify`); if so, it is searched behind.
+    pub fn is_to_be_searched(&mut self, maker: u64, offsets: &[u64]) -> bool {
+        let mut touched = Vec::new();
+        self.resolve(offsets, false, &mut touched);
+        let worth = self.is_worth_a_search(maker, &touched);
+        let offsets = self.offsets(&touched);
+        if worth && let Some(known) = self.pointers.makers.get_mut(&maker) {
+            known.searched.extend(offsets);
+        }
+        worth
     }
 
     /// Whether code that may turn out to be a storer has been given the chunk.
@@ -206,12 +243,27 @@ impl Residency {
         self.pointers.followed.iter().filter_map(last).collect()
     }
 
+    /// Behind launches of this code there were pointers to what they were given that were known before. To be told before the
+    /// findings of those searches.
+    pub fn doubted(&mut self, makers: &[u64]) {
+        for maker in makers {
+            let known = self.pointers.makers.entry(*maker).or_default();
+            if !std::mem::replace(&mut known.doubted, true) {
+                // What it was given meanwhile, unsearched, is not known.
+                let given = std::mem::take(&mut known.given);
+                let unknown: Vec<u64> = given.difference(&known.searched).copied().collect();
+                unknown.into_iter().for_each(|offset| self.escape(offset));
+            }
+        }
+    }
+
     /// The findings of these searches: offsets that are pointed to, and code that has stored pointers to what it was given.
     pub fn collected(&mut self, searches: &[(u32, u64)], found: &[u64], storers: &[u64]) {
         for maker in storers {
             self.pointers.makers.entry(*maker).or_default().stores = true;
         }
         let mut escaped: Vec<u64> = found.to_vec();
+        self.pointers.any_found |= !found.is_empty();
         for &(lane, last) in searches {
             let Some(works) = self.pointers.followed.get_mut(&lane) else { continue };
             while let Some((_, maker)) = works.pop_front_if(|(number, _)| *number <= last) {
@@ -272,8 +324,12 @@ impl Residency {
         }
         self.tell(|| Event::SearchAll { over: true });
         match found {
-            Some(offsets) => offsets.iter().for_each(|offset| self.escape(*offset)),
+            Some(offsets) => {
+                self.pointers.any_found |= !offsets.is_empty();
+                offsets.iter().for_each(|offset| self.escape(*offset));
+            }
             None => {
+                self.pointers.any_found = true;
                 self.chunks.iter_mut().flatten().for_each(|chunk| {
                     (chunk.escaped, chunk.dead) = (true, false);
                 });

@@ -133,6 +133,11 @@ impl InPlace {
         true
     }
 
+    /// A work has begun that may read up to so many bytes there: how many is not known.
+    pub fn unknown(&mut self, most_ram_bytes: u64) {
+        self.sum.untimed += u64::from(most_ram_bytes > 0);
+    }
+
     /// A work of that kind was timed. True: it was for this account.
     #[allow(clippy::cast_precision_loss)]
     pub fn timed(&mut self, kind: u64, ram_bytes: u64, micros: f64) -> bool {

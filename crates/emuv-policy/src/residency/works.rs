@@ -51,7 +51,13 @@ impl Residency {
         if let Some(id) = hold {
             self.release(id);
         }
-        let account = self.in_place.begun(work.kind, ram_bytes);
+        // What one reads that may touch everything is not all of it.
+        let account = if work.everything {
+            self.in_place.unknown(ram_bytes);
+            false
+        } else {
+            self.in_place.begun(work.kind, ram_bytes)
+        };
         let lane = self.lane(work.stream);
         let state = &mut self.lanes[lane as usize];
         state.begun += 1;

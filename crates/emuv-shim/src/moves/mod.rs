@@ -185,8 +185,8 @@ pub(crate) fn around(
         let begun = device.moves.enter(session, device, lane, touch);
         entered.push((device, lane, begun));
     }
-    let timed = entered.iter().any(|(.., begun)| begun.measure);
-    let before = if timed { calls::timed_event(session.real, stream, per_thread).ok() } else { None };
+    let timed = timed_for(here, &entered);
+    let before = timed.and_then(|_| calls::timed_event(session.real, stream, per_thread).ok());
     let result = call();
     let after = before.and_then(|_| calls::timed_event(session.real, stream, per_thread).ok());
     // All searches before the first fence: each may read memory of all devices.
@@ -197,8 +197,9 @@ pub(crate) fn around(
     for (device, lane, begun) in entered {
         let unfenced = device.arena.residency().issued(&begun);
         if begun.measure {
+            // The events are that device's alone from now on.
             let sampled = match (before, after) {
-                (Some(before), Some(after)) => {
+                (Some(before), Some(after)) if timed == Some(device.ordinal) => {
                     device.moves.lanes.sample(touch.kind, begun.ram_bytes, context, before, after)
                 }
                 _ => false,
@@ -228,6 +229,13 @@ fn concerns(session: &Session, here: CUdevice, device: &Device, touch: &Touch) -
 
 /// Works that have been let through and are told to the devices that they concern.
 type Entered<'s> = [(&'s Device, Lane, Begun)];
+
+/// The device that learns from how long a work on device `here` takes, if any is to: the one that has most of what it reads in
+/// place, or else its own. For the others that time tells nothing.
+fn timed_for(here: CUdevice, entered: &Entered<'_>) -> Option<CUdevice> {
+    let most = entered.iter().max_by_key(|(device, _, begun)| (begun.ram_bytes, device.ordinal == here))?;
+    most.2.measure.then_some(most.0.ordinal)
+}
 
 /// What to search behind a work on device `here` for pointers into the arena of `device`: what it may have written there,
 /// and in memory of other devices that may touch the arena. `None`: not all of it can be searched.

@@ -5,7 +5,8 @@
 //! What is found stays marked in a bitmap of the arena's granules: a pointer that was there once may have been copied
 //! elsewhere. The bitmaps lie in pinned memory of the host (16 KiB for 256 GiB): finds are rare, it costs no VRAM, and
 //! what a search found can be read as soon as the search is known to be done. Behind each bitmap lie flags, one for each
-//! piece of code: it has left a pointer to what it was given.
+//! piece of code: it has left a pointer to what it was given ([`STORES`], if no search had seen one to the same granule before; else
+//! [`DOUBTED`]).
 //!
 //! # Safety
 //! Each block is one driver call on a module and memory that were made here, in the context that the caller has made
@@ -16,7 +17,7 @@
 #![allow(unsafe_code)]
 
 use core::ffi::c_void;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use emuv_cuda::{CuResult, types::*};
 use emuv_policy::{GRANULE, Owner};
@@ -35,6 +36,10 @@ pub(crate) type Arena = (u64, u64);
 
 /// Flags. The code that comes after so many others shares the last one.
 const FLAGS: usize = 1 << 14;
+
+/// Bits of a flag.
+const STORES: u32 = 1;
+const DOUBTED: u32 = 2;
 
 /// Ranges that a search tells apart as a work's own.
 const NAMED: usize = 8;
@@ -56,6 +61,8 @@ struct State {
     kernels: HashMap<Owner, Kernel>,
     /// Code -> its flag.
     flags: HashMap<u64, usize>,
+    /// Storers that the log has been told of.
+    told: HashSet<u64>,
 }
 
 /// What to search: addresses and sizes in bytes.
@@ -74,6 +81,8 @@ pub(crate) struct Findings {
     pub offsets: Vec<u64>,
     /// Code that has stored pointers to what it was given.
     pub storers: Vec<u64>,
+    /// Code behind which pointers to what it was given were found that had been found before.
+    pub doubted: Vec<u64>,
 }
 
 fn bitmap_words(arena: Arena) -> usize {
@@ -122,6 +131,12 @@ impl Searcher {
         search.ranges.iter().try_for_each(|range| launch(real, kernel.function, stream, *range, aim))
     }
 
+    /// Those of these storers that were not asked for here before.
+    pub fn untold(&self, storers: &[u64]) -> Vec<u64> {
+        let mut state = lock(&self.0);
+        storers.iter().copied().filter(|maker| state.told.insert(*maker)).collect()
+    }
+
     /// What searches that are done have found, in all contexts.
     pub fn findings(&self, arena: Arena) -> Findings {
         let state = lock(&self.0);
@@ -135,8 +150,15 @@ impl Searcher {
             }
             let flags = (kernel.bitmap as *const u64).wrapping_add(words).cast::<u32>();
             // SAFETY: see the module's head; within the flags, likewise.
-            let is_set = |index: usize| unsafe { flags.add(index).read_volatile() } != 0;
-            findings.storers.extend(state.flags.iter().filter(|(_, index)| is_set(**index)).map(|(maker, _)| *maker));
+            let flag = |index: usize| unsafe { flags.add(index).read_volatile() };
+            for (maker, index) in &state.flags {
+                let flag = flag(*index);
+                if flag & STORES != 0 {
+                    findings.storers.push(*maker);
+                } else if flag & DOUBTED != 0 {
+                    findings.doubted.push(*maker);
+                }
+            }
         }
         for (index, &word) in bits.iter().enumerate() {
             let mut rest = word;

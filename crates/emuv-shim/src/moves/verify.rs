@@ -156,7 +156,12 @@ impl State {
 
     /// Searches what the work has left for pointers, where it may have left some.
     fn follow(&mut self, session: &Session, context: Owner, touch: &Touch) {
-        if !touch.may_store_pointers || touch.everything {
+        let is_doubtful = |device: &Device| {
+            let offsets = super::offsets(&device.arena, touch.addresses());
+            device.arena.residency().is_to_be_searched(touch.maker, &offsets)
+        };
+        let search = touch.may_store_pointers || session.devices().any(is_doubtful);
+        if !search || touch.everything {
             self.search_all |= touch.may_store_pointers;
             return;
         }
@@ -165,7 +170,11 @@ impl State {
             let mut search = super::searching(&device.arena, ranges, touch.maker);
             search.ranges.extend(&touch.pinned);
             match self::search(session, device, context, search) {
-                Ok(found) => device.arena.residency().collected(&[], &found.offsets, &found.storers),
+                Ok(found) => {
+                    let mut residency = device.arena.residency();
+                    residency.doubted(&found.doubted);
+                    residency.collected(&[], &found.offsets, &found.storers);
+                }
                 Err(_) => self.search_all = true,
             }
         }

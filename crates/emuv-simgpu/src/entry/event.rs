@@ -3,7 +3,7 @@
 use std::ffi::c_uint;
 
 use emuv_cuda::{
-    CUresult, CuResult,
+    CUresult, CuError, CuResult,
     types::{CU_EVENT_BLOCKING_SYNC, CU_EVENT_DISABLE_TIMING, CU_EVENT_INTERPROCESS, CUevent, CUstream},
 };
 
@@ -13,13 +13,26 @@ use super::{
 };
 use crate::{
     graph::capture::Mark,
+    handles::was_given,
     memory::physical::error,
     stream::{event::Event, queue::Op},
 };
 use std::sync::Arc;
 
 fn event(call: &Call, handle: u64) -> CuResult<Arc<Event>> {
-    call.simulator.events.get(handle).ok_or(error(CUresult::CUDA_ERROR_INVALID_HANDLE))
+    call.simulator.events.get(handle).ok_or_else(|| no_event(handle))
+}
+
+/// A driver may not notice that an event was destroyed, and then reads memory that is no more its own: better the end of the
+/// process at the first use than at some later one.
+fn no_event(handle: u64) -> CuError {
+    if was_given(handle) {
+        eprintln!(
+            "emuv-simgpu: event {handle:#x} is used after it was destroyed (or is no event); a real driver may crash"
+        );
+        std::process::abort();
+    }
+    error(CUresult::CUDA_ERROR_INVALID_HANDLE)
 }
 
 fn record(call: &Call, handle: u64, stream: u64) -> CuResult {
@@ -73,7 +86,7 @@ entries! {
 
     fn cuEventDestroy / cuEventDestroy_v2(handle: CUevent) |call| {
         let removed = call.simulator.events.remove(handle.address());
-        removed.map(|_| ()).ok_or(error(CUresult::CUDA_ERROR_INVALID_HANDLE))
+        removed.map(|_| ()).ok_or_else(|| no_event(handle.address()))
     }
 
     fn cuEventRecord / cuEventRecord_ptsz(handle: CUevent, stream: CUstream) |call| {

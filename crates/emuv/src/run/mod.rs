@@ -234,7 +234,15 @@ impl Checked {
         let gpu = vgpu::gpu(slice.as_ref(), settings);
         let gpu = gpu.as_ref();
         let gpu = gpu
-            .map(|gpu| gpu::choose(&gpu.value, &machine.gpus).map_err(|why| Failure::wrong(&gpu.source, &why)))
+            .map(|gpu| {
+                let found = gpu::choose(&gpu.value, &machine.gpus);
+                found.map_err(|why| {
+                    Failure::wrong(
+                        &gpu.source,
+                        slice.as_ref().map_or_else(|| why.clone(), |s| vgpu::gpu_is_gone(s, &why)),
+                    )
+                })
+            })
             .transpose()?;
         if gpu.is_none()
             && let Some(words) =

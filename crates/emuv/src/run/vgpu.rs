@@ -75,6 +75,15 @@ pub fn gpu(entry: Option<&Entry>, settings: &Settings) -> Option<Setting> {
     entry.map_or_else(|| settings.gpu.clone(), |entry| Some(Setting::new(&entry.slice.gpu.uuid, "--vgpu")))
 }
 
+/// What to say when [`gpu`] is not there: `why` lists what is.
+pub fn gpu_is_gone(entry: &Entry, why: &str) -> String {
+    let name = &entry.slice.name;
+    format!(
+        "slice '{name}' is a share of {}, and {why}; if it will not come back: emuv vgpu delete {name}",
+        entry.slice.gpu.name
+    )
+}
+
 /// Where the run's directory is made. Who may use a slice need not be able to write where slices are kept.
 ///
 /// # Errors

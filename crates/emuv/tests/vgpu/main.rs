@@ -5,6 +5,7 @@
 mod commands;
 mod containers;
 mod place;
+mod several_gpus;
 mod sharing;
 mod storm;
 mod turns;

@@ -1,6 +1,6 @@
 //! The mover searches memory for pointers, and reads what searches have found.
 
-use emuv_cuda::{CuError, CuResult};
+use emuv_cuda::{CuError, CuResult, types::CUfunction};
 use emuv_policy::{Bytes, Tier};
 
 use super::Mover;
@@ -79,6 +79,7 @@ impl Mover {
         let found = self.device.moves.searcher.findings((arena.base(), arena.bytes()));
         let escaped_bytes = {
             let mut residency = arena.residency();
+            residency.doubted(&found.doubted);
             residency.collected(&searches, &found.offsets, &found.storers);
             residency.escaped_bytes()
         };
@@ -87,10 +88,17 @@ impl Mover {
         if let Some(counters) = self.session.counters(self.device.ordinal) {
             let before = counters.escaped_bytes.swap(escaped_bytes, Ordering::Relaxed);
             if escaped_bytes > before {
-                let (bytes, storers) = (Bytes(escaped_bytes), found.storers.len());
+                let (bytes, storers, doubted) = (Bytes(escaped_bytes), found.storers.len(), found.doubted.len());
                 log::debug(format_args!(
-                    "pointers lead to {bytes} now; {storers} kernels or graphs store what they are given"
+                    "pointers lead to {bytes} now; {storers} kernels or graphs store what they are given, {doubted} more may"
                 ));
+                for maker in self.device.moves.searcher.untold(&found.storers) {
+                    // A graph has no name.
+                    if self.session.functions.is_known(maker) {
+                        let name = calls::function_name(self.session.real, maker as CUfunction);
+                        log::debug(format_args!("it stores what it is given: {name}"));
+                    }
+                }
             }
         }
     }
