@@ -293,7 +293,7 @@ impl World {
                 assert!(self.unmapped.contains(&offset), "mapped twice");
                 assert!(self.shown.insert(offset) && !self.moving.contains(&offset));
             }
-            Step::Move { offset, to, copy, map, .. } => {
+            Step::Move { offset, copy, map, .. } => {
                 assert!(copy || self.discarded.contains(&offset), "contents that are somebody's are not copied");
                 self.without_copy += u64::from(!copy);
                 if !map {

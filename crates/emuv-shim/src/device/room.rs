@@ -24,6 +24,8 @@ impl Device {
             [&|| self.refresh_accounts(session), &|| self.pools.make_room(session, &self.arena, bytes, false), &|| {
                 self.pools.make_room(session, &self.arena, bytes, true)
             }];
+        // Looked at first: the mover may give them back by itself between a refusal and a look.
+        let spare = self.moves.spare_bytes() > 0;
         let mut result = attempt(Wants::first(bytes));
         if self.slice(session).is_some() {
             let again = [Wants::Placement(bytes), Wants::Either(bytes)];
@@ -38,16 +40,13 @@ impl Device {
                 result = attempt(Wants::Either(bytes));
             }
         }
-        if matches!(result, Err(Refusal::NoRoom))
-            && let Some(again) = self.moves.without_spares(session, &self.arena, || attempt(Wants::Either(bytes)))
-        {
-            result = again;
+        if matches!(result, Err(Refusal::NoRoom)) && (spare || self.moves.spare_bytes() > 0) {
+            result = self.moves.without_spares(session, &self.arena, || attempt(Wants::Either(bytes)));
         }
         // The budget of RAM is shared by the devices.
         for other in session.devices().filter(|other| other.ordinal != self.ordinal) {
             if matches!(result, Err(Refusal::NoRoom)) && other.moves.spare_ram_bytes() > 0 {
-                let again = other.moves.without_spares(session, &other.arena, || attempt(Wants::Either(bytes)));
-                result = again.unwrap_or(result);
+                result = other.moves.without_spares(session, &other.arena, || attempt(Wants::Either(bytes)));
             }
         }
         if matches!(result, Err(Refusal::NoRoom)) {

@@ -517,16 +517,13 @@ impl Moves {
     }
 
     /// Gives memory that is kept to move chunks into back to the budgets, and keeps the mover from taking it again
-    /// while `attempt` runs. `None`: there was none.
-    pub fn without_spares<T>(&self, session: &Session, arena: &Arena, attempt: impl FnOnce() -> T) -> Option<T> {
-        if self.spare_bytes() == 0 {
-            return None;
-        }
+    /// while `attempt` runs.
+    pub fn without_spares<T>(&self, session: &Session, arena: &Arena, attempt: impl FnOnce() -> T) -> T {
         self.contexts_going(&[]);
         self.spares.give_back(arena, u64::MAX);
         let result = attempt();
         self.contexts_settled(session);
-        Some(result)
+        result
     }
 
     /// Contexts are about to be destroyed: the mover keeps still and forgets them.

@@ -150,27 +150,24 @@ impl Spares {
 
     /// Makes a handle; `exchange`: spares of other sizes are given up for it if need be.
     fn make(&self, arena: &Arena, tier: Tier, bytes: u64, exchange: bool) -> CuResult<Option<Handle>> {
+        // Counted before it is charged: who finds no room for an allocation waits for what is here to be given back.
+        let uncount = || lock(&self.0).count(tier, |before| before.saturating_sub(bytes));
+        lock(&self.0).count(tier, |before| before + bytes);
         let leave = arena.with_memory(|memory| left(memory.budgets().of(tier), tier));
         let charge = || arena.with_memory(|memory| memory.charge_spare(tier, bytes, leave));
-        if !charge() {
-            if !exchange {
-                return Ok(None);
-            }
-            self.give_back_of(arena, tier, bytes);
-            if !charge() {
-                return Ok(None);
-            }
+        let charged = charge() || (exchange && self.give_back_of(arena, tier, bytes) > 0 && charge());
+        if !charged {
+            uncount();
+            return Ok(None);
         }
         let made = arena.gpu().create(tier, bytes);
         if let Err(error) = &made {
             arena.with_memory(|memory| memory.credit_whole(bytes, tier));
+            uncount();
             if error.is_out_of_memory() {
                 *lock(&self.0).of(tier).1 = true;
                 return Ok(None);
             }
-        }
-        if made.is_ok() {
-            lock(&self.0).count(tier, |before| before + bytes);
         }
         made.map(Some)
     }
@@ -235,8 +232,8 @@ impl Spares {
             if let Err(error) = arena.release(handle) {
                 crate::log::debug(format_args!("giving a spare of {tier} back: {error}"));
             }
-            lock(&self.0).count(tier, |before| before.saturating_sub(size));
             arena.with_memory(|memory| memory.credit_whole(size, tier));
+            lock(&self.0).count(tier, |before| before.saturating_sub(size));
             given += size;
         }
         given
