@@ -205,8 +205,9 @@ fn assert_close(name: &str, expected: [(u64, f64); 3]) {
 
 #[test]
 fn it_is_the_simulators_when_the_program_decodes() {
-    // At 1.1 times the VRAM the host is the limit, which is not seen.
-    assert_close("llama-1-token.trc.gz", [(105, 1.0), (150, 2.0), (300, 2.5)]);
+    // At 1.1 times the VRAM the host is the limit, which is not seen. At 3 times all is brought, and what has changed goes out for
+    // that; the figure takes that for needed, while the simulator's bound has it read in place.
+    assert_close("llama-1-token.trc.gz", [(105, 1.0), (150, 3.0), (300, 8.0)]);
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //! ([`super::schedule`] chooses).
 
 use super::{
-    Heat, Manner, Residency,
-    history::{ChunkUse, Decision},
+    ChunkState, Heat, Manner, Residency,
+    history::Decision,
     plan::Room,
     schedule::{self, Gap, Round},
 };
@@ -21,11 +21,10 @@ const MOST_SLACK_PART: u64 = 12;
 const COMPUTES: f64 = 0.75;
 
 /// The part of a round's own time from which on the link is taken to be what limits it: then what is read once is read where it
-/// is, so that nothing has to go out for it, if at least this part of what is used is of that kind, as far as it is known. In other
-/// programs the GPU would only wait for it, and the link have less for the rest. Nor where most of what goes has not changed
-/// (weights): it need not be copied out, and a copy comes in faster than kernels read.
+/// is, so that nothing has to go out for it, if all that does not fit can be such. Where some of it has to come all the same, the
+/// GPU would only wait for the rest, and the link have less for what comes. Nor where most of what goes has not changed (weights):
+/// it need not be copied out, and a copy comes in faster than kernels read.
 const IN_PLACE: f64 = 0.5;
-const MOSTLY_READ_ONCE: f64 = 0.5;
 
 /// A round is the same one as long as its length differs by less than this part.
 const SAME_PERIOD: u64 = 16;
@@ -72,15 +71,18 @@ impl Residency {
         let mut round = Round { micros: end.max(1.0), out_bytes, link, ahead_bytes: slack_bytes };
         // Where the link is the limit, what reads each byte once is read where it is.
         let link_micros = out_bytes as f64 / link;
-        let reads_in_place = |used: &ChunkUse| self.foresight.manner_at(used.position) == Some(Manner::InPlace);
-        let (known_bytes, read_once_bytes) = self.read_once(place);
+        let planned = || self.live().filter(|(_, chunk)| chunk.is_planned() && chunk.heat != Heat::Hot);
         // Whether it changes is only seen when it moves.
         let in_place = self.changes().unwrap_or(!self.planned.stayed)
             && link_micros > round.micros * IN_PLACE
-            && read_once_bytes as f64 >= known_bytes as f64 * MOSTLY_READ_ONCE;
+            && planned()
+                .filter(|(_, chunk)| self.is_read_once(chunk, place))
+                .map(|(_, chunk)| chunk.bytes)
+                .sum::<u64>()
+                >= out_bytes;
         let mut gaps = Vec::new();
         let mut owners = Vec::new();
-        for (index, chunk) in self.live().filter(|(_, chunk)| chunk.is_planned() && chunk.heat != Heat::Hot) {
+        for (index, chunk) in planned() {
             let is_out = chunk.tier == Tier::Ram;
             let uses: Vec<_> = chunk.history.since(place).collect();
             let gap = Gap {
@@ -92,7 +94,7 @@ impl Residency {
                 steady: is_out || chunk.history.decision != Decision::Keep,
             };
             owners.push((index, gaps.len(), uses.len()));
-            if in_place && !uses.is_empty() && uses.iter().all(|used| reads_in_place(used)) {
+            if in_place && self.is_read_once(chunk, place) {
                 gaps.push(Gap { in_place: u32::try_from(uses.len()).ok(), start: time(uses[0].position), ..gap });
                 continue;
             }
@@ -143,19 +145,9 @@ impl Residency {
         (bytes > 0).then_some(changing * 2 >= bytes)
     }
 
-    /// Bytes of chunks of whose uses behind `place` it is known how they do with data in RAM, and those of them that only such use
-    /// as read each byte about once.
-    fn read_once(&self, place: u64) -> (u64, u64) {
-        let (mut known_bytes, mut once_bytes) = (0, 0);
-        for (_, chunk) in self.live().filter(|(_, chunk)| chunk.is_planned()) {
-            let mut manners = chunk.history.since(place).map(|used| self.foresight.manner_at(used.position)).peekable();
-            let used = manners.peek().is_some();
-            let (known, once) = manners.fold((used, used), |(known, once), manner| {
-                (known && manner.is_some(), once && manner == Some(Manner::InPlace))
-            });
-            known_bytes += if known { chunk.bytes } else { 0 };
-            once_bytes += if once { chunk.bytes } else { 0 };
-        }
-        (known_bytes, once_bytes)
+    /// Whether only such use of the chunk lies behind `place` as reads each byte about once, as far as it is known.
+    fn is_read_once(&self, chunk: &ChunkState, place: u64) -> bool {
+        let mut manners = chunk.history.since(place).map(|used| self.foresight.manner_at(used.position)).peekable();
+        manners.peek().is_some() && manners.all(|manner| manner == Some(Manner::InPlace))
     }
 }
