@@ -83,7 +83,8 @@ fn a_loop_that_the_link_limits_moves_little_more_than_what_does_not_fit() {
     let cost = run(&machine, 15.0, &sizes, &kernels, 8);
     // What is brought pushes as much out: nobody can tell that it was not written to.
     let bound = 2.0 * spilled as f64 / machine.link.both_bytes_per_us;
-    assert!(report("link-bound", cost, bound, spilled) > 88.0);
+    // While something is mapped nothing goes out.
+    assert!(report("link-bound", cost, bound, spilled) > 84.0);
 }
 
 #[test]
@@ -104,7 +105,7 @@ fn what_reads_each_byte_once_is_left_where_it_is() {
     let machine = pcie5(9 << 30);
     let spilled = total - machine.vram_bytes;
     let cost = run(&machine, 1.05, &sizes, &kernels, 8);
-    assert!(cost.promoted_bytes <= spilled / 24, "{} bytes were brought", cost.promoted_bytes);
+    assert!(cost.promoted_bytes <= spilled / 20, "{} bytes were brought", cost.promoted_bytes);
     let compute: f64 = kernels.iter().map(|kernel| kernel.micros).sum();
     let bound = spilled as f64 / machine.link.in_bytes_per_us;
     assert!(report("read once", cost, bound.max(compute), spilled) > 80.0);

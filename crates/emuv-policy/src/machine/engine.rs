@@ -8,12 +8,15 @@ use std::{
 use super::{Action, Cost, FreeBytes, MOST_AHEAD, Machine, Placement, Script, Turn, script::Step};
 use crate::Tier;
 
-/// What changing mappings takes beside copies (H200, driver 580), in microseconds: of VRAM, whatever the size, with the wait for a
-/// turn on the engine that copies out; of 32 MiB of RAM.
+/// What changing mappings takes beside copies (H200, driver 580), in microseconds: of VRAM, whatever the size; of 32 MiB of RAM.
 const VRAM_MAP_US: f64 = 60.0;
 const VRAM_UNMAP_US: f64 = 45.0;
 const RAM_MAP_US: f64 = 359.0;
 const RAM_UNMAP_US: f64 = 99.0;
+
+/// How long the way out goes on until it is quiet: it has to be while something is mapped (emuV's mover copies into RAM in pieces, of
+/// which one and a half are left on average).
+const DRAIN_US: f64 = 110.0;
 
 /// Works between two fences.
 const WORKS_PER_FENCE: u32 = 16;
@@ -103,6 +106,8 @@ pub(super) struct Engine<'a, P> {
     copies_in: VecDeque<Copying>,
     copies_out: VecDeque<Copying>,
     copied: VecDeque<Copying>,
+    /// From when on nothing goes out, for as long as there is something to map.
+    quiet_at: Option<f64>,
     total: Cost,
     costs: Vec<Cost>,
 }
@@ -131,6 +136,7 @@ impl<'a, P: Placement> Engine<'a, P> {
             copies_in: VecDeque::new(),
             copies_out: VecDeque::new(),
             copied: VecDeque::new(),
+            quiet_at: None,
             total: Cost::default(),
             costs: Vec::new(),
         }
@@ -169,10 +175,12 @@ impl<'a, P: Placement> Engine<'a, P> {
         let link = &self.machine.link;
         let reads = self.queue.front().is_some_and(|work| work.bytes_left > 0.0);
         let flows_in = u8::from(reads) + u8::from(!self.copies_in.is_empty());
-        let duplex = flows_in > 0 && !self.copies_out.is_empty();
+        let quiet = self.quiet_at.is_some_and(|at| at <= self.now);
+        let duplex = flows_in > 0 && !self.copies_out.is_empty() && !quiet;
         let share = (link.both_bytes_per_us / (link.in_bytes_per_us + link.out_bytes_per_us)).min(1.0);
         let share = if duplex { share } else { 1.0 };
-        Rates { each_in: link.in_bytes_per_us * share / f64::from(flows_in.max(1)), out: link.out_bytes_per_us * share }
+        let out = if quiet { 0.0 } else { link.out_bytes_per_us * share };
+        Rates { each_in: link.in_bytes_per_us * share / f64::from(flows_in.max(1)), out }
     }
 
     /// How long until something ends, in microseconds. `None`: nothing will.
@@ -190,8 +198,11 @@ impl<'a, P: Placement> Engine<'a, P> {
         if let Some(copy) = self.copies_in.front() {
             ends(copy.left / rates.each_in);
         }
-        if let Some(copy) = self.copies_out.front() {
+        if let Some(copy) = self.copies_out.front().filter(|_| rates.out > 0.0) {
             ends(copy.left / rates.out);
+        }
+        if let Some(at) = self.quiet_at.filter(|at| *at > self.now) {
+            ends(at - self.now);
         }
         if self.mover_free_at > self.now {
             ends(self.mover_free_at - self.now);
@@ -227,6 +238,7 @@ impl<'a, P: Placement> Engine<'a, P> {
         }
         let near = |time: f64, now: f64| if (time - now).abs() <= NOTHING { now } else { time };
         self.mover_free_at = near(self.mover_free_at, self.now);
+        self.quiet_at = self.quiet_at.map(|at| near(at, self.now));
         self.cpu_free_at = near(self.cpu_free_at, self.now);
         self.placement.passed(self.now);
     }
@@ -274,7 +286,7 @@ impl<'a, P: Placement> Engine<'a, P> {
             self.remapped(&done);
             return true;
         }
-        if let Some(copied) = self.copied.pop_front() {
+        if let Some(copied) = self.next_to_remap() {
             self.mover_free_at = self.now + self.remap_us(&copied);
             self.remapping = Some(copied);
             return true;
@@ -292,6 +304,19 @@ impl<'a, P: Placement> Engine<'a, P> {
             Action::Rest => return false,
         }
         true
+    }
+
+    /// The next chunk whose mapping can be changed now: nothing is mapped while something goes out.
+    fn next_to_remap(&mut self) -> Option<Copying> {
+        let is_to_be_mapped = |copied: &Copying| copied.map || copied.to == Tier::Vram;
+        if !self.copied.iter().any(is_to_be_mapped) {
+            self.quiet_at = None;
+            return self.copied.pop_front();
+        }
+        let quiet_at = if self.copies_out.is_empty() { self.now } else { self.now + DRAIN_US };
+        let is_quiet = *self.quiet_at.get_or_insert(quiet_at) <= self.now;
+        let at = self.copied.iter().position(|copied| is_quiet || !is_to_be_mapped(copied))?;
+        self.copied.remove(at)
     }
 
     fn free_bytes(&self) -> FreeBytes {
