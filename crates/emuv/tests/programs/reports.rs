@@ -40,9 +40,10 @@ fn what_ram_has_already_is_not_copied_there_again() {
     let under = Under::Emuv(&["--sim=vram=256M", "--ram", "1G", "--policy", "torture:7"]);
     let run = Run::start("frozen", &["12", "32", "24"], under).expect_code(0);
     let device = &run.report["processes"][0]["devices"][0];
-    let [promoted, evicted] = ["promoted_bytes", "evicted_bytes"].map(|field| device[field].as_u64().unwrap());
+    let [exchanged, evicted] = ["remapped_bytes", "evicted_bytes"].map(|field| device[field].as_u64().unwrap());
     assert!(evicted > 0, "what was written to is copied: {device}");
-    assert!(evicted < promoted / 2, "{evicted} bytes out, {promoted} in");
+    // Nothing that it allocates is ever nobody's, so nothing else is exchanged without a copy.
+    assert!(exchanged > 0, "what RAM has already is recognised: {device}");
 }
 
 /// The allocations of which something was copied; how many they are is up to the machine.
