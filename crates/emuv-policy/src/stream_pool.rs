@@ -71,6 +71,8 @@ struct PoolChunk {
 struct Pool {
     /// By address.
     chunks: BTreeMap<u64, PoolChunk>,
+    /// Those of them that are free: size, and when they were freed. Most are not, where a program holds much for long.
+    free: BTreeMap<u64, (u64, Option<Freed>)>,
     /// Free small pieces by size; the most recently freed last.
     small: BTreeMap<u64, Vec<(u64, Option<Freed>)>>,
     /// Addresses at which blocks of a size were freed. Only hints: the chunks there may have been used otherwise since.
@@ -112,17 +114,17 @@ impl Pool {
         let mut run = std::collections::VecDeque::new();
         let mut sum = 0;
         let mut end = 0;
-        for (&address, chunk) in &self.chunks {
-            let free = matches!(chunk.state, State::Free(freed) if usable(freed));
-            if !free || address != end {
+        for (&address, &(bytes, freed)) in &self.free {
+            let usable = usable(freed);
+            if !usable || address != end {
                 run.clear();
                 sum = 0;
             }
-            if free {
-                run.push_back((address, chunk.bytes));
-                sum += chunk.bytes;
+            if usable {
+                run.push_back((address, bytes));
+                sum += bytes;
             }
-            end = address + chunk.bytes;
+            end = address + bytes;
             while let Some(&(start, first)) = run.front() {
                 if sum < need {
                     break;
@@ -153,8 +155,12 @@ impl Pool {
     }
 
     fn set(&mut self, address: u64, bytes: u64, state: State) {
-        for chunk in self.chunks.range_mut(address..address + bytes).map(|(_, chunk)| chunk) {
+        for (&address, chunk) in self.chunks.range_mut(address..address + bytes) {
             chunk.state = state;
+            match state {
+                State::Used => self.free.remove(&address),
+                State::Free(freed) => self.free.insert(address, (chunk.bytes, freed)),
+            };
         }
     }
 
@@ -295,6 +301,7 @@ impl StreamPools {
             if go {
                 reserved -= chunk.bytes;
                 gone.push(address);
+                entry.free.remove(&address);
             }
             !go
         });
