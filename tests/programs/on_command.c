@@ -5,6 +5,8 @@
  *   array MIB               memory that emuV only accounts   -> ok NUMBER, or oom
  *   free NUMBER                                             -> ok
  *   verify                  every word of what is held       -> ok
+ *   device NUMBER           the GPU of what follows          -> how many there are
+ *   uuid                    the GPU's, by CUDA and by NVML   -> UUID UUID
  *   info                    driver: free and total, in MiB   -> FREE TOTAL
  *   nvml                    GPUs, total and free MiB, processes, and MiB of this one -> ...
  *   fork                    a child that does nothing        -> its process number
@@ -19,13 +21,33 @@ enum { FLOATS = 0x20 };
 CUresult cuArrayCreate_v2(CUarray *array, const array_descriptor *what);
 CUresult cuArrayDestroy(CUarray array);
 
-enum { MOST = 4096 };
+enum { MOST = 4096, MOST_GPUS = 16 };
+
+/* What was loaded on each GPU; the one in use is in `gpu`. */
+static __typeof__(gpu) gpus[MOST_GPUS];
+static unsigned current;
+
+static void use(unsigned device) {
+    CHECK(device < MOST_GPUS, "no such device");
+    if (device == current) return;
+    gpus[current] = gpu;
+    gpu = gpus[current = device];
+    if (gpu.context) {
+        OK(cuCtxSetCurrent(gpu.context));
+        return;
+    }
+    OK(cuDeviceGet(&gpu.device, (int)device));
+    OK(cuDevicePrimaryCtxRetain(&gpu.context, gpu.device));
+    OK(cuCtxSetCurrent(gpu.context));
+    load_kernels();
+}
 
 static struct held {
     CUdeviceptr at;
     CUarray array;
     uint64_t count;
     char kind;
+    unsigned device;
 } held[MOST];
 static unsigned used;
 
@@ -41,7 +63,7 @@ static void answer(CUresult result) {
 static void take(const char *how, size_t mib) {
     struct held *one = &held[used];
     CHECK(used < MOST, "too many");
-    *one = (struct held){.count = mib * MIB / 4, .kind = how[1]};
+    *one = (struct held){.count = mib * MIB / 4, .kind = how[1], .device = current};
     CUresult result;
     if (!strcmp(how, "array")) {
         array_descriptor what = {.width = 1024, .height = mib * MIB / 4096, .format = FLOATS, .channels = 1};
@@ -56,18 +78,25 @@ static void take(const char *how, size_t mib) {
 static void give(unsigned number) {
     struct held *one = &held[number];
     CHECK(number < used && one->count, "nothing is held as %u", number);
+    unsigned before = current;
+    use(one->device);
     if (one->kind == 'r') OK(cuArrayDestroy(one->array));
     else if (one->kind == 's') {
         OK(cuMemFreeAsync(one->at, NULL));
         OK(cuCtxSynchronize());
     } else OK(cuMemFree_v2(one->at));
     one->count = 0;
+    use(before);
     printf("ok\n");
 }
 
 static void verify(void) {
-    for (unsigned i = 0; i < used; i++)
+    unsigned before = current;
+    for (unsigned i = 0; i < used; i++) {
+        use(held[i].device);
         if (held[i].count && held[i].kind != 'r') check_contents(held[i].at, held[i].count, filled(i), i);
+    }
+    use(before);
     printf("ok\n");
 }
 
@@ -81,19 +110,37 @@ static void ask_nvml(void) {
         (int (*)(void *, struct nvml_memory *))dlsym(nvml, "nvmlDeviceGetMemoryInfo");
     int (*processes)(void *, unsigned *, struct nvml_process *) =
         (int (*)(void *, unsigned *, struct nvml_process *))dlsym(nvml, "nvmlDeviceGetComputeRunningProcesses_v3");
-    unsigned gpus = 0, number = 64;
+    unsigned all = 0, number = 64;
     void *device = NULL;
     struct nvml_memory bytes;
     struct nvml_process list[64];
     OK(init());
-    OK(count(&gpus));
-    OK(by_index(0, &device));
+    OK(count(&all));
+    OK(by_index(current, &device));
     OK(memory(device, &bytes));
     OK(processes(device, &number, list));
     unsigned long long own = 0;
     for (unsigned i = 0; i < number; i++)
         if (list[i].pid == (unsigned)getpid()) own += list[i].used;
-    printf("%u %llu %llu %u %llu\n", gpus, bytes.total / MIB, bytes.free / MIB, number, own / MIB);
+    printf("%u %llu %llu %u %llu\n", all, bytes.total / MIB, bytes.free / MIB, number, own / MIB);
+}
+
+static void ask_uuid(void) {
+    void *nvml = dlopen("libnvidia-ml.so.1", RTLD_NOW);
+    CHECK(nvml, "dlopen: %s", dlerror());
+    int (*init)(void) = (int (*)(void))dlsym(nvml, "nvmlInit_v2");
+    int (*by_index)(unsigned, void **) = (int (*)(unsigned, void **))dlsym(nvml, "nvmlDeviceGetHandleByIndex_v2");
+    int (*uuid)(void *, char *, unsigned) = (int (*)(void *, char *, unsigned))dlsym(nvml, "nvmlDeviceGetUUID");
+    CUuuid bytes;
+    char text[96];
+    void *device = NULL;
+    OK(cuDeviceGetUuid_v2(&bytes, gpu.device));
+    printf("GPU-");
+    for (int i = 0; i < 16; i++) printf("%s%02x", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", (unsigned char)bytes.bytes[i]);
+    OK(init());
+    OK(by_index(current, &device));
+    OK(uuid(device, text, sizeof text));
+    printf(" %s\n", text);
 }
 
 static void obey(char *line) {
@@ -109,7 +156,13 @@ static void obey(char *line) {
     } else if (!strcmp(what, "free")) give((unsigned)number);
     else if (!strcmp(what, "verify")) verify();
     else if (!strcmp(what, "nvml")) ask_nvml();
-    else if (!strcmp(what, "info")) {
+    else if (!strcmp(what, "uuid")) ask_uuid();
+    else if (!strcmp(what, "device")) {
+        int all = 0;
+        use((unsigned)number);
+        OK(cuDeviceGetCount(&all));
+        printf("%d\n", all);
+    } else if (!strcmp(what, "info")) {
         size_t available, total;
         OK(cuMemGetInfo_v2(&available, &total));
         printf("%zu %zu\n", available / MIB, total / MIB);

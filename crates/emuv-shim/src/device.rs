@@ -21,6 +21,7 @@ use crate::{
     pools::{On, POOL_OWNER, Pools},
     session::{self, Session},
     sites::Sites,
+    slice::GpuAccount,
     sync::Mutex,
     timeline::Timeline,
     turns,
@@ -43,8 +44,8 @@ pub(crate) struct Device {
     pub(crate) physical_bytes: u64,
     /// It can map host memory.
     pub(crate) has_ram_tier: bool,
-    /// It is the GPU of the slice that the process is in.
-    pub(crate) is_the_slices: bool,
+    /// What the process has on it of the slice that it is in; `None`: it is in none, or this is none of the slice's GPUs.
+    pub(crate) slice_account: Option<&'static GpuAccount>,
     /// What this process is to have of that slice.
     pub(crate) share: Share,
     /// Handles that have meant the primary context.
@@ -79,15 +80,13 @@ impl Device {
         let real = session.real;
         let gpu = DriverGpu::new(&real.driver, ordinal)?;
         let physical_bytes = calls::total_memory(real, ordinal)?;
-        let is_the_slices = match session.slice {
-            Some(slice) => slice.is_of(&calls::uuid(real, ordinal)?),
-            None => false,
+        let slice_account = match session.slice {
+            Some(slice) => slice.on(&calls::uuid(real, ordinal)?),
+            None => None,
         };
-        let none = session.slice.is_some() && !is_the_slices;
+        let none = session.slice.is_some() && slice_account.is_none();
         if none {
-            log::error(format_args!(
-                "GPU {ordinal} is not the one that the slice is of; the program gets none of its memory"
-            ));
+            log::error(format_args!("GPU {ordinal} is none that the slice is of; the program gets none of its memory"));
         }
         let vram = session.limits.vram.map_or(physical_bytes, |cap| cap.0.min(physical_bytes));
         let has_ram_tier = gpu.has_ram_tier();
@@ -110,7 +109,7 @@ impl Device {
             accounts: Accounts::default(),
             physical_bytes,
             has_ram_tier,
-            is_the_slices,
+            slice_account,
             share: Share::default(),
             primaries: Mutex::default(),
             contexts: Mutex::default(),
@@ -127,10 +126,12 @@ impl Device {
             counters.ram.budget_bytes.store(ram, Relaxed);
         }
         log::debug(format_args!("GPU {ordinal}: {} VRAM, {} RAM", Bytes(vram), Bytes(ram)));
-        if is_the_slices && let Err(error) = leases::follow(ordinal) {
+        if slice_account.is_some()
+            && let Err(error) = leases::follow(ordinal)
+        {
             log::error(format_args!("no thread to follow the slice's limits with ({error}); they stay as they are"));
         }
-        if let Some(slice) = session.slice.filter(|_| is_the_slices)
+        if let Some(slice) = session.slice.filter(|_| slice_account.is_some())
             && let Err(error) = turns::follow(session, ordinal, slice)
         {
             log::error(format_args!("no thread to take turns with ({error}); the driver divides the GPU's time"));

@@ -18,7 +18,7 @@ use crate::{
     device::Device,
     log, session,
     session::Session,
-    slice::Slice,
+    slice::GpuAccount,
     sync::atomic::{AtomicU64, Ordering},
     thread,
 };
@@ -74,9 +74,10 @@ impl Wants {
 }
 
 impl Device {
-    /// The slice that this device's budgets are shared in.
-    pub fn slice(&self, session: &Session) -> Option<&'static Slice> {
-        session.slice.filter(|_| self.is_the_slices)
+    /// The account with the slice that this device's budgets are shared in. Of a slice of several GPUs each has its own: to the
+    /// ledgers a process is as many members as it has devices, so nothing here knows of the others.
+    pub fn slice(&self, session: &Session) -> Option<&'static GpuAccount> {
+        session.slice.and(self.slice_account)
     }
 
     /// Gets what is wanted from the slice, or what there is of it.
@@ -124,12 +125,12 @@ impl Device {
     }
 
     /// Asks for what is open by a fresh look, again while others are faster.
-    fn attempt(&self, slice: &Slice, got: impl Fn(Demand) -> Option<Demand>) -> Option<Demand> {
+    fn attempt(&self, slice: &GpuAccount, got: impl Fn(Demand) -> Option<Demand>) -> Option<Demand> {
         (0..ATTEMPTS).find_map(|_| got(self.look(slice)))
     }
 
     /// What nobody is granted now; the budgets are told.
-    fn look(&self, slice: &Slice) -> Demand {
+    fn look(&self, slice: &GpuAccount) -> Demand {
         let (limits, usage) = (slice.limits(), slice.usage());
         let vram = self.vram_limit(limits).min(self.physical_bytes).saturating_sub(usage.vram);
         let ram = self.ram_limit(limits).saturating_sub(usage.ram);
@@ -191,7 +192,7 @@ impl Device {
         let share = self.share.own.load(Ordering::Relaxed);
         // Without a slice: more than the budget only if another interface has lent memory.
         let vram = self.arena.with_memory(|memory| memory.budgets().vram);
-        if self.is_the_slices { vram.used_bytes().saturating_sub(share) } else { vram.overdrawn_bytes() }
+        if self.slice_account.is_some() { vram.used_bytes().saturating_sub(share) } else { vram.overdrawn_bytes() }
     }
 
     /// The slice's limits are others than before.
@@ -210,7 +211,7 @@ impl Device {
     }
 
     /// The slice may have that much VRAM for now ([`u64::MAX`]: its share). Differences below `least_bytes` do not matter.
-    pub fn allot(&self, slice: &Slice, bytes: u64, least_bytes: u64) {
+    pub fn allot(&self, slice: &GpuAccount, bytes: u64, least_bytes: u64) {
         let before = self.share.allotted.load(Ordering::Relaxed);
         if before.abs_diff(bytes) < least_bytes {
             return;
@@ -225,8 +226,21 @@ impl Device {
         }
     }
 
+    /// RAM in which the slice's other GPUs keep nothing, only room to move into, is worth more here while this one has to give VRAM
+    /// up. Asked for again as long as that is so: they may have it back before the mover here takes it.
+    fn free_ram_of_others(&self, session: &Session) {
+        for other in session.devices().filter(|other| other.ordinal != self.ordinal) {
+            if self.vram_excess_bytes() > 0 && other.moves.spare_ram_bytes() > 0 && other.slice(session).is_some() {
+                other.moves.without_spares(session, &other.arena, || {
+                    other.settle_slice(session);
+                    self.moves.wake_mover();
+                });
+            }
+        }
+    }
+
     /// Sees to it that this process gives up its part of what is too much, if anything is.
-    fn keep_to_share(&self, slice: &Slice, limits: SliceLimits) {
+    fn keep_to_share(&self, slice: &GpuAccount, limits: SliceLimits) {
         let usage = slice.usage();
         let limit = self.vram_limit(limits);
         let share = if usage.vram <= limit {
@@ -265,13 +279,15 @@ pub(crate) fn follow(ordinal: CUdevice) -> io::Result<()> {
         let Some(slice) = device.slice(session) else { return };
         let mut seen = slice.limits();
         device.limits_changed(session, seen);
-        while let Some(limits) = slice.wait_for_change(seen, LOOK) {
+        loop {
+            let limits = slice.wait_for_change(seen, LOOK);
             if limits != seen {
                 device.limits_changed(session, limits);
                 device.moves.wake_mover();
                 seen = limits;
             }
             device.keep_to_share(slice, limits);
+            device.free_ram_of_others(session);
         }
     })
 }

@@ -1,4 +1,4 @@
-//! The slice of a GPU that this process is in, if any: found once, before anything is taken of it.
+//! The slice of a GPU, or of several, that this process is in, if any: found once, before anything is taken of it.
 //!
 //! Which one it is says a file that lies beside the folder of this library (`emuv run --vgpu` and containers' set-ups
 //! put it there), else a variable. Once a process is in a slice, no variable changes its limits. A process that was
@@ -9,8 +9,8 @@ use std::{fs, path::Path, sync::OnceLock, time::Duration};
 use emuv_state::{
     env,
     slices::{
-        self, Account, Demand, Refused, Registry, SLICE_FILE, SliceLimits, SliceProcess, SliceState, Standing, Stepped,
-        TurnBook, Usage,
+        self, Account, Demand, Refused, Registry, SLICE_FILE, SliceError, SliceGpu, SliceLimits, SliceProcess,
+        SliceState, Standing, Stepped, TurnBook, Usage,
     },
     uuid_text,
 };
@@ -20,10 +20,17 @@ use crate::{log, real, system};
 /// See the module's head.
 #[derive(Debug)]
 pub(crate) struct Slice {
-    /// `None`: it could not be opened.
-    account: Option<Box<dyn Account>>,
+    /// One for each of its GPUs, in the order in which the program sees them; empty: it could not be opened.
+    accounts: Vec<GpuAccount>,
     /// `None`: it takes no turns.
     turns: Option<TurnBook>,
+}
+
+/// What the process has of its slice on one GPU.
+#[derive(Debug)]
+pub(crate) struct GpuAccount {
+    account: Box<dyn Account>,
+    /// As NVML writes it.
     gpu_uuid: String,
 }
 
@@ -46,16 +53,20 @@ fn join() -> Option<Slice> {
         Some(Registry::find(variable, &name))
     })?;
     let joined = entry.and_then(|entry| {
-        let account = slices::open(&entry)?;
-        let turns = TurnBook::open(&entry, variable);
-        if let Err(error) = &turns {
+        let open = |(number, gpu): (usize, &SliceGpu)| {
+            Ok(GpuAccount { account: slices::open_on(&entry, number)?, gpu_uuid: gpu.uuid.clone() })
+        };
+        // All of them or none: a slice that a program has only a part of is not what it was given.
+        let accounts = entry.slice.gpus().enumerate().map(open).collect::<Result<Vec<_>, SliceError>>()?;
+        let turns = entry.slice.takes_turns().then(|| TurnBook::open(&entry, variable));
+        if let Some(Err(error)) = &turns {
             log::debug(format_args!("{error}; the slice takes no turns: the driver divides the GPU's time"));
         }
-        Ok(Slice { account: Some(account), turns: turns.ok(), gpu_uuid: entry.slice.gpu.uuid })
+        Ok(Slice { accounts, turns: turns.and_then(Result::ok) })
     });
     Some(joined.unwrap_or_else(|error| {
         log::error(format_args!("{error}; the program gets no GPU memory"));
-        Slice { account: None, turns: None, gpu_uuid: String::new() }
+        Slice { accounts: Vec::new(), turns: None }
     }))
 }
 
@@ -70,66 +81,24 @@ pub(crate) fn is_beside_the_library() -> bool {
 }
 
 impl Slice {
-    /// Whether it is a share of the GPU with this UUID.
-    pub fn is_of(&self, uuid: &[u8; 16]) -> bool {
-        uuid_text(uuid).is_some_and(|text| text == self.gpu_uuid)
+    /// What the process has of it on the GPU with this UUID; `None`: it is no share of that one.
+    pub fn on(&self, uuid: &[u8; 16]) -> Option<&GpuAccount> {
+        self.on_text(&uuid_text(uuid)?)
     }
 
-    /// The GPU that it is a share of, as NVML writes it; empty where the slice could not be opened.
-    pub fn gpu_uuid(&self) -> &str {
-        &self.gpu_uuid
+    /// The same, by the UUID as NVML writes it.
+    pub fn on_text(&self, uuid: &str) -> Option<&GpuAccount> {
+        self.accounts.iter().find(|account| account.gpu_uuid == uuid)
     }
 
-    /// The same, as NVML writes it.
-    pub fn is_of_text(&self, uuid: &str) -> bool {
-        uuid == self.gpu_uuid
+    /// The GPUs that it is a share of, as NVML writes them; none where the slice could not be opened.
+    pub fn gpu_uuids(&self) -> impl Iterator<Item = &str> {
+        self.accounts.iter().map(|account| account.gpu_uuid.as_str())
     }
 
-    /// Its limits now.
+    /// Its limits now: VRAM on each of its GPUs, RAM for all of them.
     pub fn limits(&self) -> SliceLimits {
-        self.account.as_ref().map_or(CLOSED, |account| account.limits())
-    }
-
-    /// Charges all of it; says whether it did.
-    pub fn charge(&self, demand: Demand) -> bool {
-        let charged = self.account.as_ref().is_some_and(|account| match account.charge(demand) {
-            Ok(()) => true,
-            Err(Refused::NoRoom) => false,
-            Err(error @ Refused::Broken(_)) => {
-                log::error(format_args!("{error}"));
-                false
-            }
-        });
-        charged || demand == Demand::default()
-    }
-
-    /// Gives a part of what was charged back.
-    pub fn release(&self, demand: Demand) {
-        if let Some(account) = self.account.as_ref().filter(|_| demand != Demand::default()) {
-            account.release(demand);
-        }
-    }
-
-    /// What is used, by all and by this process.
-    pub fn usage(&self) -> Usage {
-        self.account.as_ref().map_or(Usage::default(), |account| account.usage())
-    }
-
-    /// Says for others to see what this process uses.
-    pub fn say(&self, used: Demand) {
-        if let Some(account) = &self.account {
-            account.say(used);
-        }
-    }
-
-    /// The processes in it.
-    pub fn processes(&self) -> Vec<SliceProcess> {
-        self.account.as_ref().map_or_else(Vec::new, |account| account.processes())
-    }
-
-    /// Waits for other limits than `seen`; `None` where there never will be any.
-    pub fn wait_for_change(&self, seen: SliceLimits, timeout: Duration) -> Option<SliceLimits> {
-        Some(self.account.as_ref()?.wait_for_change(seen, timeout))
+        self.accounts.first().map_or(CLOSED, GpuAccount::limits)
     }
 
     /// Whether it shares the GPU's time by turns.
@@ -149,11 +118,56 @@ impl Slice {
 
     /// In a forked child: nothing is held there.
     pub fn forked(&self) {
-        if let Some(account) = &self.account {
-            account.forked();
-        }
+        self.accounts.iter().for_each(|account| account.account.forked());
         if let Some(turns) = &self.turns {
             turns.forked();
         }
+    }
+}
+
+impl GpuAccount {
+    /// The slice's limits now: VRAM on this GPU, RAM for all of the slice's.
+    pub fn limits(&self) -> SliceLimits {
+        self.account.limits()
+    }
+
+    /// Charges all of it; says whether it did.
+    pub fn charge(&self, demand: Demand) -> bool {
+        let charged = match self.account.charge(demand) {
+            Ok(()) => true,
+            Err(Refused::NoRoom) => false,
+            Err(error @ Refused::Broken(_)) => {
+                log::error(format_args!("{error}"));
+                false
+            }
+        };
+        charged || demand == Demand::default()
+    }
+
+    /// Gives a part of what was charged back.
+    pub fn release(&self, demand: Demand) {
+        if demand != Demand::default() {
+            self.account.release(demand);
+        }
+    }
+
+    /// What is used, by all and by this process.
+    pub fn usage(&self) -> Usage {
+        self.account.usage()
+    }
+
+    /// Says for others to see what this process uses.
+    pub fn say(&self, used: Demand) {
+        self.account.say(used);
+    }
+
+    /// The processes in the slice, by what they use on this GPU.
+    pub fn processes(&self) -> Vec<SliceProcess> {
+        self.account.processes()
+    }
+
+    /// Waits for other limits than `seen`.
+    pub fn wait_for_change(&self, seen: SliceLimits, timeout: Duration) -> SliceLimits {
+        self.account.wait_for_change(seen, timeout)
     }
 }

@@ -336,7 +336,9 @@ impl Turns {
             }
         }
         self.opened.notify_all();
-        device.allot(slice, stepped.allotted_bytes, LEAST_BYTES);
+        if let Some(account) = device.slice(session) {
+            device.allot(account, stepped.allotted_bytes, LEAST_BYTES);
+        }
         Some(if free || !wants { LOOK_FREE } else { LOOK })
     }
 

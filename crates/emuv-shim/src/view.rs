@@ -45,8 +45,8 @@ fn limits() -> Option<&'static Limits> {
 /// The view of the card with this UUID.
 pub(crate) fn seen(card: Card, uuid: &str) -> Option<Seen> {
     if let Some(slice) = slice::current() {
-        let is_its = slice.is_of_text(uuid);
-        return Some(if is_its { in_slice(card, slice.limits(), slice.usage()) } else { Seen { total: 0, free: 0 } });
+        let none = Seen { total: 0, free: 0 };
+        return Some(slice.on_text(uuid).map_or(none, |own| in_slice(card, own.limits(), own.usage())));
     }
     let limits = limits()?;
     let processes: Vec<_> = system::run_dirs().iter().flat_map(|dir| read_ledgers(dir).processes).collect();
@@ -76,10 +76,8 @@ pub(crate) struct Running {
 /// The processes of the slice that use the card with this UUID; `None` outside a slice.
 pub(crate) fn running(uuid: &str) -> Option<Vec<Running>> {
     let slice = slice::current()?;
-    if !slice.is_of_text(uuid) {
-        return Some(Vec::new());
-    }
-    let all = slice.processes().into_iter().map(|process| Running {
+    let Some(own) = slice.on_text(uuid) else { return Some(Vec::new()) };
+    let all = own.processes().into_iter().map(|process| Running {
         // Elsewhere its number would mean another process.
         pid: if process.same_namespace { process.pid } else { 0 },
         used_bytes: process.vram_bytes.saturating_add(process.ram_bytes),

@@ -33,6 +33,7 @@ fn registry() -> (tempfile::TempDir, Registry) {
         instance: 0,
         id: 1,
         gpu: SliceGpu { uuid: "GPU-1".to_owned(), name: String::new(), vram: Bytes(VRAM) },
+        more_gpus: Vec::new(),
         sim: None,
         vram: Bytes(VRAM),
         ram: Bytes(RAM),

@@ -221,14 +221,15 @@ struct Seen {
 
 impl Seen {
     fn add_slice(&mut self, listing: Listing) {
-        let gpu = &listing.entry.slice.gpu;
-        let said = Gpu {
-            name: Some(harmless(&gpu.name)).filter(|name| !name.is_empty()),
-            simulated: listing.entry.slice.sim.is_some(),
-            vram_total_bytes: known(gpu.vram.0),
-            ..Gpu::default()
-        };
-        self.gpus.entry(harmless(&gpu.uuid)).or_insert(said);
+        for gpu in listing.entry.slice.gpus() {
+            let said = Gpu {
+                name: Some(harmless(&gpu.name)).filter(|name| !name.is_empty()),
+                simulated: listing.entry.slice.sim.is_some(),
+                vram_total_bytes: known(gpu.vram.0),
+                ..Gpu::default()
+            };
+            self.gpus.entry(harmless(&gpu.uuid)).or_insert(said);
+        }
         let processes = listing.used.map(|(_, processes)| processes).unwrap_or_default();
         self.slices.insert(listing.entry.dir.clone(), (listing.entry, processes));
     }
@@ -307,7 +308,7 @@ fn slice(listing: &Listing) -> Slice {
         gpu_uuid: harmless(&slice.gpu.uuid),
         simulated: slice.sim.is_some(),
         enabled: slice.enabled,
-        vram_limit_bytes: slice.vram.0,
+        vram_limit_bytes: slice.vram.0.saturating_mul(slice.gpu_count() as u64),
         ram_limit_bytes: slice.ram.0,
         vram_used_bytes: used.map(|(used, _)| used.vram),
         ram_used_bytes: used.map(|(used, _)| used.ram),
@@ -379,12 +380,14 @@ fn slice_process(dir: &Path, entry: &Entry, member: &SliceProcess) -> Process {
         slice: Some(entry.slice.name.clone()),
         slice_dir: Some(harmless(&dir.to_string_lossy())),
         ram: used(member.ram_bytes),
-        devices: vec![ProcessDevice {
-            gpu_uuid: harmless(&entry.slice.gpu.uuid),
-            vram: used(member.vram_bytes),
-            ram: used(member.ram_bytes),
-            ..ProcessDevice::default()
-        }],
+        devices: (entry.slice.gpus().zip(&member.on_gpus))
+            .map(|(gpu, on)| ProcessDevice {
+                gpu_uuid: harmless(&gpu.uuid),
+                vram: used(on.vram),
+                ram: used(on.ram),
+                ..ProcessDevice::default()
+            })
+            .collect(),
         ..Process::default()
     }
 }

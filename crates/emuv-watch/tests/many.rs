@@ -102,6 +102,7 @@ fn slice(number: usize) -> Slice {
         instance: 0,
         id: 7,
         gpu: SliceGpu { uuid: format!("GPU-{}", number / 4), name: "A card".into(), vram: Bytes::gib(24) },
+        more_gpus: Vec::new(),
         sim: None,
         vram: Bytes::gib(6),
         ram: Bytes::gib(2),

@@ -47,6 +47,7 @@ fn slice(name: &str) -> Slice {
         instance: 0,
         id: 7,
         gpu: SliceGpu { uuid: CARD_TEXT.into(), name: "A card".into(), vram: Bytes::gib(24) },
+        more_gpus: Vec::new(),
         sim: None,
         vram: Bytes::gib(6),
         ram: Bytes::gib(2),

@@ -46,7 +46,11 @@ impl Device {
         // The budget of RAM is shared by the devices.
         for other in session.devices().filter(|other| other.ordinal != self.ordinal) {
             if matches!(result, Err(Refusal::NoRoom)) && other.moves.spare_ram_bytes() > 0 {
-                result = other.moves.without_spares(session, &other.arena, || attempt(Wants::Either(bytes)));
+                result = other.moves.without_spares(session, &other.arena, || {
+                    // What the other has given back is to be had here only once its slice has it.
+                    other.settle_slice(session);
+                    attempt(Wants::Either(bytes))
+                });
             }
         }
         if matches!(result, Err(Refusal::NoRoom)) {

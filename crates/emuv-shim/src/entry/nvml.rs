@@ -118,7 +118,7 @@ pub(crate) unsafe extern "C" fn nvmlDeviceGetGraphicsRunningProcesses_v3(
     unsafe { real.nvml.nvmlDeviceGetGraphicsRunningProcesses_v3(device, count, infos) }
 }
 
-/// In a slice there is one GPU.
+/// In a slice there are its GPUs.
 ///
 /// # Safety
 /// The contract of the NVML function of this name.
@@ -128,14 +128,16 @@ pub(crate) unsafe extern "C" fn nvmlDeviceGetCount_v2(count: *mut c_uint) -> nvm
     let Some(real) = real::nvml() else { return nvmlReturn_t::NVML_ERROR_LIBRARY_NOT_FOUND };
     // SAFETY: the program's own arguments.
     let result = unsafe { real.nvml.nvmlDeviceGetCount_v2(count) };
-    if result.is_ok() && joined().is_some() {
+    if let Some(slice) = joined().filter(|_| result.is_ok()) {
+        // One that cannot be opened has one all the same, which nothing finds.
+        let gpus = slice.gpu_uuids().count().max(1);
         // SAFETY: NVML has just written it.
-        unsafe { count.write(1) };
+        unsafe { count.write(c_uint::try_from(gpus).unwrap_or(1)) };
     }
     result
 }
 
-/// In a slice that GPU is number 0.
+/// In a slice they have the slice's order.
 ///
 /// # Safety
 /// The contract of the NVML function of this name.
@@ -150,10 +152,10 @@ pub(crate) unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(
         // SAFETY: the program's own arguments.
         return unsafe { real.nvml.nvmlDeviceGetHandleByIndex_v2(index, device) };
     };
-    let uuid = CString::new(slice.gpu_uuid()).unwrap_or_default();
-    if index != 0 {
+    let uuid = usize::try_from(index).ok().and_then(|index| slice.gpu_uuids().nth(index));
+    let Some(uuid) = uuid.and_then(|uuid| CString::new(uuid).ok()) else {
         return nvmlReturn_t::NVML_ERROR_INVALID_ARGUMENT;
-    }
+    };
     // SAFETY: the program's own argument, and a text that lives as long as the call.
     unsafe { real.nvml.nvmlDeviceGetHandleByUUID(uuid.as_ptr(), device) }
 }
@@ -168,9 +170,11 @@ pub(crate) unsafe extern "C" fn nvmlDeviceGetIndex(device: nvmlDevice_t, index: 
     let Some(real) = real::nvml() else { return nvmlReturn_t::NVML_ERROR_LIBRARY_NOT_FOUND };
     // SAFETY: the program's own arguments.
     let result = unsafe { real.nvml.nvmlDeviceGetIndex(device, index) };
-    if result.is_ok() && joined().is_some() {
+    if let Some(slice) = joined().filter(|_| result.is_ok()) {
+        let uuid = uuid(&real.nvml, device);
+        let place = uuid.and_then(|uuid| slice.gpu_uuids().position(|own| own == uuid));
         // SAFETY: NVML has just written it.
-        unsafe { index.write(0) };
+        unsafe { index.write(place.and_then(|place| c_uint::try_from(place).ok()).unwrap_or(0)) };
     }
     result
 }

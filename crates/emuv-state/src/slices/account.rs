@@ -16,9 +16,9 @@ pub struct Demand {
 /// How much is used, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
-    /// VRAM, by all processes of the slice.
+    /// VRAM, by all processes of the slice, on the account's GPU.
     pub vram: u64,
-    /// RAM, by all processes of the slice.
+    /// RAM, by all processes of the slice, for all of its GPUs.
     pub ram: u64,
     /// VRAM, by this process.
     pub own_vram: u64,
@@ -73,15 +73,17 @@ pub struct SliceProcess {
     pub pid: u32,
     /// Whether that means something to the reader.
     pub same_namespace: bool,
-    /// VRAM that it says it uses.
+    /// VRAM that it says it uses, on all GPUs of the slice.
     pub vram_bytes: u64,
     /// RAM that it says it uses.
     pub ram_bytes: u64,
+    /// The same for each GPU of the slice that was looked at, in the slice's order.
+    pub on_gpus: Vec<Demand>,
     /// The beginning of its command line.
     pub command: String,
 }
 
-/// A process's account with the slice that it is in. Everything charged is given back when the process ends, however it
+/// A process's account with the slice that it is in, on one GPU. Everything charged is given back when the process ends, however it
 /// ends. All methods may be called from any thread; none waits for another process, but for [`Self::wait_for_change`].
 ///
 /// Which of the two keeps it, the files ([`FileAccount`]) or the kernel module ([`ModuleAccount`]), the slice's definition says:
@@ -116,10 +118,22 @@ pub trait Account: Send + Sync + fmt::Debug {
     fn forked(&self);
 }
 
-/// Opens the account of this process with a slice.
+/// Opens the account of this process with a slice, on its first GPU.
 ///
 /// # Errors
 /// Why this process may not use the slice, in one line.
 pub fn open(entry: &Entry) -> Result<Box<dyn Account>, SliceError> {
-    Ok(if entry.slice.by_module { Box::new(ModuleAccount::open(entry)?) } else { Box::new(FileAccount::open(entry)?) })
+    open_on(entry, 0)
+}
+
+/// Opens the account of this process with a slice, on one of its GPUs, counted from 0. A process has one of each.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_on(entry: &Entry, gpu: usize) -> Result<Box<dyn Account>, SliceError> {
+    Ok(if entry.slice.by_module {
+        Box::new(ModuleAccount::open(entry)?)
+    } else {
+        Box::new(FileAccount::open_on(entry, gpu)?)
+    })
 }

@@ -15,7 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::{
     Entry, KernelModule, Registry, Slice, SliceError, SliceProcess, Usage, file_account,
-    registry::{DEFINITION, PROCESSES, RAM, SYSTEM, TURNS, USE, VRAM},
+    registry::{DEFINITION, PROCESSES, RAM, SYSTEM, TURNS, USE, VRAM, of_gpu},
     turn_book::{self, TimeUse},
     valid_name,
 };
@@ -33,15 +33,21 @@ pub type NewSlice = Slice;
 pub struct Listing {
     /// The slice.
     pub entry: Entry,
-    /// What is used and by whom, if this user may see it.
+    /// What is used (VRAM: on all its GPUs together) and by whom, if this user may see it.
     pub used: Option<(Usage, Vec<SliceProcess>)>,
-    /// How it has had the GPU's time; `None` for a slice that an older emuV has made.
+    /// VRAM that is used on each of its GPUs; empty where this user may not see it.
+    pub vram_on_gpus: Vec<u64>,
+    /// How it has had the GPU's time; `None` for a slice that takes no turns: of several GPUs, or made by an older emuV.
     pub time: Option<TimeUse>,
 }
 
 impl Listing {
     fn of(entry: Entry) -> Self {
-        Self { used: file_account::look(&entry).ok(), time: turn_book::look(&entry).ok(), entry }
+        let (used, vram_on_gpus) = match file_account::look(&entry) {
+            Ok((usage, processes, on_gpus)) => (Some((usage, processes)), on_gpus),
+            Err(_) => (None, Vec::new()),
+        };
+        Self { used, vram_on_gpus, time: turn_book::look(&entry).ok(), entry }
     }
 }
 
@@ -122,7 +128,8 @@ impl Registry {
         }
         let is_free = |number: u32| taken(number).is_none();
         // Where the module has no number left, the files keep the account.
-        let module = self.module();
+        // Nor has it any of several GPUs.
+        let module = self.module().filter(|_| slice.gpu_count() == 1);
         let by_module =
             module.as_ref().map(|module| module.number_for(&slice.name, asked, is_free)).transpose()?.flatten();
         slice.by_module = by_module.is_some();
@@ -226,15 +233,19 @@ impl Registry {
 
 /// Whether the GPU has the VRAM that its slices are promised.
 fn check_room(entries: &[Entry], slice: &Slice) -> Result<(), SliceError> {
-    let same_gpu = |other: &Slice| other.gpu.uuid == slice.gpu.uuid && other.sim.is_some() == slice.sim.is_some();
-    let others = entries.iter().map(|entry| &entry.slice).filter(|other| other.name != slice.name && same_gpu(other));
-    let given: Bytes = others.map(|other| other.vram).sum();
-    // One slice that is larger than its GPU is never right.
-    let too_much = given.saturating_add(slice.vram) > slice.gpu.vram && !slice.overcommit;
-    if too_much || slice.vram > slice.gpu.vram {
-        let gpu = if slice.gpu.name.is_empty() { slice.gpu.uuid.clone() } else { slice.gpu.name.clone() };
-        let given = if too_much { given } else { Bytes::ZERO };
-        return Err(SliceError::Overcommitted { gpu, has: slice.gpu.vram, given, wanted: slice.vram });
+    for gpu in slice.gpus() {
+        let same_gpu = |other: &Slice| other.is_of(&gpu.uuid) && other.sim.is_some() == slice.sim.is_some();
+        let others = entries.iter().map(|entry| &entry.slice).filter(|o| o.name != slice.name && same_gpu(o));
+        let given: Bytes = others.clone().map(|other| other.vram).sum();
+        // Without turns nothing makes room for who is promised it: that share is there in any case.
+        let set_aside: Bytes = others.filter(|other| !other.takes_turns()).map(|other| other.vram).sum();
+        // One slice that is larger than its GPU is never right.
+        let too_much = given.saturating_add(slice.vram) > gpu.vram && !slice.overcommit;
+        if too_much || set_aside.saturating_add(slice.vram) > gpu.vram {
+            let given = if too_much { given } else { set_aside };
+            let name = if gpu.name.is_empty() { gpu.uuid.clone() } else { gpu.name.clone() };
+            return Err(SliceError::Overcommitted { gpu: name, has: gpu.vram, given, wanted: slice.vram });
+        }
     }
     Ok(())
 }
@@ -247,7 +258,9 @@ fn build(dir: &Path, slice: &Slice) -> Result<(), SliceError> {
     let mode = if slice.user.gid.is_some() { 0o660 } else { 0o600 };
     let me = rustix::process::geteuid().as_raw();
     // Other slices of the GPU see whose turn it is.
-    for (name, mode) in [(VRAM, mode), (RAM, mode), (PROCESSES, mode), (TURNS, mode | 0o044)] {
+    let turns = Some((TURNS.to_owned(), mode | 0o044)).filter(|_| slice.takes_turns());
+    let of_each = |name| (0..slice.gpu_count()).map(move |gpu| (of_gpu(name, gpu), mode));
+    for (name, mode) in of_each(VRAM).chain([(RAM.to_owned(), mode)]).chain(of_each(PROCESSES)).chain(turns) {
         let path = folder.join(name);
         write(&path, b"", mode)?;
         let uid = (slice.user.uid != me).then_some(slice.user.uid);
@@ -285,7 +298,10 @@ pub(super) mod tests {
     use std::{sync::Arc, thread, time::Duration};
 
     use super::*;
-    use crate::slices::{Account, Demand, FileAccount, Refused, SliceState, SliceUser, definition::tests::slice};
+    use crate::slices::{
+        Account, Demand, FileAccount, Refused, SliceGpu, SliceState, SliceUser, definition::tests::slice,
+        definition::tests::two_gpus,
+    };
 
     pub(in crate::slices) fn registry() -> (tempfile::TempDir, Registry) {
         let folder = tempfile::tempdir().unwrap();
@@ -428,6 +444,84 @@ pub(super) mod tests {
         assert_eq!((usage.vram, usage.ram), (5, 6));
         assert_eq!((processes.len(), processes[0].pid), (1, std::process::id()));
         assert_eq!((processes[0].vram_bytes, processes[0].ram_bytes), (5, 6));
+    }
+
+    /// 6 GiB of each of two GPUs of 24, and 2 GiB of RAM.
+    fn pair(name: &str) -> NewSlice {
+        two_gpus(&new(name))
+    }
+
+    #[test]
+    fn of_two_gpus_each_has_its_vram_and_both_have_the_ram() {
+        let (_folder, registry) = registry();
+        let entry = registry.create(pair("pair")).unwrap();
+        let open = |gpu| FileAccount::open_on(&entry, gpu).unwrap();
+        let (first, second, other) = (open(0), open(1), open(1));
+        first.charge(vram(6 * GIB)).unwrap();
+        second.charge(Demand { vram: 4 * GIB, ram: GIB }).unwrap();
+        assert!(other.charge(vram(3 * GIB)).is_err(), "another process, on the second GPU");
+        other.charge(vram(2 * GIB)).unwrap();
+        assert!(first.charge(Demand { vram: 0, ram: GIB + 1 }).is_err(), "of RAM there is one share");
+        first.charge(Demand { vram: 0, ram: GIB }).unwrap();
+        let usage = first.usage();
+        assert_eq!((usage.vram, usage.ram, usage.own_ram), (6 * GIB, 2 * GIB, GIB));
+        assert_eq!(second.usage().vram, 6 * GIB);
+        second.say(Demand { vram: 4, ram: 1 });
+        first.say(Demand { vram: 6, ram: 2 });
+        let listing = registry.listings().0.remove(0);
+        let (usage, processes) = listing.used.unwrap();
+        assert_eq!((usage.vram, usage.ram), (12 * GIB, 2 * GIB));
+        assert_eq!(listing.vram_on_gpus, [6 * GIB, 6 * GIB]);
+        // This test is two of them on the second GPU, where one is not on the first.
+        let said: Vec<_> = processes.iter().map(|p| (p.vram_bytes, p.ram_bytes, p.on_gpus.len())).collect();
+        assert_eq!(said, [(10, 3, 2), (0, 0, 2)]);
+        drop(second);
+        assert_eq!((first.usage().ram, other.usage().vram), (GIB, 2 * GIB), "what ends gives back what it had");
+    }
+
+    #[test]
+    fn a_slice_of_two_gpus_is_resized_and_removed_on_both() {
+        let (_folder, registry) = registry();
+        let entry = registry.create(pair("pair")).unwrap();
+        let accounts = [0, 1].map(|gpu| FileAccount::open_on(&entry, gpu).unwrap());
+        accounts.iter().for_each(|account| account.charge(vram(5 * GIB)).unwrap());
+        registry.change("pair", |slice| slice.vram = Bytes::gib(4)).unwrap();
+        assert!(accounts.iter().all(|account| account.charge(vram(1)).is_err() && account.limits().vram == 4 * GIB));
+        accounts[1].release(vram(2 * GIB));
+        assert!(accounts[0].charge(vram(1)).is_err(), "the first still has too much");
+        accounts[1].charge(vram(GIB)).unwrap();
+        // Only on the second GPU: it is in use all the same.
+        let [first, second] = accounts;
+        drop(first);
+        assert!(matches!(registry.delete("pair", false), Err(SliceError::InUse { processes: 1, .. })));
+        registry.change("pair", |slice| slice.enabled = false).unwrap();
+        assert!(second.charge(vram(1)).is_err());
+        registry.delete("pair", true).unwrap();
+        assert_eq!(second.limits().state, SliceState::Removed);
+    }
+
+    #[test]
+    fn what_a_slice_of_two_gpus_is_promised_is_set_aside_on_both() {
+        let (_folder, registry) = registry();
+        registry.create(pair("pair")).unwrap();
+        let on = |uuid: &str, name: &str, gib| {
+            let gpu = SliceGpu { uuid: uuid.to_owned(), ..new(name).gpu };
+            Slice { gpu, vram: Bytes::gib(gib), ..new(name) }
+        };
+        for uuid in ["GPU-1", "GPU-2"] {
+            assert!(registry.create(on(uuid, "a", 19)).is_err(), "{uuid}");
+            let forced = Slice { overcommit: true, ..on(uuid, "a", 19) };
+            assert!(registry.create(forced).is_err(), "{uuid}: not even then");
+            for number in 0..2 {
+                registry.create(Slice { overcommit: true, ..on(uuid, &format!("{uuid}-{number}"), 18) }).unwrap();
+            }
+        }
+        assert!(registry.change("pair", |slice| slice.vram = Bytes::gib(7)).is_err());
+        let unlike = SliceGpu { uuid: "GPU-3".to_owned(), vram: Bytes::gib(5), ..pair("b").gpu };
+        let fits_one =
+            Slice { gpu: SliceGpu { uuid: "GPU-4".to_owned(), ..pair("b").gpu }, more_gpus: vec![unlike], ..pair("b") };
+        let error = registry.create(fits_one).unwrap_err().to_string();
+        assert!(error.contains("5 GiB"), "{error}");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! The file is lines of `key=value`. It is written by `emuv vgpu` only, always whole, and read by every process in the
 //! slice. Keys of another version are refused, so that nobody reads half of what a newer emuV meant.
 
+use std::collections::BTreeMap;
+
 use emuv_policy::Bytes;
 
 use super::{
@@ -23,7 +25,10 @@ pub const DEFAULT_WEIGHT: u32 = 100;
 /// The largest weight.
 pub const MAX_WEIGHT: u32 = 10_000;
 
-/// The GPU that a slice is a share of.
+/// The most GPUs that one slice may be of.
+pub const MOST_GPUS: usize = 16;
+
+/// A GPU that a slice is a share of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SliceGpu {
     /// As in nvidia-smi.
@@ -52,13 +57,15 @@ pub struct Slice {
     pub instance: u32,
     /// No slice that is or was has the same: one that is removed and made again is another.
     pub id: u64,
-    /// What it is a share of.
+    /// What it is a share of: the first GPU.
     pub gpu: SliceGpu,
-    /// The simulated machine that the GPU belongs to.
+    /// The others, in the order in which programs see them. See [`Self::gpus`].
+    pub more_gpus: Vec<SliceGpu>,
+    /// The simulated machine that the GPUs belong to.
     pub sim: Option<String>,
-    /// Its share of VRAM.
+    /// Its share of VRAM, on each of its GPUs.
     pub vram: Bytes,
-    /// Its share of RAM.
+    /// Its share of RAM, for all of its GPUs together.
     pub ram: Bytes,
     /// Its weight where slices compete for the GPU's time, 1 to [`MAX_WEIGHT`].
     pub weight: u32,
@@ -100,6 +107,54 @@ pub(super) fn weight(text: &str) -> Result<u32, String> {
 }
 
 impl Slice {
+    /// All GPUs that it is a share of, in the order in which programs see them.
+    pub fn gpus(&self) -> impl Iterator<Item = &SliceGpu> {
+        std::iter::once(&self.gpu).chain(&self.more_gpus)
+    }
+
+    /// How many there are.
+    pub fn gpu_count(&self) -> usize {
+        1 + self.more_gpus.len()
+    }
+
+    /// Whether it shares its GPU's time by turns: on several GPUs at once there are none.
+    pub fn takes_turns(&self) -> bool {
+        self.more_gpus.is_empty()
+    }
+
+    /// Whether it is a share of the GPU with this UUID.
+    pub fn is_of(&self, uuid: &str) -> bool {
+        self.gpus().any(|gpu| gpu.uuid == uuid)
+    }
+
+    /// The UUIDs of its GPUs, as `CUDA_VISIBLE_DEVICES` lists them.
+    pub fn uuids(&self) -> String {
+        self.gpus().map(|gpu| gpu.uuid.as_str()).collect::<Vec<_>>().join(",")
+    }
+
+    /// What a slice of several GPUs cannot have and this one has: the key, as in a definition, and the words for it.
+    ///
+    /// # Errors
+    /// The key and why not; the words do not name the key.
+    pub fn check_several(&self) -> Result<(), (&'static str, String)> {
+        let count = self.gpu_count();
+        let has = [
+            ("weight", self.weight != DEFAULT_WEIGHT),
+            ("cap", self.cap_percent.is_some()),
+            ("overcommit", self.overcommit),
+        ];
+        match has.iter().find(|(_, has)| *has && !self.takes_turns()) {
+            Some((key, _)) => Err((
+                key,
+                format!(
+                    "'{}' is a slice of {count} GPUs, which takes no turns: leave it out, or make a slice of each GPU",
+                    self.name
+                ),
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// The definition as it is kept.
     pub fn to_text(&self) -> String {
         let mut text = String::from("# A slice of a GPU, kept by 'emuv vgpu': change it with that.\n");
@@ -116,6 +171,11 @@ impl Slice {
         pair("ram_bytes", &self.ram.0);
         pair("weight", &self.weight);
         pair("uid", &self.user.uid);
+        for (number, gpu) in (2..).zip(&self.more_gpus) {
+            pair(&format!("gpu_{number}"), &gpu.uuid);
+            pair(&format!("gpu_{number}_name"), &gpu.name.replace(['\n', '\r'], " "));
+            pair(&format!("gpu_{number}_vram_bytes"), &gpu.vram.0);
+        }
         let options: [(&str, Option<&dyn std::fmt::Display>); 5] = [
             ("sim", self.sim.as_ref().map(|value| value as _)),
             ("cap_percent", self.cap_percent.as_ref().map(|value| value as _)),
@@ -164,6 +224,7 @@ struct Found {
     gpu: Option<String>,
     gpu_name: Option<String>,
     gpu_vram_bytes: Option<u64>,
+    more_gpus: BTreeMap<usize, MoreFound>,
     sim: Option<String>,
     vram_bytes: Option<u64>,
     ram_bytes: Option<u64>,
@@ -176,6 +237,23 @@ struct Found {
     overcommit: Option<u64>,
     enabled: Option<u64>,
     account: Option<String>,
+}
+
+/// What it has said of a further GPU.
+#[derive(Default)]
+struct MoreFound {
+    uuid: Option<String>,
+    name: Option<String>,
+    vram_bytes: Option<u64>,
+}
+
+/// The number and the rest of a key of a further GPU, such as `gpu_2_name`.
+fn further(key: &str) -> Option<(usize, &str)> {
+    let key = key.strip_prefix("gpu_")?;
+    let digits = key.len() - key.trim_start_matches(|digit: char| digit.is_ascii_digit()).len();
+    let (number, rest) = key.split_at_checked(digits)?;
+    let known = ["", "_name", "_vram_bytes"].contains(&rest) && !number.starts_with('0');
+    number.parse().ok().filter(|number| known && (2..=MOST_GPUS).contains(number)).map(|number| (number, rest))
 }
 
 impl Found {
@@ -206,7 +284,17 @@ impl Found {
             "enabled" => once(key, &mut self.enabled, number),
             "account" if value != BY_MODULE => Err(format!("account: '{value}' keeps none that is known")),
             "account" => once(key, &mut self.account, text),
-            _ => Err(format!("there is no key '{key}'")),
+            _ => match further(key) {
+                Some((gpu, part)) => {
+                    let gpu = self.more_gpus.entry(gpu).or_default();
+                    match part {
+                        "" => once(key, &mut gpu.uuid, text),
+                        "_name" => once(key, &mut gpu.name, text),
+                        _ => once(key, &mut gpu.vram_bytes, number),
+                    }
+                }
+                None => Err(format!("there is no key '{key}'")),
+            },
         }
     }
 
@@ -230,15 +318,29 @@ impl Found {
             name: self.gpu_name.unwrap_or_default(),
             vram: size("gpu_vram_bytes", self.gpu_vram_bytes)?,
         };
+        let mut more_gpus = Vec::new();
+        for (expected, (number, found)) in (2..).zip(self.more_gpus) {
+            if number != expected {
+                return Err(missing(&format!("gpu_{expected}")));
+            }
+            let key = format!("gpu_{number}");
+            let uuid = found.uuid.filter(|uuid| !uuid.is_empty()).ok_or_else(|| missing(&key))?;
+            if gpu.uuid == uuid || more_gpus.iter().any(|other: &SliceGpu| other.uuid == uuid) {
+                return Err(format!("{key}: {uuid} is named twice"));
+            }
+            let vram = size(&format!("{key}_vram_bytes"), found.vram_bytes)?;
+            more_gpus.push(SliceGpu { uuid, name: found.name.unwrap_or_default(), vram });
+        }
         let vram = size("vram_bytes", self.vram_bytes)?;
         if vram == Bytes::ZERO {
             return Err("vram_bytes: 0 is no share".to_owned());
         }
-        Ok(Slice {
+        let slice = Slice {
             name,
             instance: small("instance", self.instance)?,
             id: self.id.ok_or_else(|| missing("id"))?,
             gpu,
+            more_gpus,
             sim: self.sim,
             vram,
             ram: size("ram_bytes", self.ram_bytes)?,
@@ -253,7 +355,12 @@ impl Found {
             overcommit: self.overcommit == Some(1),
             enabled: self.enabled != Some(0),
             by_module: self.account.is_some(),
-        })
+        };
+        slice.check_several().map_err(|(key, why)| format!("{key}: {why}"))?;
+        if slice.by_module && slice.gpu_count() > 1 {
+            return Err(format!("account: {BY_MODULE} keeps none of several GPUs"));
+        }
+        Ok(slice)
     }
 }
 
@@ -284,6 +391,7 @@ pub(super) mod tests {
                 name: "NVIDIA GeForce RTX 4090".to_owned(),
                 vram: Bytes::gib(24),
             },
+            more_gpus: Vec::new(),
             sim: Some("vram=24G,gpus=8".to_owned()),
             vram: Bytes::gib(6),
             ram: Bytes::gib(2),
@@ -312,8 +420,48 @@ pub(super) mod tests {
             by_module: false,
             ..full.clone()
         };
-        for slice in [full, bare] {
+        let several = two_gpus(&bare);
+        for slice in [full, bare, several] {
             assert_eq!(Slice::parse(&slice.to_text()), Ok(slice));
+        }
+    }
+
+    /// The same, of a second GPU too, without what such a slice cannot have.
+    pub(in crate::slices) fn two_gpus(slice: &Slice) -> Slice {
+        let second = SliceGpu { uuid: "GPU-2".to_owned(), ..slice.gpu.clone() };
+        Slice { more_gpus: vec![second], weight: DEFAULT_WEIGHT, cap_percent: None, by_module: false, ..slice.clone() }
+    }
+
+    #[test]
+    fn of_one_gpu_the_file_is_as_it_was() {
+        let text = Slice { by_module: false, ..slice("ml-1") }.to_text();
+        let expected = "# A slice of a GPU, kept by 'emuv vgpu': change it with that.\nversion=1\nname=ml-1\ninstance=1\n\
+            id=77\ngpu=GPU-1\ngpu_name=NVIDIA GeForce RTX 4090\ngpu_vram_bytes=25769803776\nvram_bytes=6442450944\n\
+            ram_bytes=2147483648\nweight=200\nuid=1000\n";
+        assert!(text.starts_with(expected), "{text}");
+        assert!(!text.contains("gpu_2"), "{text}");
+    }
+
+    #[test]
+    fn mistakes_about_further_gpus_are_said() {
+        let good = two_gpus(&Slice { overcommit: false, ..slice("ml-1") }).to_text();
+        assert!(Slice::parse(&good).is_ok());
+        for (from, to, words) in [
+            ("gpu_2=GPU-2", "gpu_2=GPU-1", "gpu_2: GPU-1 is named twice"),
+            ("gpu_2=GPU-2\n", "", "'gpu_2' is missing"),
+            ("gpu_2=GPU-2", "gpu_3=GPU-2", "'gpu_2' is missing"),
+            ("gpu_2=GPU-2", "gpu_02=GPU-2", "no key 'gpu_02'"),
+            ("gpu_2=GPU-2", "gpu_17=GPU-2", "no key 'gpu_17'"),
+            ("gpu_2=GPU-2", "gpu_é=GPU-2", "no key 'gpu_é'"),
+            ("gpu_2_name", "gpu_2_colour", "no key 'gpu_2_colour'"),
+            ("weight=100", "weight=200", "weight: 'ml-1' is a slice of 2 GPUs"),
+            ("enabled=0", "cap_percent=50", "cap: 'ml-1' is a slice of 2 GPUs"),
+            ("overcommit=0", "overcommit=1", "overcommit: 'ml-1' is a slice of 2 GPUs"),
+            ("enabled=0", "account=module", "account: module keeps none of several GPUs"),
+        ] {
+            assert!(good.contains(from), "{from}");
+            let error = Slice::parse(&good.replacen(from, to, 1)).unwrap_err();
+            assert!(error.contains(words) && !error.contains('\n'), "{to}: {error}");
         }
     }
 

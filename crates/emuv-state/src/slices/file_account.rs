@@ -17,7 +17,7 @@ use super::{
     Account, Demand, Entry, Refused, Slice, SliceError, SliceLimits, SliceProcess, SliceState, Usage,
     lock_ledger::LockLedger,
     records::OwnRecord,
-    registry::{DEFINITION, PROCESSES, RAM, USE, VRAM},
+    registry::{DEFINITION, PROCESSES, RAM, USE, VRAM, of_gpu},
 };
 #[cfg(feature = "cli")]
 use crate::plain_file::open_plain;
@@ -41,17 +41,27 @@ pub struct FileAccount {
 }
 
 impl FileAccount {
-    /// Opens the account of this process.
+    /// Opens the account of this process, on the slice's first GPU.
     ///
     /// # Errors
     /// The slice is disabled, outside its hours, or this user may not use it.
     pub fn open(entry: &Entry) -> Result<Self, SliceError> {
+        Self::open_on(entry, 0)
+    }
+
+    /// Opens the account of this process, on one of the slice's GPUs, counted from 0.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_on(entry: &Entry, gpu: usize) -> Result<Self, SliceError> {
         if !entry.slice.enabled {
             return Err(SliceError::Disabled(entry.slice.name.clone()));
         }
-        let (vram, ram, record) = (open_own(entry, VRAM)?, open_own(entry, RAM)?, take_record(entry)?);
+        let vram = open_own(entry, &of_gpu(VRAM, gpu))?;
+        let (ram, record) = (open_own(entry, RAM)?, take_record(entry, gpu)?);
         // Numbers in a row begin far apart: their bits, reversed.
-        let base = u16::try_from(record.number()).unwrap_or(0).reverse_bits();
+        let count = entry.slice.gpu_count() as u64;
+        let base = u16::try_from(record.number() * count + gpu as u64).unwrap_or(0).reverse_bits();
         let idle = idle()?;
         Ok(Self {
             definition: Definition::new(&entry.dir, &entry.slice),
@@ -73,10 +83,11 @@ fn open_own(entry: &Entry, name: &str) -> Result<File, SliceError> {
     })
 }
 
-/// Enters this process into the list of those in the slice.
-pub(super) fn take_record(entry: &Entry) -> Result<OwnRecord, SliceError> {
-    let failed = |error| SliceError::System(entry.dir.join(USE).join(PROCESSES), error);
-    OwnRecord::take(open_own(entry, PROCESSES)?).map_err(failed)
+/// Enters this process into the list of those in the slice, on one of its GPUs.
+pub(super) fn take_record(entry: &Entry, gpu: usize) -> Result<OwnRecord, SliceError> {
+    let name = of_gpu(PROCESSES, gpu);
+    let failed = |error| SliceError::System(entry.dir.join(USE).join(&name), error);
+    OwnRecord::take(open_own(entry, &name)?).map_err(failed)
 }
 
 /// What takes the place of files that a forked child must not keep.
@@ -162,19 +173,24 @@ impl Account for FileAccount {
 }
 
 #[cfg(feature = "cli")]
-/// What is charged in a slice, and who is in it: for whoever looks from outside.
+/// What is charged in a slice, and who is in it: for whoever looks from outside. The VRAM of all its GPUs together, and at
+/// last of each.
 ///
 /// # Errors
 /// The system's own; most often that this user may not look.
-pub(super) fn look(entry: &Entry) -> io::Result<(Usage, Vec<SliceProcess>)> {
+pub(super) fn look(entry: &Entry) -> io::Result<(Usage, Vec<SliceProcess>, Vec<u64>)> {
     let open = |name: &str| open_plain(&entry.dir.join(USE).join(name)).map(|(file, _)| file);
     let used = |name: &str| LockLedger::new(open(name)?, 0).used_bytes();
-    let usage = if entry.slice.by_module {
-        super::KernelModule::of_system().usage(entry.slice.instance)?
+    let (usage, on_gpus) = if entry.slice.by_module {
+        let usage = super::KernelModule::of_system().usage(entry.slice.instance)?;
+        (usage, vec![usage.vram])
     } else {
-        Usage { vram: used(VRAM)?, ram: used(RAM)?, own_vram: 0, own_ram: 0 }
+        let on_gpus =
+            (0..entry.slice.gpu_count()).map(|gpu| used(&of_gpu(VRAM, gpu))).collect::<io::Result<Vec<_>>>()?;
+        let vram = on_gpus.iter().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes));
+        (Usage { vram, ram: used(RAM)?, own_vram: 0, own_ram: 0 }, on_gpus)
     };
-    Ok((usage, processes(entry)?))
+    Ok((usage, processes(entry)?, on_gpus))
 }
 
 #[cfg(feature = "cli")]
@@ -183,7 +199,10 @@ pub(super) fn look(entry: &Entry) -> io::Result<(Usage, Vec<SliceProcess>)> {
 /// # Errors
 /// As [`look`].
 pub(super) fn processes(entry: &Entry) -> io::Result<Vec<SliceProcess>> {
-    super::records::read(&open_plain(&entry.dir.join(USE).join(PROCESSES))?.0, None)
+    let count = entry.slice.gpu_count();
+    let list = |gpu| super::records::read(&open_plain(&entry.dir.join(USE).join(of_gpu(PROCESSES, gpu)))?.0, None);
+    let lists = (0..count).map(list).collect::<io::Result<Vec<_>>>()?;
+    Ok(super::records::merge(lists))
 }
 
 /// The definition, read again when it has been replaced.

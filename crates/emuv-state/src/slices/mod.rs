@@ -1,6 +1,6 @@
-//! Virtual GPUs: slices of a GPU with quotas that hold over all processes in them.
+//! Virtual GPUs: slices of GPUs with quotas that hold over all processes in them.
 //!
-//! A *slice* is a share of one GPU: so much of its VRAM, so much RAM beside it, a weight. Its *definition* is the
+//! A *slice* is a share of a GPU (or of several, see below): so much of its VRAM, so much RAM beside it, a weight. Its *definition* is the
 //! administrator's; what is in use is kept by the processes in the slice themselves. There is no daemon.
 //!
 //! ```text
@@ -28,6 +28,17 @@
 //! This keeps apart programs that let emuV's library be loaded. A program that talks to the driver itself is not held by
 //! it: it is cooperation, not a security boundary, as long as neither the kernel module nor the driver enforces it.
 //!
+//! *Several GPUs.* A slice may be of several GPUs ([`Slice::gpus`]): it has its share of VRAM on each of them, and one share of
+//! RAM for all of them together. To the ledgers a process is then as many members as the slice has GPUs: for each it has an
+//! [`Account`] of its own ([`open_on`]), with the GPU's ledger of VRAM (`use/vram`, then `use/vram-2`...), its list of processes
+//! (`use/processes-2`...) and its own description of the one ledger of RAM (`use/ram`). Descriptions exclude each other in one
+//! process as in two, so 1 to 4 hold on each GPU without any more rules. In the definition the further GPUs are `gpu_2=...`; of
+//! one GPU, the folder is as it always was, and an emuV that does not know the keys refuses the slice.
+//!
+//! Such a slice takes no turns (whose would they be, on two GPUs at once?): it has no weight, no cap, no [`TurnBook`], and no
+//! `--overcommit`. What it is promised on a GPU is set aside there, from what turns divide among the others. The kernel module
+//! keeps accounts of one GPU, so the files keep this one's.
+//!
 //! [`Account`] is what a process needs of a slice. It has two backends: the files ([`FileAccount`]), and an open node of the kernel
 //! module ([`ModuleAccount`]), where `emuv vgpu create` has found it loaded. Then 1 and 2 are the kernel's to keep; the rest of the
 //! files are the same.
@@ -52,10 +63,10 @@ mod registry;
 mod schedule;
 mod turn_book;
 
-pub use account::{Account, Demand, Refused, SliceLimits, SliceProcess, SliceState, Usage, open};
+pub use account::{Account, Demand, Refused, SliceLimits, SliceProcess, SliceState, Usage, open, open_on};
 #[cfg(feature = "cli")]
 pub use admin::{Listing, NewSlice};
-pub use definition::{DEFAULT_WEIGHT, MAX_WEIGHT, Slice, SliceGpu, SliceUser, valid_name};
+pub use definition::{DEFAULT_WEIGHT, MAX_WEIGHT, MOST_GPUS, Slice, SliceGpu, SliceUser, valid_name};
 pub use file_account::FileAccount;
 #[cfg(feature = "cli")]
 pub use kernel_module::{KernelInstance, KernelModule};

@@ -71,7 +71,7 @@ impl<L: Ledger> ModuleAccount<L> {
         Ok(Self {
             node,
             definition: Definition::new(&entry.dir, &entry.slice),
-            record: take_record(entry)?,
+            record: take_record(entry, 0)?,
             removed: AtomicBool::new(false),
             idle: idle()?,
         })

@@ -10,7 +10,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use super::{SliceProcess, locks};
+use super::{Demand, SliceProcess, locks};
 use crate::{
     ledger::cut,
     process::{ProcessId, command_line},
@@ -119,6 +119,34 @@ pub(super) fn read(file: &File, own: Option<u64>) -> io::Result<Vec<SliceProcess
     Ok(found)
 }
 
+/// The processes of a slice, by what each GPU's list says. A process is in all of them, unless it is just coming or going.
+#[cfg(feature = "cli")]
+pub(super) fn merge(lists: Vec<Vec<SliceProcess>>) -> Vec<SliceProcess> {
+    let mut all: Vec<SliceProcess> = Vec::new();
+    for (gpu, list) in lists.into_iter().enumerate() {
+        for mut found in list {
+            // In other namespaces two may have the same number: each is met once in each list.
+            let same = |known: &&mut SliceProcess| {
+                known.on_gpus.len() <= gpu
+                    && (known.pid, known.same_namespace) == (found.pid, found.same_namespace)
+                    && known.command == found.command
+            };
+            if let Some(known) = all.iter_mut().find(same) {
+                known.vram_bytes = known.vram_bytes.saturating_add(found.vram_bytes);
+                known.ram_bytes = known.ram_bytes.saturating_add(found.ram_bytes);
+                known.on_gpus.resize(gpu, Demand::default());
+                known.on_gpus.append(&mut found.on_gpus);
+            } else {
+                let own = std::mem::take(&mut found.on_gpus);
+                found.on_gpus.resize(gpu, Demand::default());
+                found.on_gpus.extend(own);
+                all.push(found);
+            }
+        }
+    }
+    all
+}
+
 /// As much as there is, and how much that was.
 fn read_fully(file: &File, into: &mut [u8], at: u64) -> io::Result<usize> {
     let mut filled = 0;
@@ -140,11 +168,13 @@ fn parse(record: &[u8; 128], namespace: u64) -> Option<SliceProcess> {
         return None;
     }
     let command = String::from_utf8_lossy(record.get(WORDS * 8..)?);
+    let (vram_bytes, ram_bytes) = (word(4)?, word(5)?);
     Some(SliceProcess {
         pid: u32::try_from(word(1)?).ok()?,
         same_namespace: word(2)? == namespace,
-        vram_bytes: word(4)?,
-        ram_bytes: word(5)?,
+        vram_bytes,
+        ram_bytes,
+        on_gpus: vec![Demand { vram: vram_bytes, ram: ram_bytes }],
         command: command.trim_end_matches('\0').to_owned(),
     })
 }

@@ -24,6 +24,11 @@ pub(super) const RAM: &str = "ram";
 pub(super) const PROCESSES: &str = "processes";
 pub(super) const TURNS: &str = "turns";
 
+/// The name of a file that there is one of for each GPU of a slice, counted from 0.
+pub(super) fn of_gpu(name: &str, gpu: usize) -> String {
+    if gpu == 0 { name.to_owned() } else { format!("{name}-{}", gpu + 1) }
+}
+
 /// In a folder with libraries in it, beside the libraries' own folder: says which slice programs that load them are in,
 /// by the path of its folder.
 pub const SLICE_FILE: &str = "emuv-slice";

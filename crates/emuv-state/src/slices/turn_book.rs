@@ -110,6 +110,8 @@ struct Listed {
     at_micros: Option<u64>,
     own: usize,
     slices: Vec<(Slice, File)>,
+    /// VRAM of the GPU that is promised to slices that take no turns.
+    set_aside: u64,
 }
 
 #[derive(Debug)]
@@ -202,7 +204,7 @@ impl TurnBook {
             }
         }
         let me = me?;
-        let card = card(listed.slices.iter().map(|(slice, _)| slice));
+        let card = card(listed.slices.iter().map(|(slice, _)| slice), listed.set_aside);
         let before = tenants[me].turn;
         let gate = turns::step(me, &mut tenants, &card, now);
         let allotted_bytes = turns::allot(&tenants, &card, now)[me];
@@ -271,7 +273,11 @@ impl TurnBook {
         let mut listed = Listed { at_micros: Some(now), ..Listed::default() };
         for entry in entries {
             let slice = entry.slice;
-            if slice.gpu.uuid != own.gpu.uuid || slice.sim != own.sim {
+            if !slice.is_of(&own.gpu.uuid) || slice.sim != own.sim {
+                continue;
+            }
+            if !slice.takes_turns() {
+                listed.set_aside = listed.set_aside.saturating_add(slice.vram.0);
                 continue;
             }
             // Read by a description of its own: this process's locks count as anybody's there, but for its record.
@@ -292,14 +298,14 @@ impl TurnBook {
 }
 
 /// What tenants may have together. Where no more is promised than there is, each set fits in its share.
-fn card<'s>(slices: impl Iterator<Item = &'s Slice>) -> Card {
-    let (mut promised, mut vram) = (0_u64, u64::MAX);
+fn card<'s>(slices: impl Iterator<Item = &'s Slice>, set_aside: u64) -> Card {
+    let (mut promised, mut vram) = (set_aside, u64::MAX);
     for slice in slices {
         promised = promised.saturating_add(slice.vram.0);
         vram = slice.gpu.vram.0;
     }
     // Contexts and code take some of it.
-    let vram_bytes = if promised <= vram { u64::MAX } else { vram - vram / 32 };
+    let vram_bytes = if promised <= vram { u64::MAX } else { (vram - vram / 32).saturating_sub(set_aside) };
     Card { vram_bytes, link_bytes_per_micro: LINK_BYTES_PER_MICRO }
 }
 

@@ -158,8 +158,8 @@ impl Generate {
         let real: Vec<_> = entries.iter().map(|entry| &entry.slice).filter(|slice| slice.sim.is_none()).collect();
         if let (Nvidia::ByName, Some(slice)) = (&store.nvidia, real.first()) {
             complain(&format!(
-                "containers need the GPU as a device of its own: --device nvidia.com/gpu={} --device {}",
-                slice.gpu.uuid,
+                "containers need the GPU as a device of its own:{} --device {}",
+                slice.gpus().map(|gpu| format!(" --device nvidia.com/gpu={}", gpu.uuid)).collect::<String>(),
                 spec::qualified(&slice.name)
             ));
         }
@@ -185,6 +185,7 @@ fn list(dir: &Path, as_json: bool) -> Result<(), Failure> {
             json!({
                 "device": spec::qualified(&slice.name),
                 "gpu_uuid": slice.gpu.uuid,
+                "gpu_uuids": slice.gpus().map(|gpu| &gpu.uuid).collect::<Vec<_>>(),
                 "vram_bytes": slice.vram.0,
                 "ram_bytes": slice.ram.0,
                 "generated": written.contains(&slice.name),
@@ -197,7 +198,7 @@ fn list(dir: &Path, as_json: bool) -> Result<(), Failure> {
             let slice = &entry.slice;
             let name = spec::qualified(&slice.name);
             let missing = if written.contains(&slice.name) { "" } else { "  (not generated yet: emuv cdi generate)" };
-            format!("{name}  {} VRAM, {} RAM of {}{missing}\n", slice.vram, slice.ram, slice.gpu.uuid)
+            format!("{name}  {} VRAM, {} RAM of {}{missing}\n", slice.vram, slice.ram, slice.uuids())
         };
         entries.iter().map(line).collect()
     };

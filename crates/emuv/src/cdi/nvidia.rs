@@ -122,6 +122,10 @@ mod tests {
 
     use super::*;
 
+    fn edits_of(nvidia: &Nvidia, uuid: &str) -> Edits {
+        nvidia.edits(uuid).unwrap().unwrap().0
+    }
+
     #[test]
     fn a_gpu_gets_what_all_get_and_what_is_its_own() {
         let text = json!({
@@ -142,6 +146,14 @@ mod tests {
         assert_eq!(Value::Object(edits), expected);
         assert!(nvidia.edits("GPU-c").unwrap_err().contains("--device-name-strategy=uuid"));
         assert_eq!(Nvidia::ByName.edits("GPU-c"), Ok(None));
+        // Of both, what they have in common once.
+        let (mut both, _) = nvidia.edits("GPU-a").unwrap().unwrap();
+        spec::unite(&mut both, &edits_of(&nvidia, "GPU-b"));
+        let expected = json!({
+            "deviceNodes": [{ "path": "/dev/nvidiactl" }, { "path": "/dev/nvidia0" }, { "path": "/dev/nvidia1" }],
+            "env": ["NVIDIA_VISIBLE_DEVICES=void"],
+        });
+        assert_eq!(Value::Object(both), expected);
     }
 
     #[test]

@@ -125,9 +125,8 @@ fn edits(device: &Device<'_>) -> Versioned {
     let slice = device.slice;
     let mut version = VERSION.to_owned();
     let mut edits = Edits::new();
-    // Our GPU is the only one that the slice is a share of, whatever else the container is given.
-    let mut env =
-        BTreeMap::from([("CUDA_VISIBLE_DEVICES", slice.gpu.uuid.clone()), (variables::VGPU, slice.name.clone())]);
+    // Our GPUs are the only ones that the slice is a share of, whatever else the container is given.
+    let mut env = BTreeMap::from([("CUDA_VISIBLE_DEVICES", slice.uuids()), (variables::VGPU, slice.name.clone())]);
     if let Some((nvidia, needed)) = &device.nvidia {
         append(&mut edits, nvidia);
         version = newer(version, needed.clone());
@@ -166,6 +165,17 @@ fn mount(from: &Path, to: &str, access: &str) -> Value {
     json!({ "hostPath": from, "containerPath": to, "options": [access, "nosuid", "nodev", "bind"] })
 }
 
+/// The same, without what is there already: for what two GPUs have in common.
+pub fn unite(edits: &mut Edits, more: &Edits) {
+    let mut more = more.clone();
+    for (name, value) in &mut more {
+        if let (Some(Value::Array(there)), Value::Array(list)) = (edits.get(name), value) {
+            list.retain(|item| !there.contains(item));
+        }
+    }
+    append(edits, &more);
+}
+
 /// Puts lists behind those of the same name.
 pub fn append(edits: &mut Edits, more: &Edits) {
     for (name, value) in more {
@@ -191,7 +201,7 @@ fn driver_paths(nvidia: &Edits) -> Vec<(&'static str, String)> {
     wanted.into_iter().filter_map(|(name, stem)| Some((name, (*of(stem)?).to_owned()))).collect()
 }
 
-fn newer(a: String, b: String) -> String {
+pub fn newer(a: String, b: String) -> String {
     let number = |text: &str| text.split('.').map(|part| part.parse().unwrap_or(0)).collect::<Vec<u32>>();
     if number(&b) > number(&a) { b } else { a }
 }

@@ -77,7 +77,18 @@ impl Store {
     /// Where a slice's GPU comes from: the simulator, or what the toolkit says, if that is to be taken in.
     fn gpu(&self, slice: &Slice) -> Result<(Option<&Path>, Option<Versioned>), String> {
         if slice.sim.is_none() {
-            return Ok((None, self.nvidia.edits(&slice.gpu.uuid)?));
+            let mut all: Option<Versioned> = None;
+            for gpu in slice.gpus() {
+                let Some((edits, version)) = self.nvidia.edits(&gpu.uuid)? else { break };
+                all = Some(match all {
+                    Some((mut before, needed)) => {
+                        spec::unite(&mut before, &edits);
+                        (before, spec::newer(needed, version))
+                    }
+                    None => (edits, version),
+                });
+            }
+            return Ok((None, all));
         }
         let simgpu = self.simgpu.as_deref().ok_or("its GPU is simulated, and libemuv_simgpu.so is not installed")?;
         Ok((Some(simgpu), None))

@@ -83,7 +83,7 @@ impl Slices {
     pub fn look(&self, unfit: impl Fn(&Slice) -> Option<String>) -> Vec<Seen> {
         let (registry, mut entries, mut problems) = self.entries();
         entries.retain(|entry| {
-            let why = unfit(&entry.slice);
+            let why = several(&entry.slice).or_else(|| unfit(&entry.slice));
             let fits = why.is_none();
             problems.extend(why);
             fits
@@ -148,6 +148,14 @@ fn names(slice: &Slice, nvidia: &Nvidia) -> Vec<String> {
     gpu.into_iter().chain([spec::qualified(&slice.name)]).collect()
 }
 
+/// Why a slice cannot be offered: both interfaces know devices of one GPU, on one NUMA node.
+fn several(slice: &Slice) -> Option<String> {
+    let (name, count) = (&slice.name, slice.gpu_count());
+    (count > 1).then(|| {
+        format!("'{name}' is left out: it is a slice of {count} GPUs, and Kubernetes is offered slices of one GPU")
+    })
+}
+
 /// Why no program may be started in a slice now.
 fn closed(slice: &Slice) -> Option<String> {
     if !slice.enabled {
@@ -208,6 +216,14 @@ mod tests {
         assert_eq!(resource(Resources::ByShare, &one), "emuv.dev/vgpu-6g-2g");
         (one.vram, one.ram) = (Bytes::mib(1536), Bytes::ZERO);
         assert_eq!(resource(Resources::ByShare, &one), "emuv.dev/vgpu-1536m-0g");
+    }
+
+    #[test]
+    fn a_slice_of_several_gpus_is_not_offered() {
+        let mut one = slice("ml-1");
+        assert_eq!(several(&one), None);
+        one.more_gpus = vec![emuv_state::slices::SliceGpu { uuid: "GPU-bb22".to_owned(), ..one.gpu.clone() }];
+        assert!(several(&one).unwrap().contains("'ml-1' is left out: it is a slice of 2 GPUs"));
     }
 
     #[test]

@@ -26,6 +26,22 @@ pub fn choose(wanted: &str, gpus: &[GpuFacts]) -> Result<String, String> {
     }
 }
 
+/// The same for several, with commas between them, in the order in which they are named.
+///
+/// # Errors
+/// As [`choose`]; one is named twice.
+pub fn choose_all(wanted: &str, gpus: &[GpuFacts]) -> Result<Vec<String>, String> {
+    let mut all: Vec<String> = Vec::new();
+    for one in wanted.split(',') {
+        let uuid = choose(one, gpus)?;
+        if all.contains(&uuid) {
+            return Err(format!("'{wanted}' names {uuid} twice"));
+        }
+        all.push(uuid);
+    }
+    Ok(all)
+}
+
 /// What to say where `CUDA_VISIBLE_DEVICES` names a GPU by UUID that is not there (any more): the driver then hides it and
 /// all that come after it, without a word.
 pub fn missing(list: &str, gpus: &[GpuFacts]) -> Option<String> {
@@ -64,6 +80,17 @@ mod tests {
         for (wanted, uuid) in [("0", "GPU-aa11"), ("1", "GPU-aa22"), ("GPU-aa22", "GPU-aa22"), ("GPU-aa1", "GPU-aa11")]
         {
             assert_eq!(choose(wanted, &gpus()), Ok(uuid.to_owned()), "{wanted}");
+        }
+    }
+
+    #[test]
+    fn several_are_named_with_commas_each_once() {
+        assert_eq!(choose_all("1, GPU-aa1", &gpus()), Ok(vec!["GPU-aa22".to_owned(), "GPU-aa11".to_owned()]));
+        assert_eq!(choose_all("0", &gpus()), Ok(vec!["GPU-aa11".to_owned()]));
+        for (wanted, words) in
+            [("0,GPU-aa11", "GPU-aa11 twice"), ("0,2", "no GPU 2"), ("0,", "'' is neither"), ("", "''")]
+        {
+            assert!(choose_all(wanted, &gpus()).unwrap_err().contains(words), "{wanted}");
         }
     }
 

@@ -235,7 +235,11 @@ impl Checked {
         let gpu = gpu.as_ref();
         let gpu = gpu
             .map(|gpu| {
-                let found = gpu::choose(&gpu.value, &machine.gpus);
+                // A run by itself has one GPU or all of them; only slices name several.
+                let found = match &slice {
+                    Some(_) => gpu::choose_all(&gpu.value, &machine.gpus).map(|uuids| uuids.join(",")),
+                    None => gpu::choose(&gpu.value, &machine.gpus),
+                };
                 found.map_err(|why| {
                     Failure::wrong(
                         &gpu.source,

@@ -70,18 +70,17 @@ pub fn limits(entry: &Entry, settings: &Settings, host: &HostMemory) -> Result<L
     })
 }
 
-/// The slice's GPU, or the one that is asked for.
+/// The slice's GPUs, or the one that is asked for.
 pub fn gpu(entry: Option<&Entry>, settings: &Settings) -> Option<Setting> {
-    entry.map_or_else(|| settings.gpu.clone(), |entry| Some(Setting::new(&entry.slice.gpu.uuid, "--vgpu")))
+    entry.map_or_else(|| settings.gpu.clone(), |entry| Some(Setting::new(entry.slice.uuids(), "--vgpu")))
 }
 
 /// What to say when [`gpu`] is not there: `why` lists what is.
 pub fn gpu_is_gone(entry: &Entry, why: &str) -> String {
     let name = &entry.slice.name;
-    format!(
-        "slice '{name}' is a share of {}, and {why}; if it will not come back: emuv vgpu delete {name}",
-        entry.slice.gpu.name
-    )
+    let gpus: Vec<_> = entry.slice.gpus().map(|gpu| gpu.name.as_str()).collect();
+    let gpus = gpus.join(" and ");
+    format!("slice '{name}' is a share of {gpus}, and {why}; if it will not come back: emuv vgpu delete {name}")
 }
 
 /// Where the run's directory is made. Who may use a slice need not be able to write where slices are kept.

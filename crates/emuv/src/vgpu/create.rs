@@ -7,12 +7,12 @@ use emuv_policy::Bytes;
 use emuv_state::{
     HostMemory, Limits, Setting,
     slices::{
-        DEFAULT_WEIGHT, Entry, MAX_WEIGHT, NewSlice, PROFILES_PATH, Profile, Registry, Schedule, SliceError, SliceGpu,
-        SliceUser, models, valid_name,
+        DEFAULT_WEIGHT, Entry, KernelModule, MAX_WEIGHT, MOST_GPUS, NewSlice, PROFILES_PATH, Profile, Registry,
+        Schedule, SliceError, SliceGpu, SliceUser, models, valid_name,
     },
 };
 
-use super::{failed, have_limit_kept, own_registry, people, read_profiles, variable, write};
+use super::{failed, have_limit_kept, own_registry, people, read_profiles, show, variable, write};
 use crate::{
     cli::{Failure, complain},
     gpus::GpuFacts,
@@ -26,14 +26,15 @@ pub struct Options {
     /// Its name; without --vram, that of a profile
     #[arg(required_unless_present = "all")]
     name: Option<String>,
-    /// Share of VRAM, e.g. 6G
+    /// Share of VRAM, e.g. 6G; of several GPUs: on each of them
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     vram: Option<String>,
-    /// Share of RAM for what does not fit in VRAM [default: 0]
+    /// Share of RAM for what does not fit in VRAM; of several GPUs: for all of them together [default: 0]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     ram: Option<String>,
-    /// The GPU: its number as in nvidia-smi, or its UUID [default: the one with the most VRAM left to promise]
-    #[arg(long, value_name = "N|UUID", allow_hyphen_values = true)]
+    /// The GPU: its number as in nvidia-smi, or its UUID; several with commas: a slice of all of them [default: the one
+    /// with the most VRAM left to promise]
+    #[arg(long, value_name = "N|UUID,...", allow_hyphen_values = true)]
     gpu: Option<String>,
     /// A slice of a simulated GPU, e.g. --sim=vram=24G,gpus=8
     #[arg(long, value_name = "KEY=VALUE,...", num_args = 0..=1, require_equals = true, default_missing_value = "")]
@@ -94,9 +95,17 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         if let Some(why) = have_limit_kept(slice) {
             complain(&why);
         }
+        if !slice.takes_turns() && KernelModule::of_system().is_loaded() {
+            complain(&format!("{}: files keep its account: the kernel module keeps those of one GPU", slice.name));
+        }
         write(&format!(
-            "{}: instance {} on {} ({}), {} VRAM, {} RAM\n",
-            slice.name, slice.instance, slice.gpu.name, slice.gpu.uuid, slice.vram, slice.ram
+            "{}: instance {} on {}, {} VRAM{}, {} RAM\n",
+            slice.name,
+            slice.instance,
+            slice.gpus().map(|gpu| format!("{} ({})", gpu.name, gpu.uuid)).collect::<Vec<_>>().join(" and "),
+            slice.vram,
+            show::each(slice),
+            slice.ram
         ))?;
     }
     Ok(())
@@ -181,18 +190,26 @@ impl Places {
 fn create(registry: &Registry, places: &mut Places, profile: &Profile, options: &Options) -> Result<Entry, Failure> {
     let sim = profile.sim.as_deref().map(sim::checked).transpose().map_err(|why| Failure::wrong("--sim", why))?;
     let gpus = places.gpus(sim.as_deref())?;
-    let gpu = match &profile.gpu {
+    let chosen: Vec<&GpuFacts> = match &profile.gpu {
         Some(wanted) => {
-            let uuid = gpu::choose(wanted, gpus).map_err(|why| Failure::wrong("--gpu", why))?;
-            gpus.iter().find(|gpu| gpu.uuid.as_deref() == Some(&uuid))
+            let uuids = gpu::choose_all(wanted, gpus).map_err(|why| Failure::wrong("--gpu", why))?;
+            if uuids.len() > MOST_GPUS {
+                return Err(Failure::wrong("--gpu", format!("a slice is of {MOST_GPUS} GPUs at most")));
+            }
+            let of = |uuid: &String| gpus.iter().find(|gpu| gpu.uuid.as_ref() == Some(uuid));
+            uuids.iter().filter_map(of).collect()
         }
-        None => gpus.iter().max_by_key(|gpu| (left(registry, gpu), std::cmp::Reverse(gpu.index))),
+        None => gpus.iter().max_by_key(|gpu| (left(registry, gpu), std::cmp::Reverse(gpu.index))).into_iter().collect(),
     };
-    let gpu = gpu.and_then(slice_gpu).ok_or_else(|| Failure::new(1, "the GPU does not tell its UUID and its VRAM"))?;
+    let of_slice = chosen.into_iter().map(slice_gpu).collect::<Option<Vec<_>>>();
+    let mut of_slice = of_slice.into_iter().flatten();
+    let untold = || Failure::new(1, "the GPU does not tell its UUID and its VRAM");
+    let gpu = of_slice.next().ok_or_else(untold)?;
+    let more_gpus: Vec<_> = of_slice.collect();
     if let Some(model) = profile.gpu_model.as_deref().and_then(models::find)
-        && model.name != gpu.name
+        && let Some(other) = std::iter::once(&gpu).chain(&more_gpus).find(|gpu| gpu.name != model.name)
     {
-        complain(&format!("{}: labelled {}, though the GPU is {}", profile.name, model.name, gpu.name));
+        complain(&format!("{}: labelled {}, though the GPU is {}", profile.name, model.name, other.name));
     }
     check_ram(registry, &profile.name, profile.ram, profile.overcommit)?;
     let person = |flag: &str, text: &Option<String>, find: fn(&str) -> Result<u32, String>| {
@@ -204,6 +221,7 @@ fn create(registry: &Registry, places: &mut Places, profile: &Profile, options: 
         instance: options.instance.unwrap_or(0),
         id: random()?,
         gpu,
+        more_gpus,
         sim,
         vram: profile.vram,
         ram: profile.ram,
@@ -219,7 +237,16 @@ fn create(registry: &Registry, places: &mut Places, profile: &Profile, options: 
         enabled: true,
         by_module: false,
     };
+    several_allow(&new)?;
     registry.create(new).map_err(failed)
+}
+
+/// Whether a slice has nothing that one of several GPUs cannot have.
+///
+/// # Errors
+/// It has; the flag and why not.
+pub fn several_allow(slice: &NewSlice) -> Result<(), Failure> {
+    slice.check_several().map_err(|(key, why)| Failure::wrong(format!("--{key}"), why))
 }
 
 fn slice_gpu(gpu: &GpuFacts) -> Option<SliceGpu> {
@@ -228,7 +255,7 @@ fn slice_gpu(gpu: &GpuFacts) -> Option<SliceGpu> {
 
 /// VRAM of a GPU that no slice is promised.
 fn left(registry: &Registry, gpu: &GpuFacts) -> Bytes {
-    let same = |entry: &&Entry| Some(&entry.slice.gpu.uuid) == gpu.uuid.as_ref();
+    let same = |entry: &&Entry| gpu.uuid.as_ref().is_some_and(|uuid| entry.slice.is_of(uuid));
     let promised: Bytes = registry.entries().0.iter().filter(same).map(|entry| entry.slice.vram).sum();
     gpu.vram_total.unwrap_or_default().saturating_sub(promised)
 }

@@ -39,6 +39,7 @@ pub struct Options {
 const AFTER_HELP: &str = "\
 Examples:
   emuv vgpu create ml-1 --vram 6G --ram 2G      a slice of the GPU: 6 GiB of VRAM, 2 GiB of RAM
+  emuv vgpu create pair --gpu 0,1 --vram 6G     one slice of two GPUs: 6 GiB of each
   emuv vgpu create --all                        every profile of /etc/emuv/vgpu-profiles.conf
   emuv run --vgpu ml-1 -- python train.py       a program in it; all that run in it share its quota
   emuv vgpu resize ml-1 --vram 4G               while programs run: what is too much goes to RAM
@@ -102,7 +103,7 @@ enum Action {
 struct Resize {
     /// The slice
     name: String,
-    /// Share of VRAM from now on
+    /// Share of VRAM from now on, on each of its GPUs
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     vram: Option<String>,
     /// Share of RAM from now on
@@ -173,6 +174,16 @@ pub struct Shares {
     pub overcommit: bool,
 }
 
+impl Shares {
+    fn give(&self, slice: &mut Slice) {
+        slice.vram = self.vram.unwrap_or(slice.vram);
+        slice.ram = self.ram.unwrap_or(slice.ram);
+        slice.weight = self.weight.unwrap_or(slice.weight);
+        slice.cap_percent = self.cap_percent.or(slice.cap_percent);
+        slice.overcommit |= self.overcommit;
+    }
+}
+
 /// Changes a slice's shares. Gives what there is to say about it, a line each.
 ///
 /// # Errors
@@ -191,18 +202,16 @@ pub fn resize(registry: &Registry, name: &str, shares: &Shares) -> Result<Vec<St
     if let Some(cap) = shares.cap_percent.filter(|cap| !(1..=100).contains(cap)) {
         return Err(Failure::wrong("--cap", format!("{cap} is no percentage from 1 to 100")));
     }
+    // Before the change, so that it names the flag; a definition that says it is refused by everybody.
+    if let Ok(entry) = registry.entry(name) {
+        let mut slice = entry.slice;
+        shares.give(&mut slice);
+        create::several_allow(&slice)?;
+    }
     if let Some(ram) = shares.ram {
         create::check_ram(registry, name, ram, shares.overcommit)?;
     }
-    let entry = registry
-        .change(name, |slice| {
-            slice.vram = shares.vram.unwrap_or(slice.vram);
-            slice.ram = shares.ram.unwrap_or(slice.ram);
-            slice.weight = shares.weight.unwrap_or(slice.weight);
-            slice.cap_percent = shares.cap_percent.or(slice.cap_percent);
-            slice.overcommit |= shares.overcommit;
-        })
-        .map_err(failed)?;
+    let entry = registry.change(name, |slice| shares.give(slice)).map_err(failed)?;
     let mut notes = show::beyond(registry, &entry);
     notes.extend(have_limit_kept(&entry.slice));
     Ok(notes)
@@ -244,7 +253,10 @@ fn own_groups() -> Option<Groups> {
 fn have_limit_kept(slice: &Slice) -> Option<String> {
     let groups = own_groups().filter(|_| slice.sim.is_none())?;
     let real = RealLibraries::find(libs::shim_path().ok().as_deref()).ok()?;
-    let kept = groups.keeper(&real, &slice.gpu.uuid).map(|keeper| groups.limit(&keeper, &real, slice));
+    let kept = groups.keeper(&real, &slice.gpu.uuid).map(|keeper| match slice.gpu_count() {
+        1 => groups.limit(&keeper, &real, slice),
+        count => Err(format!("it is a slice of {count} GPUs, and control groups are made for one")),
+    });
     let why = kept?.err()?;
     Some(format!("{}: its limit holds for programs that load emuV only: {why}", slice.name))
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use emuv_policy::Bytes;
-use emuv_state::slices::{Entry, Listing, Registry, SliceError, TimeUse};
+use emuv_state::slices::{Entry, Listing, Registry, Slice, SliceError, TimeUse};
 use serde_json::{Value, json};
 
 use super::{failed, variable, write};
@@ -44,8 +44,8 @@ pub fn list(as_json: bool) -> Result<(), Failure> {
         rows.push([
             slice.name.clone(),
             slice.instance.to_string(),
-            slice.gpu.uuid.chars().take(12).collect(),
-            slice.vram.to_string(),
+            slice.gpus().map(|gpu| gpu.uuid.chars().take(12).collect::<String>()).collect::<Vec<_>>().join(","),
+            format!("{}{}", slice.vram, each(slice)),
             slice.ram.to_string(),
             used.map_or_else(hidden, |(used, _)| Bytes(used.vram).to_string()),
             used.map_or_else(hidden, |(used, _)| Bytes(used.ram).to_string()),
@@ -87,13 +87,19 @@ pub fn one(name: &str, as_json: bool) -> Result<(), Failure> {
     line("instance", slice.instance.to_string());
     line("state", state(&listing.entry).to_owned());
     let simulated = if slice.sim.is_some() { ", simulated" } else { "" };
-    line("GPU", format!("{} ({}{simulated}), {}", slice.gpu.name, slice.gpu.uuid, slice.gpu.vram));
+    for gpu in slice.gpus() {
+        line("GPU", format!("{} ({}{simulated}), {}", gpu.name, gpu.uuid, gpu.vram));
+    }
     if let Some(model) = &slice.gpu_model {
         line("labelled", model.clone());
     }
-    line("VRAM", share(slice.vram, listing.used.as_ref().map(|(used, _)| used.vram)));
+    for gpu in 0..slice.gpu_count() {
+        line("VRAM", format!("{}{}", share(slice.vram, listing.vram_on_gpus.get(gpu).copied()), of_gpu(slice, gpu)));
+    }
     line("RAM", share(slice.ram, listing.used.as_ref().map(|(used, _)| used.ram)));
-    line("weight", slice.weight.to_string());
+    if slice.takes_turns() {
+        line("weight", slice.weight.to_string());
+    }
     if let Some(cap) = slice.cap_percent {
         line("cap", format!("{cap} %"));
     }
@@ -112,6 +118,17 @@ pub fn one(name: &str, as_json: bool) -> Result<(), Failure> {
         line("process", format!("{pid}: {vram} VRAM, {ram} RAM: {}", process.command));
     }
     write(&text)
+}
+
+/// What follows the share of VRAM of a slice of several GPUs.
+pub fn each(slice: &Slice) -> &'static str {
+    if slice.gpu_count() > 1 { " each" } else { "" }
+}
+
+/// Which GPU a figure is of, where there are several.
+fn of_gpu(slice: &Slice, gpu: usize) -> String {
+    let uuid = slice.gpus().nth(gpu).filter(|_| slice.gpu_count() > 1).map(|gpu| gpu.uuid.as_str());
+    uuid.map_or_else(String::new, |uuid| format!(", on {uuid}"))
 }
 
 fn share(share: Bytes, used: Option<u64>) -> String {
@@ -142,13 +159,15 @@ fn state(entry: &Entry) -> &'static str {
 /// After a change: when more is in use than there is to be, what that means, in a line each.
 pub fn beyond(registry: &Registry, entry: &Entry) -> Vec<String> {
     let slice = &entry.slice;
-    let Some((used, _)) = registry.listing(&slice.name).ok().and_then(|listing| listing.used) else {
-        return Vec::new();
-    };
-    let tiers = [("VRAM", used.vram, slice.vram), ("RAM", used.ram, slice.ram)].into_iter();
-    let tiers = tiers.filter(|(_, used, share)| *used > share.0);
-    let words = |(what, used, share)| {
-        format!("{}: {} of {what} are in use; nobody gets more until it is {share} or less", slice.name, Bytes(used))
+    let Ok(listing) = registry.listing(&slice.name) else { return Vec::new() };
+    let Some((used, _)) = &listing.used else { return Vec::new() };
+    let vram = listing.vram_on_gpus.iter().enumerate();
+    let vram = vram.map(|(gpu, used)| ("VRAM", of_gpu(slice, gpu), *used, slice.vram));
+    let tiers = vram.chain([("RAM", String::new(), used.ram, slice.ram)]);
+    let tiers = tiers.filter(|(_, _, used, share)| *used > share.0);
+    let words = |(what, of, used, share)| {
+        let (name, used) = (&slice.name, Bytes(used));
+        format!("{name}: {used} of {what}{of} are in use; nobody gets more until it is {share} or less")
     };
     tiers.map(words).collect()
 }
@@ -167,11 +186,16 @@ fn json(listing: &Listing) -> Value {
         };
         processes.iter().map(process).collect::<Vec<_>>()
     });
+    let used = |gpu: usize| listing.vram_on_gpus.get(gpu);
+    let gpus: Vec<_> = slice.gpus().enumerate().map(|(number, gpu)| {
+        json!({ "uuid": gpu.uuid, "name": gpu.name, "vram_bytes": gpu.vram.0, "vram_used_bytes": used(number) })
+    }).collect();
     json!({
         "name": slice.name,
         "instance": slice.instance,
         "enabled": slice.enabled,
         "gpu": { "uuid": slice.gpu.uuid, "name": slice.gpu.name, "vram_bytes": slice.gpu.vram.0 },
+        "gpus": gpus,
         "simulated": slice.sim,
         "gpu_model": slice.gpu_model,
         "vram_bytes": slice.vram.0,

@@ -4,6 +4,7 @@
 
 mod commands;
 mod containers;
+mod pair;
 mod place;
 mod several_gpus;
 mod sharing;

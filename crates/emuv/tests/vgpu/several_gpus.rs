@@ -37,15 +37,6 @@ fn a_slice_on_each_gpu_has_its_own_quota() {
 }
 
 #[test]
-fn a_slice_is_of_one_gpu() {
-    let place = Place::new();
-    let output = place.output(&["vgpu", "create", "both", "--vram", "64M", "--sim=vram=256M,gpus=2", "--gpu", "0,1"]);
-    assert_eq!(output.status.code(), Some(2));
-    let said = stderr(&output);
-    assert!(said.contains("--gpu: '0,1' is neither a GPU's number nor its UUID"), "{said}");
-}
-
-#[test]
 fn of_gpus_that_differ_each_has_room_for_what_it_has() {
     let place = Place::new();
     let create = |name: &str, vram: &str, gpu: &str| {

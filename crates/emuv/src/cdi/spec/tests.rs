@@ -9,6 +9,7 @@ pub fn slice(name: &str) -> Slice {
         instance: 1,
         id: 7,
         gpu: SliceGpu { uuid: "GPU-aa11".to_owned(), name: "card".to_owned(), vram: Bytes::gib(24) },
+        more_gpus: Vec::new(),
         sim: None,
         vram: Bytes::gib(6),
         ram: Bytes::gib(2),
