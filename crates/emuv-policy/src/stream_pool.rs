@@ -54,24 +54,12 @@ pub struct Block {
     pub block_bytes: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Used,
-    /// `None`: nobody's work can touch it.
-    Free(Option<Freed>),
-}
-
-#[derive(Debug, Clone, Copy)]
-struct PoolChunk {
-    bytes: u64,
-    state: State,
-}
-
 #[derive(Debug, Default)]
 struct Pool {
-    /// By address.
-    chunks: BTreeMap<u64, PoolChunk>,
-    /// Those of them that are free: size, and when they were freed. Most are not, where a program holds much for long.
+    /// All of its chunks: sizes by address.
+    chunks: BTreeMap<u64, u64>,
+    /// Those of them that are free: size, and who freed it (`None`: nobody's work can touch it). Most are not, where a program holds
+    /// much for long.
     free: BTreeMap<u64, (u64, Option<Freed>)>,
     /// Free small pieces by size; the most recently freed last.
     small: BTreeMap<u64, Vec<(u64, Option<Freed>)>>,
@@ -145,23 +133,13 @@ impl Pool {
     /// Whether the chunks from `address` on are free, `usable`, and make up exactly `bytes`.
     fn is_run(&self, address: u64, bytes: u64, usable: &impl Fn(Option<Freed>) -> bool) -> bool {
         let mut end = address;
-        for (&start, chunk) in self.chunks.range(address..address + bytes) {
-            if start != end || !matches!(chunk.state, State::Free(freed) if usable(freed)) {
+        for (&start, &(bytes, freed)) in self.free.range(address..address + bytes) {
+            if start != end || !usable(freed) {
                 return false;
             }
-            end += chunk.bytes;
+            end += bytes;
         }
         end == address + bytes
-    }
-
-    fn set(&mut self, address: u64, bytes: u64, state: State) {
-        for (&address, chunk) in self.chunks.range_mut(address..address + bytes) {
-            chunk.state = state;
-            match state {
-                State::Used => self.free.remove(&address),
-                State::Free(freed) => self.free.insert(address, (chunk.bytes, freed)),
-            };
-        }
     }
 
     fn take_small(&mut self, size: u64, usable: &impl Fn(Option<Freed>) -> bool) -> Option<u64> {
@@ -203,7 +181,9 @@ impl Pool {
         let most = if waste == Waste::Any { u64::MAX } else { size + size / 8 };
         let hinted = if tight { None } else { self.take_hinted(size, usable).map(|address| (address, size)) };
         let (address, bytes) = hinted.or_else(|| self.find_run(size, most, usable))?;
-        self.set(address, bytes, State::Used);
+        for start in self.chunks.range(address..address + bytes).map(|(start, _)| start) {
+            self.free.remove(start);
+        }
         Some((address, bytes))
     }
 }
@@ -250,8 +230,7 @@ impl StreamPools {
         let entry = self.pools.entry(pool).or_default();
         let size = if bytes > SMALL_BYTES { chunks.iter().map(|(_, bytes)| bytes).sum() } else { block_bytes(bytes) };
         if bytes > SMALL_BYTES {
-            let chunk = |&(address, bytes): &(u64, u64)| (address, PoolChunk { bytes, state: State::Used });
-            entry.chunks.extend(chunks.iter().map(chunk));
+            entry.chunks.extend(chunks.iter().copied());
         }
         entry.usage.reserved += size;
         entry.usage.reserved_high = entry.usage.reserved_high.max(entry.usage.reserved);
@@ -282,7 +261,8 @@ impl StreamPools {
         if block.block_bytes <= SMALL_BYTES {
             pool.small.entry(block.block_bytes).or_default().push((address, freed));
         } else {
-            pool.set(address, block.block_bytes, State::Free(freed));
+            let chunks = pool.chunks.range(address..address + block.block_bytes);
+            pool.free.extend(chunks.map(|(&start, &bytes)| (start, (bytes, freed))));
             pool.hints.entry(block.block_bytes).or_default().insert(address);
         }
         true
@@ -296,12 +276,12 @@ impl StreamPools {
         let settled = |freed: Option<Freed>| freed.is_none_or(|freed| clocks.is_done(freed));
         let mut gone = Vec::new();
         let mut reserved = entry.usage.reserved;
-        entry.chunks.retain(|&address, chunk| {
-            let go = reserved > keep_bytes && matches!(chunk.state, State::Free(freed) if settled(freed));
+        entry.free.retain(|&address, &mut (bytes, freed)| {
+            let go = reserved > keep_bytes && settled(freed);
             if go {
-                reserved -= chunk.bytes;
+                reserved -= bytes;
                 gone.push(address);
-                entry.free.remove(&address);
+                entry.chunks.remove(&address);
             }
             !go
         });

@@ -226,8 +226,7 @@ pub struct Residency {
     everything: Vec<Use>,
     /// Everything from before works were told is known to be done.
     quiesced: bool,
-    moving: usize,
-    /// The same by where they move to: how many, and their bytes.
+    /// What moves to either tier (or is being mapped there): how many chunks, and their bytes.
     into_vram: (usize, u64),
     into_ram: (usize, u64),
     /// Chunks that nothing is mapped to, and those of them that are somebody's.
@@ -275,7 +274,6 @@ impl Residency {
             lanes: Vec::new(),
             everything: Vec::new(),
             quiesced: false,
-            moving: 0,
             into_vram: (0, 0),
             into_ram: (0, 0),
             unmapped: 0,
@@ -430,8 +428,8 @@ impl Residency {
     /// All memory is about to be read, for another device. False: something is moving; to be tried again.
     #[must_use]
     pub fn lend(&mut self) -> bool {
-        self.lent += u32::from(self.moving == 0);
-        self.moving == 0
+        self.lent += u32::from(self.moving() == 0);
+        self.moving() == 0
     }
 
     /// It has been read.

@@ -70,7 +70,7 @@ impl Residency {
         }
         self.tell(|| Event::Finish { offset, moved });
         self.over(to, bytes);
-        if self.moving == 0 && !self.pointers.searching {
+        if self.moving() == 0 && !self.pointers.searching {
             self.exclusive = false;
         }
     }
@@ -84,13 +84,11 @@ impl Residency {
 
     /// One more chunk moves (or is being mapped).
     pub(super) fn under_way(&mut self, to: Tier, bytes: u64) {
-        self.moving += 1;
         let flight = self.flight(to);
         *flight = (flight.0 + 1, flight.1 + bytes);
     }
 
     fn over(&mut self, to: Tier, bytes: u64) {
-        self.moving -= 1;
         let flight = self.flight(to);
         *flight = (flight.0 - 1, flight.1 - bytes);
     }
@@ -101,6 +99,6 @@ impl Residency {
 
     /// Chunks that are moving now.
     pub fn moving(&self) -> usize {
-        self.moving
+        self.into_vram.0 + self.into_ram.0
     }
 }

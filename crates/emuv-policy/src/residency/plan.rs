@@ -171,7 +171,7 @@ pub enum Step {
 impl Residency {
     /// What to do next, given what there is to move into.
     pub fn next_step(&mut self, room: Room) -> Step {
-        if !self.quiesced || self.moving >= DEPTH {
+        if !self.quiesced || self.moving() >= DEPTH {
             return Step::Rest;
         }
         if let Some(show) = self.show() {
@@ -212,7 +212,7 @@ impl Residency {
                 return Step::Learn(busy);
             }
         }
-        if self.moving > 0 {
+        if self.moving() > 0 {
             return Step::Rest;
         }
         // Nothing is under way that could still help.
@@ -255,7 +255,6 @@ impl Residency {
     pub fn stop(&mut self) {
         self.policy = Policy::Static;
         self.stopped = true;
-        self.moving = 0;
         (self.into_vram, self.into_ram) = ((0, 0), (0, 0));
         self.exclusive = false;
         self.pointers.give_up();

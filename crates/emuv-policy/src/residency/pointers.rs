@@ -285,7 +285,8 @@ impl Residency {
 
     /// Begins a search through all memory, if one is wanted and nothing runs: (offset, bytes) of each chunk.
     pub(super) fn search_all(&mut self) -> Option<Vec<(u64, u64)>> {
-        if !self.pointers.all || self.pointers.searching || self.moving + self.unmapped_owned > 0 || !self.all_idle() {
+        if !self.pointers.all || self.pointers.searching || self.moving() + self.unmapped_owned > 0 || !self.all_idle()
+        {
             return None;
         }
         self.pointers.searching = true;
@@ -299,7 +300,7 @@ impl Residency {
     /// The search through all memory that was to begin cannot begin yet.
     pub fn search_put_off(&mut self) {
         self.pointers.searching = false;
-        self.exclusive = self.moving > 0;
+        self.exclusive = self.moving() > 0;
         self.tell(|| Event::SearchAll { over: true });
     }
 
@@ -319,7 +320,7 @@ impl Residency {
     /// The search through all memory is over: these offsets are pointed to. `None`: it failed, so anything may be.
     pub fn searched_all(&mut self, found: Option<&[u64]>) {
         (self.pointers.all, self.pointers.stop, self.pointers.searching) = (false, false, false);
-        if self.moving == 0 {
+        if self.moving() == 0 {
             self.exclusive = false;
         }
         self.tell(|| Event::SearchAll { over: true });

@@ -56,8 +56,7 @@ impl Residency {
                 .sum()
         };
         // What is on its way to VRAM has its place there already; what leaves adds as much to what is out as to what is free.
-        let coming: u64 =
-            self.live().filter(|(_, chunk)| chunk.moving == Some(Tier::Vram)).map(|(_, chunk)| chunk.bytes).sum();
+        let coming = self.into_vram.1;
         let vram_bytes = sum(Tier::Vram) + coming + room.vram_bytes;
         let ram_bytes = sum(Tier::Ram).saturating_sub(coming);
         let mut slack_bytes = SLACK_BYTES.min(vram_bytes / SLACK_PART);

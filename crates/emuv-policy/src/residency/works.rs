@@ -31,8 +31,8 @@ impl Residency {
         let blocked = self.exclusive
             || self.pointers.stops_works()
             || self.needs_findings()
-            || (work.everything && self.moving + self.unmapped_owned > 0)
-            || (self.moving + self.unmapped > 0 && !self.are_in_place(touched));
+            || (work.everything && self.moving() + self.unmapped_owned > 0)
+            || (self.moving() + self.unmapped > 0 && !self.are_in_place(touched));
         self.saw_everything |= work.everything;
         let ram_bytes = self.movable_ram_bytes(touched);
         let manner = if ram_bytes > 0 { self.foresight.manner(work.kind) } else { None };
@@ -128,7 +128,7 @@ impl Residency {
     /// Whether works are held until it is known what points where: a pointer that has just been brought may lead to what
     /// is moving or has no mapping.
     pub(super) fn needs_findings(&self) -> bool {
-        self.moving + self.unmapped_owned > 0 && self.pointers.may_lead_anywhere()
+        self.moving() + self.unmapped_owned > 0 && self.pointers.may_lead_anywhere()
     }
 
     /// Whether nothing that a work which names `touched` may touch is moving or without a mapping.

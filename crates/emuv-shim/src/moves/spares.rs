@@ -105,31 +105,19 @@ impl Spares {
         offset: Option<u64>,
         may_make: impl Fn() -> bool,
     ) -> CuResult<Option<Handle>> {
-        let taken = self.take_or_make(arena, tier, bytes, offset, may_make)?;
-        Ok(taken.inspect(|handle| arena.contents.forget(*handle)))
-    }
-
-    fn take_or_make(
-        &self,
-        arena: &Arena,
-        tier: Tier,
-        bytes: u64,
-        offset: Option<u64>,
-        may_make: impl Fn() -> bool,
-    ) -> CuResult<Option<Handle>> {
         let own = offset.filter(|_| tier == Tier::Ram).and_then(|offset| self.take_left_by(offset, bytes));
         let is_worthless = |spare: &Spare| tier == Tier::Vram || arena.contents.of(spare.handle).is_none();
-        if let Some(handle) = own.or_else(|| self.take_where(tier, bytes, is_worthless)) {
-            return Ok(Some(handle));
-        }
+        let mut taken = own.or_else(|| self.take_where(tier, bytes, is_worthless));
         // What they hold may be wanted again, so others are made, as long as these are not many.
-        let keep = tier == Tier::Ram && self.may_keep_more(arena) && may_make();
-        let made = if keep { self.make(arena, tier, bytes, false)? } else { None };
-        // The one that has lain longest.
-        match made.or_else(|| self.take_where(tier, bytes, |_| true)) {
-            None if may_make() => self.make(arena, tier, bytes, true),
-            taken => Ok(taken),
+        if taken.is_none() && tier == Tier::Ram && self.may_keep_more(arena) && may_make() {
+            taken = self.make(arena, tier, bytes, false)?;
         }
+        // The one that has lain longest.
+        taken = taken.or_else(|| self.take_where(tier, bytes, |_| true));
+        if taken.is_none() && may_make() {
+            taken = self.make(arena, tier, bytes, true)?;
+        }
+        Ok(taken.inspect(|handle| arena.contents.forget(*handle)))
     }
 
     /// The spare that has lain longest of those that `is_right`.
