@@ -41,7 +41,7 @@ fn begin(residency: &mut Residency, at: u64) -> Begun {
         everything: false,
         may_store_pointers: false,
         may_bring_pointers: false,
-        maker: 1,
+        maker: 0,
         kind: 1,
         patient: false,
     };

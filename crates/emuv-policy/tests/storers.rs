@@ -8,6 +8,8 @@ use emuv_policy::{Begin, GRANULE, MoveRoom, Policy, Residency, Step, StreamId, T
 
 const STORER: u64 = 7;
 const OTHER: u64 = 8;
+/// Of a copy within what is searched.
+const NO_CODE: u64 = 0;
 const TABLE: u64 = 0;
 
 /// Six extents of one chunk each: a table of pointers, and what they may lead to.
@@ -75,7 +77,7 @@ fn whatever_a_known_storer_is_given_has_escaped() {
     residency.collected(&searches, &[GRANULE], &[STORER]);
     let second = run(&mut residency, 1, STORER, &[TABLE, 2], false);
     residency.completed(StreamId(1), second);
-    run(&mut residency, 2, OTHER, &[5], false);
+    run(&mut residency, 2, NO_CODE, &[5], false);
     assert_eq!(movable(&mut residency), BTreeSet::from([3, 4]));
 }
 
@@ -85,7 +87,7 @@ fn what_it_was_given_before_it_was_known_has_escaped_with_the_verdict() {
     let first = run(&mut residency, 1, STORER, &[TABLE, 1], true);
     let second = run(&mut residency, 3, STORER, &[TABLE, 2], false);
     residency.completed(StreamId(3), second);
-    run(&mut residency, 2, OTHER, &[5], false);
+    run(&mut residency, 2, NO_CODE, &[5], false);
     assert_eq!(movable(&mut residency), BTreeSet::from([3, 4]), "what it was given stays until the verdict");
     residency.completed(StreamId(1), first);
     let searches = residency.collecting();
@@ -108,7 +110,7 @@ fn nothing_moves_beside_work_until_pointers_from_elsewhere_are_found() {
     };
     let Begin::Go(begun) = residency.begin(&copy, None) else { panic!("held") };
     residency.issued(&begun);
-    run(&mut residency, 2, OTHER, &[5], false);
+    run(&mut residency, 2, NO_CODE, &[5], false);
     assert!(movable(&mut residency).is_empty());
     residency.completed(StreamId(1), begun.number);
     let searches = residency.collecting();
@@ -124,7 +126,7 @@ fn code_that_stores_nothing_is_given_what_it_wants() {
     residency.completed(StreamId(1), second);
     let searches = residency.collecting();
     residency.collected(&searches, &[], &[]);
-    run(&mut residency, 2, OTHER, &[5], false);
+    run(&mut residency, 2, NO_CODE, &[5], false);
     assert_eq!(movable(&mut residency), BTreeSet::from([0, 1, 2, 3, 4]));
 }
 
@@ -166,7 +168,7 @@ fn doubted_code_is_searched_behind_for_each_thing_that_it_is_given() {
     residency.collected(&searches, &[GRANULE, 3 * GRANULE], &[OTHER]);
     let last = run(&mut residency, 1, OTHER, &[4], false);
     residency.completed(StreamId(1), last);
-    run(&mut residency, 2, STORER, &[5], false);
+    run(&mut residency, 2, NO_CODE, &[5], false);
     assert_eq!(movable(&mut residency), BTreeSet::from([TABLE, 2]), "it stores, as was seen with 3");
 }
 
@@ -180,7 +182,7 @@ fn what_code_was_given_unseen_before_it_was_doubted_has_escaped() {
     let searches = residency.collecting();
     residency.doubted(&[OTHER]);
     residency.collected(&searches, &[GRANULE], &[]);
-    run(&mut residency, 2, STORER, &[5], false);
+    run(&mut residency, 2, NO_CODE, &[5], false);
     assert_eq!(movable(&mut residency), BTreeSet::from([TABLE, 3, 4]));
 }
 
@@ -194,6 +196,33 @@ fn once_pointers_are_known_code_is_searched_behind_until_the_verdict() {
     let searches = residency.collecting();
     residency.doubted(&[OTHER]);
     residency.collected(&searches, &[GRANULE], &[]);
-    run(&mut residency, 2, STORER, &[5], false);
+    run(&mut residency, 2, NO_CODE, &[5], false);
     assert_eq!(movable(&mut residency), BTreeSet::from([TABLE, 2, 3, 4]));
+}
+
+#[test]
+fn code_is_searched_behind_when_it_is_given_something_that_may_move_for_the_first_time() {
+    let mut residency = residency();
+    // The launch that asks for it may be one that is given memory of another device alone.
+    run(&mut residency, 1, OTHER, &[], true);
+    run_searched(&mut residency, 1, OTHER, &[TABLE, 1]);
+    run(&mut residency, 1, OTHER, &[TABLE, 2], false);
+}
+
+#[test]
+fn code_that_could_not_be_searched_behind_is_searched_behind_again() {
+    let mut residency = residency();
+    let first = run(&mut residency, 1, STORER, &[TABLE, 1], true);
+    residency.search_failed(STORER);
+    residency.completed(StreamId(1), first);
+    let searches = residency.collecting();
+    residency.collected(&searches, &[], &[]);
+    let Step::Search(_) = residency.next_step(NO_ROOM) else { panic!("what was stored is not searched for") };
+    residency.searched_all(Some(&[]));
+    let second = run_searched(&mut residency, 1, STORER, &[TABLE, 2]);
+    residency.completed(StreamId(1), second);
+    let searches = residency.collecting();
+    residency.collected(&searches, &[2 * GRANULE], &[STORER]);
+    run(&mut residency, 1, STORER, &[TABLE, 3], false);
+    assert_eq!(movable(&mut residency), BTreeSet::from([1, 4, 5]));
 }

@@ -131,6 +131,11 @@ impl GpuAccount {
         self.account.limits()
     }
 
+    /// Whether it is disabled or gone: its programs get no more memory.
+    pub fn is_closed(&self) -> bool {
+        self.account.limits().state != SliceState::Enabled
+    }
+
     /// Charges all of it; says whether it did.
     pub fn charge(&self, demand: Demand) -> bool {
         let charged = match self.account.charge(demand) {

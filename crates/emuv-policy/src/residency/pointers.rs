@@ -13,8 +13,10 @@
 //! search and the verdict escapes with the verdict.
 //!
 //! A pointer that was known before proves nothing of the code whose launch a search comes behind: small allocations share memory, and
-//! another one's table of pointers may lie beside what the launch was given. Such code is *doubted*: its launches are searched
-//! behind whenever they are given something that nothing points to and that none of its searched launches was given.
+//! another one's table of pointers may lie beside what the launch was given. Such code is *doubted*, and so is code whose launch
+//! should have been searched behind and was not: its launches are searched behind whenever they are given something that nothing
+//! points to and that none of its searched launches was given. So is the first launch that is given anything that may move: which
+//! one that is differs between devices.
 //!
 //! Where no search can follow (the work may have written anything; it was there before works were told), all memory is
 //! searched when nothing runs, and works that come meanwhile are held.
@@ -34,7 +36,7 @@ struct Maker {
     stores: bool,
     /// Behind it there were pointers to what it was given that were known before.
     doubted: bool,
-    /// Chunks that launches were given behind which there was, or will be, a search.
+    /// Chunks that may move, and that launches were given behind which there was, or will be, a search.
     searched: BTreeSet<u64>,
     /// Searches behind it that have not been collected.
     searches: u32,
@@ -114,7 +116,7 @@ impl Residency {
         if search {
             self.pointers.followed.entry(lane).or_default().push_back((number, work.maker));
             if work.maker != 0 {
-                let offsets = self.offsets(touched);
+                let offsets = self.movable(touched);
                 let known = self.pointers.makers.entry(work.maker).or_default();
                 known.searches += 1;
                 known.searched.extend(offsets);
@@ -123,11 +125,17 @@ impl Residency {
         search
     }
 
-    /// Whether a launch of code that is doubted, or may be soon, is given something of which a search behind it would tell more.
+    /// Whether a launch of code that is doubted, or may be soon, is given something of which a search behind it would tell more;
+    /// or of code that was given nothing here yet of which one could tell.
     fn is_worth_a_search(&self, maker: u64, touched: &[u32]) -> bool {
-        let Some(known) = self.pointers.makers.get(&maker).filter(|known| !known.stores) else { return false };
+        if maker == 0 {
+            return false;
+        }
+        let none = Maker::default();
+        let known = self.pointers.makers.get(&maker).unwrap_or(&none);
         let may_be_doubted = known.searches > 0 && (self.pointers.any_found || !self.pointers.bringing.is_empty());
-        (known.doubted || may_be_doubted)
+        !known.stores
+            && (known.doubted || may_be_doubted || known.searched.is_empty())
             && touched
                 .iter()
                 .filter_map(|index| self.chunk(*index))
@@ -139,11 +147,17 @@ impl Residency {
         let mut touched = Vec::new();
         self.resolve(offsets, false, &mut touched);
         let worth = self.is_worth_a_search(maker, &touched);
-        let offsets = self.offsets(&touched);
-        if worth && let Some(known) = self.pointers.makers.get_mut(&maker) {
-            known.searched.extend(offsets);
+        if worth {
+            let offsets = self.movable(&touched);
+            self.pointers.makers.entry(maker).or_default().searched.extend(offsets);
         }
         worth
+    }
+
+    /// Offsets of those of these chunks that may move.
+    fn movable(&self, chunks: &[u32]) -> Vec<u64> {
+        let chunks = chunks.iter().filter_map(|index| self.chunk(*index));
+        chunks.filter(|chunk| !chunk.fixed).map(|chunk| chunk.offset).collect()
     }
 
     /// Whether code that may turn out to be a storer has been given the chunk.
@@ -214,9 +228,15 @@ impl Residency {
         (within, outside)
     }
 
-    /// A search that was to follow a work could not be issued, or pointers have come where none were searched for.
-    pub fn search_failed(&mut self) {
+    /// A search that was to follow a work of `maker` could not be issued, or not through all that it was to look at; or pointers
+    /// have come where none were searched for.
+    pub fn search_failed(&mut self, maker: u64) {
         self.pointers.all = true;
+        // What was stored is found by the search through everything; whether this code stores is not known by that.
+        if let Some(known) = self.pointers.makers.get_mut(&maker) {
+            known.doubted = true;
+            known.searched.clear();
+        }
     }
 
     /// Whether there is memory that has not been searched: before works were told, or where no search could follow.

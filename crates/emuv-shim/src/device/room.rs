@@ -4,7 +4,7 @@ use emuv_policy::{Budget, Bytes, Room};
 use emuv_state::HostMemory;
 
 use super::{DRIVER_RESERVE_BYTES, Device};
-use crate::{arena::Refusal, calls, leases::Wants, log, session::Session};
+use crate::{arena::Refusal, calls, leases::Wants, log, session::Session, slice::GpuAccount};
 
 impl Device {
     /// Tries, then makes room and tries again, until nothing more can be given back.
@@ -15,6 +15,10 @@ impl Device {
         attempt: impl Fn(Room) -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
         let attempt = |wants: Wants| {
+            // Nor what was kept ready to move into: it is the slice's, and a closed one gives nothing more.
+            if wants != Wants::Nothing && self.slice(session).is_some_and(GpuAccount::is_closed) {
+                return Err(Refusal::NoRoom);
+            }
             let lease = self.lease(session, wants);
             let result = attempt(self.room(session, bytes));
             self.end_lease(lease);

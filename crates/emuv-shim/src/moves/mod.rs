@@ -192,7 +192,7 @@ pub(crate) fn around(
     // All searches before the first fence: each may read memory of all devices.
     for (device, lane, _) in entered.iter().filter(|(.., begun)| begun.search) {
         let search = search_for(session, device, here, &entered, touch);
-        device.moves.search_behind(session, device, context, *lane, search);
+        device.moves.search_behind(session, device, (context, *lane), touch.maker, search);
     }
     for (device, lane, begun) in entered {
         let unfenced = device.arena.residency().issued(&begun);
@@ -238,14 +238,14 @@ fn timed_for(here: CUdevice, entered: &Entered<'_>) -> Option<CUdevice> {
 }
 
 /// What to search behind a work on device `here` for pointers into the arena of `device`: what it may have written there,
-/// and in memory of other devices that may touch the arena. `None`: not all of it can be searched.
+/// and in memory of other devices that may touch the arena; and whether that is all of it.
 fn search_for(
     session: &Session,
     device: &Device,
     here: CUdevice,
     entered: &Entered<'_>,
     touch: &Touch,
-) -> Option<Search> {
+) -> (Search, bool) {
     let mut sources = session.devices().filter(|source| source.ordinal != device.ordinal).peekable();
     let begun = |of: &Device| entered.iter().find(|(other, ..)| other.ordinal == of.ordinal).map(|(.., begun)| begun);
     let ranges = |of: &Device, begun| of.arena.residency().ranges(&offsets(&of.arena, touch.addresses()), begun);
@@ -253,7 +253,7 @@ fn search_for(
     let mut search = searching(&device.arena, ranges(device, begun(device).filter(|_| in_reach)), touch.maker);
     if in_reach && sources.peek().is_none() {
         search.ranges.extend(&touch.pinned);
-        return Some(search);
+        return (search, true);
     }
     // Code writes where pointers to this arena are of use; a copy brings what lies where it comes from.
     let copies = touch.maker == 0;
@@ -275,7 +275,7 @@ fn search_for(
             complete = false;
         }
     }
-    complete.then_some(search)
+    (search, complete)
 }
 
 /// Pointers into the allocation that `address` lies in are kept where emuV does not see them (a texture object,
@@ -385,8 +385,16 @@ impl Moves {
         }
     }
 
-    /// Issues a search for pointers in what a work may have written, right behind it.
-    fn search_behind(&self, session: &Session, device: &Device, context: Owner, lane: Lane, search: Option<Search>) {
+    /// Issues a search for pointers in what a work of `maker` may have written, right behind it; `complete`: it looks through all of
+    /// that.
+    fn search_behind(
+        &self,
+        session: &Session,
+        device: &Device,
+        (context, lane): (Owner, Lane),
+        maker: u64,
+        (mut search, complete): (Search, bool),
+    ) {
         let arena = &device.arena;
         if let Some(counters) = session.counters(device.ordinal) {
             counters.searches.fetch_add(1, Ordering::Relaxed);
@@ -396,12 +404,10 @@ impl Moves {
             // Loading code is not allowed while something is captured.
             let _ = self.searcher.prepare(session.real, context, window);
         }
-        let issued = search.map(|mut search| {
-            search.ranges.extend(session.globals.of(Some(context)));
-            self.searcher.issue(session.real, context, lane.handle(), &search, window)
-        });
-        if !matches!(issued, Some(Ok(()))) {
-            arena.residency().search_failed();
+        search.ranges.extend(session.globals.of(Some(context)));
+        let issued = self.searcher.issue(session.real, context, lane.handle(), &search, window);
+        if issued.is_err() || !complete {
+            arena.residency().search_failed(maker);
         }
     }
 

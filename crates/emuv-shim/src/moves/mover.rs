@@ -192,7 +192,7 @@ impl Mover {
             let copying = self.is_moving();
             let (waited_for, searching, sight) = {
                 let residency = self.device.arena.residency();
-                (residency.is_waited_for(), residency.awaits_findings(), residency.sight())
+                (residency.is_waited_for(), residency.awaits_findings() || residency.is_unsearched(), residency.sight())
             };
             self.figure.look(self.session, self.device, &sight);
             if let Some(counters) = self.session.counters(self.device.ordinal) {
@@ -359,7 +359,11 @@ impl Mover {
                         break;
                     }
                 }
-                Step::Search(ranges) => self.search_all(&ranges),
+                Step::Search(ranges) => {
+                    if !self.search_all(&ranges) {
+                        break;
+                    }
+                }
                 Step::Collect => self.collect(),
                 Step::Learn(streams) => {
                     if arena.residency().is_waited_for() || self.learned.elapsed() >= POLL_BESIDE {

@@ -137,6 +137,12 @@ impl Searcher {
         storers.iter().copied().filter(|maker| state.told.insert(*maker)).collect()
     }
 
+    /// Code that has stored pointers to what it was given, as [`Self::findings`] has it.
+    pub fn storers(&self, arena: Arena) -> Vec<u64> {
+        let state = lock(&self.0);
+        state.flags(bitmap_words(arena)).filter(|(_, flag)| flag & STORES != 0).map(|(maker, _)| maker).collect()
+    }
+
     /// What searches that are done have found, in all contexts.
     pub fn findings(&self, arena: Arena) -> Findings {
         let state = lock(&self.0);
@@ -148,16 +154,12 @@ impl Searcher {
                 // SAFETY: see the module's head; within the bitmap, which the GPU may be writing to.
                 *bits |= unsafe { (kernel.bitmap as *const u64).add(index).read_volatile() };
             }
-            let flags = (kernel.bitmap as *const u64).wrapping_add(words).cast::<u32>();
-            // SAFETY: see the module's head; within the flags, likewise.
-            let flag = |index: usize| unsafe { flags.add(index).read_volatile() };
-            for (maker, index) in &state.flags {
-                let flag = flag(*index);
-                if flag & STORES != 0 {
-                    findings.storers.push(*maker);
-                } else if flag & DOUBTED != 0 {
-                    findings.doubted.push(*maker);
-                }
+        }
+        for (maker, flag) in state.flags(words) {
+            if flag & STORES != 0 {
+                findings.storers.push(maker);
+            } else if flag & DOUBTED != 0 {
+                findings.doubted.push(maker);
             }
         }
         for (index, &word) in bits.iter().enumerate() {
@@ -168,6 +170,18 @@ impl Searcher {
             }
         }
         findings
+    }
+}
+
+impl State {
+    /// The flags of all code, in each context; `words`: how long the bitmaps before them are.
+    fn flags(&self, words: usize) -> impl Iterator<Item = (u64, u32)> {
+        let kernels = self.kernels.values();
+        kernels.flat_map(move |kernel| {
+            let flags = (kernel.bitmap as *const u64).wrapping_add(words).cast::<u32>();
+            // SAFETY: see the module's head; within the flags, which the GPU may be writing to.
+            self.flags.iter().map(move |(maker, index)| (*maker, unsafe { flags.add(*index).read_volatile() }))
+        })
     }
 }
 

@@ -14,10 +14,7 @@ const TWO_GPUS: [Under; 6] = [
 
 #[test]
 fn two_devices_copy_and_touch_each_others_memory() {
-    // Torture beside work: the next test.
-    let safe = Under::Emuv(&["--sim=gpus=2,vram=64M", "--ram", "512M", "--policy", "torture:7", "--safe"]);
-    let is_beside = |under: &Under| matches!(under, Under::Emuv(flags) if flags.contains(&"torture:7"));
-    for under in TWO_GPUS.into_iter().map(|under| if is_beside(&under) { safe } else { under }) {
+    for under in TWO_GPUS {
         let run = Run::start("peers", &["6", "16", "12"], under).expect_code(0);
         if let Under::Emuv([sim, ..]) = under
             && sim.contains("64M")
@@ -27,12 +24,11 @@ fn two_devices_copy_and_touch_each_others_memory() {
     }
 }
 
+/// Code whose first launches name memory of the other device only, or could not be searched behind, stores pointers later.
 #[test]
-#[ignore = "known to fail, one time in three on a busy machine: wrong data or error 700 (docs/measurements.md, 2026-11-26)"]
-fn two_devices_touch_each_others_memory_while_it_moves_at_random() {
-    for _ in 0..6 {
-        let under = Under::Emuv(&["--sim=gpus=2,vram=64M", "--ram", "512M", "--policy", "torture:7"]);
-        Run::start("peers", &["6", "16", "12", "1795683174032452"], under).expect_code(0);
+fn code_that_stores_pointers_on_one_device_is_known_to_do_so_on_the_other() {
+    for _ in 0..2 {
+        Run::start("peers", &["6", "16", "12", "1795683174032452"], TWO_GPUS[3]).expect_code(0);
     }
 }
 

@@ -13,8 +13,8 @@ use crate::{
 };
 
 impl Mover {
-    /// Searches all memory for pointers, and the globals; nothing runs meanwhile.
-    pub(super) fn search_all(&mut self, ranges: &[(u64, u64)]) {
+    /// Searches all memory for pointers, and the globals; nothing runs meanwhile. False: it cannot be done yet.
+    pub(super) fn search_all(&mut self, ranges: &[(u64, u64)]) -> bool {
         let arena = &self.device.arena;
         let mut all: Vec<(u64, u64)> = ranges.iter().map(|(offset, bytes)| (arena.base() + offset, *bytes)).collect();
         all.extend(self.session.globals.of(self.context));
@@ -35,13 +35,14 @@ impl Mover {
         }
         let Some(found) = found else {
             arena.residency().search_put_off();
-            return;
+            return false;
         };
         if let Err(error) = &found {
             log::debug(format_args!("no search for pointers ({error}): data moves only when nothing runs"));
         }
         arena.residency().searched_all(found.as_deref().ok());
         arena.settled.notify_all();
+        true
     }
 
     fn search_and_read(&self, ranges: &[(u64, u64)]) -> CuResult<Vec<u64>> {
@@ -76,7 +77,13 @@ impl Mover {
     pub(super) fn collect(&self) {
         let arena = &self.device.arena;
         let searches = arena.residency().collecting();
-        let found = self.device.moves.searcher.findings((arena.base(), arena.bytes()));
+        let mut found = self.device.moves.searcher.findings((arena.base(), arena.bytes()));
+        // What code does with pointers it does on all devices, and the searches behind a work are all done when one is.
+        for other in self.session.devices().filter(|other| other.ordinal != self.device.ordinal) {
+            found.storers.extend(other.moves.searcher.storers((other.arena.base(), other.arena.bytes())));
+        }
+        found.storers.sort_unstable();
+        found.storers.dedup();
         let escaped_bytes = {
             let mut residency = arena.residency();
             residency.doubted(&found.doubted);
