@@ -258,9 +258,7 @@ int main(int argc, char **argv) {
     /* RAM that one device has taken the other has not. */
     for (int d = 0; d < DEVICES; d++) {
         use(d);
-        /* Known, and not found yet: at times one buffer still counts as held for a while (docs/measurements.md, 2026-11-26). */
-        size_t now = free_bytes();
-        CHECK(now <= before[d] + slack_bytes() && before[d] <= now + bytes + slack_bytes(), "free was %zu, is %zu", before[d], now);
+        check_free_is(before[d]);
     }
     printf("peers: ok, %zu x %zu MiB on each device, %zu rounds, peer access %s\n", buffers, bytes / MIB, rounds,
            can[0] ? "used" : "not there");

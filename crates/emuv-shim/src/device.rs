@@ -158,9 +158,10 @@ impl Device {
     pub fn free_bytes(&self, session: &Session, driver_free_bytes: u64) -> u64 {
         self.look_at_slice(session);
         let budgets = self.arena.with_memory(|memory| *memory.budgets());
-        // What other devices keep to move chunks into they give back if need be.
+        // What other devices keep to move chunks into, and blocks that are still searched, they give back if need be.
         let others = session.devices().filter(|other| other.ordinal != self.ordinal);
-        let kept: u64 = others.map(|other| other.moves.spare_ram_bytes()).sum();
+        let kept: u64 =
+            others.map(|other| other.moves.spare_ram_bytes() + other.pools.late_ram_bytes(&other.arena)).sum();
         let ram = budgets.ram.prospect_bytes().min(session.ram_left_bytes() + kept);
         let placeable = budgets.vram.prospect_bytes().min(driver_free_bytes) + ram;
         // Chunks will go to RAM for what is overdrawn.

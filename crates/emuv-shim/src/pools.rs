@@ -9,7 +9,7 @@
 use std::collections::{HashMap, HashSet};
 
 use emuv_cuda::types::*;
-use emuv_policy::{Block, Owner, PoolId, SMALL_BYTES, StreamId, StreamPools, Waste, block_bytes};
+use emuv_policy::{Allocation, Block, Owner, PoolId, SMALL_BYTES, StreamId, StreamPools, Tier, Waste, block_bytes};
 
 use crate::{
     arena::{Arena, Refusal, lock},
@@ -425,7 +425,18 @@ impl Pools {
 
     /// Bytes of blocks that are to be given back.
     pub fn late_bytes(&self, arena: &Arena) -> u64 {
-        lock(&self.late).iter().filter_map(|address| arena.find(*address)).map(|(_, block)| block.bytes).sum()
+        self.late_blocks(arena).map(|block| block.bytes).sum()
+    }
+
+    /// Those of them that lie in RAM.
+    pub fn late_ram_bytes(&self, arena: &Arena) -> u64 {
+        let in_ram = |block: Allocation| arena.residency().bytes_in(block.offset, block.bytes, Tier::Ram);
+        self.late_blocks(arena).map(in_ram).sum()
+    }
+
+    fn late_blocks(&self, arena: &Arena) -> impl Iterator<Item = Allocation> {
+        let late = lock(&self.late).clone();
+        late.into_iter().filter_map(|address| Some(arena.find(address)?.1))
     }
 }
 

@@ -452,6 +452,16 @@ impl Residency {
         self.chunk(self.at(offset)?).map(|chunk| chunk.tier)
     }
 
+    /// How much of `bytes` at `offset` lies in chunks in that tier.
+    pub fn bytes_in(&self, offset: u64, bytes: u64, tier: Tier) -> u64 {
+        let chunks = self.live().map(|(_, chunk)| chunk).filter(|chunk| chunk.tier == tier);
+        let common = |chunk: &ChunkState| {
+            let end = (offset + bytes).min(chunk.offset + chunk.bytes);
+            end.saturating_sub(offset.max(chunk.offset))
+        };
+        chunks.map(common).sum()
+    }
+
     fn at(&self, offset: u64) -> Option<u32> {
         let index = *self.granules.get(usize::try_from(offset / GRANULE).ok()?)?;
         (index != NONE).then_some(index)

@@ -49,6 +49,10 @@ impl Device {
         }
         // The budget of RAM is shared by the devices.
         for other in session.devices().filter(|other| other.ordinal != self.ordinal) {
+            if matches!(result, Err(Refusal::NoRoom)) && other.pools.make_room(session, &other.arena, u64::MAX, true) {
+                other.settle_slice(session);
+                result = attempt(Wants::Either(bytes));
+            }
             if matches!(result, Err(Refusal::NoRoom)) && other.moves.spare_ram_bytes() > 0 {
                 result = other.moves.without_spares(session, &other.arena, || {
                     // What the other has given back is to be had here only once its slice has it.
