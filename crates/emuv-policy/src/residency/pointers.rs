@@ -36,8 +36,9 @@ struct Maker {
     stores: bool,
     /// Behind it there were pointers to what it was given that were known before.
     doubted: bool,
-    /// Chunks that may move, and that launches were given behind which there was, or will be, a search.
+    /// Chunks that launches were given behind which there was, or will be, a search; and whether any of them may move.
     searched: BTreeSet<u64>,
+    tried: bool,
     /// Searches behind it that have not been collected.
     searches: u32,
     /// Chunks that it was given meanwhile.
@@ -116,10 +117,8 @@ impl Residency {
         if search {
             self.pointers.followed.entry(lane).or_default().push_back((number, work.maker));
             if work.maker != 0 {
-                let offsets = self.movable(touched);
-                let known = self.pointers.makers.entry(work.maker).or_default();
-                known.searches += 1;
-                known.searched.extend(offsets);
+                self.tried(work.maker, touched);
+                self.pointers.makers.entry(work.maker).or_default().searches += 1;
             }
         }
         search
@@ -135,7 +134,7 @@ impl Residency {
         let known = self.pointers.makers.get(&maker).unwrap_or(&none);
         let may_be_doubted = known.searches > 0 && (self.pointers.any_found || !self.pointers.bringing.is_empty());
         !known.stores
-            && (known.doubted || may_be_doubted || known.searched.is_empty())
+            && (known.doubted || may_be_doubted || !known.tried)
             && touched
                 .iter()
                 .filter_map(|index| self.chunk(*index))
@@ -148,16 +147,18 @@ impl Residency {
         self.resolve(offsets, false, &mut touched);
         let worth = self.is_worth_a_search(maker, &touched);
         if worth {
-            let offsets = self.movable(&touched);
-            self.pointers.makers.entry(maker).or_default().searched.extend(offsets);
+            self.tried(maker, &touched);
         }
         worth
     }
 
-    /// Offsets of those of these chunks that may move.
-    fn movable(&self, chunks: &[u32]) -> Vec<u64> {
-        let chunks = chunks.iter().filter_map(|index| self.chunk(*index));
-        chunks.filter(|chunk| !chunk.fixed).map(|chunk| chunk.offset).collect()
+    /// A launch of this code is searched behind that is given these chunks.
+    fn tried(&mut self, maker: u64, chunks: &[u32]) {
+        let offsets = self.offsets(chunks);
+        let any = chunks.iter().filter_map(|index| self.chunk(*index)).any(|chunk| !chunk.fixed);
+        let known = self.pointers.makers.entry(maker).or_default();
+        known.searched.extend(offsets);
+        known.tried |= any;
     }
 
     /// Whether code that may turn out to be a storer has been given the chunk.
