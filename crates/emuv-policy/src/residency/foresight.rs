@@ -41,6 +41,9 @@ const READ_ONCE: f64 = 0.6;
 /// The same where nothing is foreseen: what is brought may be gone before it is used again, and pushes something else out.
 const READ_ONCE_UNFORESEEN: f64 = 0.3;
 
+/// A kind that was only timed beside copies is timed again after so many runs.
+const RUNS_UNSURE: u32 = 16;
+
 /// A work that seems so much faster than the link has not read all of its data in RAM.
 const FASTER_THAN_LINK: f64 = 1.1;
 
@@ -78,12 +81,45 @@ struct Life {
     gone: bool,
 }
 
-/// Works of a kind that began with data in RAM; of those that were timed, bytes there and microseconds.
+/// How works of a kind do that began with data in RAM.
 #[derive(Debug, Default, Clone, Copy)]
 struct Timing {
     runs: u32,
+    /// Of those that were timed.
+    read: Read,
+    /// Of those beside which data was copied to VRAM, which took its part of the link.
+    shared: Read,
+    /// The traffic when the one that is being timed began.
+    began: Traffic,
+}
+
+impl Timing {
+    /// It was only timed beside copies.
+    fn is_unsure(&self) -> bool {
+        self.read.micros == 0.0 && self.shared.micros > 0.0
+    }
+}
+
+/// Copies to VRAM so far: how many have begun, and how many of those are under way.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Traffic {
+    /// Ever.
+    pub begun: u64,
+    /// Now.
+    pub under_way: usize,
+}
+
+/// Bytes, and the microseconds that they took.
+#[derive(Debug, Default, Clone, Copy)]
+struct Read {
     bytes: f64,
     micros: f64,
+}
+
+impl Read {
+    fn rate(self) -> Option<f64> {
+        (self.micros > 0.0).then(|| self.bytes / self.micros)
+    }
 }
 
 /// See the module's head.
@@ -306,33 +342,48 @@ impl Foresight {
     }
 
     fn rate(&self, kind: u64) -> Option<f64> {
-        self.timings.get(&kind).filter(|timing| timing.micros > 0.0).map(|timing| timing.bytes / timing.micros)
+        let timing = self.timings.get(&kind)?;
+        // Alone it might have had twice as much of the link. By a plan that will be seen: what it reads in place needs no copies.
+        let most = if self.place().is_some() { 2.0 } else { 1.0 };
+        timing.read.rate().or_else(|| Some((most * timing.shared.rate()?).min(self.link())))
     }
 
-    /// A work of that kind begins with data in RAM. Whether it is to be timed: ever more rarely, but what lies in RAM today
-    /// need not be what lay there when the kind was timed first.
-    pub fn is_to_be_timed(&mut self, kind: u64) -> bool {
+    /// A work of that kind begins with data in RAM. Whether it is to be timed: ever more rarely, but what lies in RAM today need not
+    /// be what lay there when the kind was timed first.
+    pub fn is_to_be_timed(&mut self, kind: u64, traffic: Traffic) -> bool {
         let timing = self.timings.entry(kind).or_default();
         timing.runs = timing.runs.saturating_add(1);
-        timing.runs.is_power_of_two()
+        let timed = timing.runs.is_power_of_two() || timing.is_unsure() && timing.runs.is_multiple_of(RUNS_UNSURE);
+        if timed {
+            timing.began = traffic;
+        }
+        timed
     }
 
-    /// A work of that kind took `micros` with `ram_bytes` of what it touches in RAM. One that was faster than the link has not
-    /// read all that lay there (a workspace, say), which tells nothing.
-    pub fn measured(&mut self, kind: u64, ram_bytes: u64, micros: f64) {
+    /// A work of that kind took `micros` with `ram_bytes` of what it touches in RAM; `traffic`: behind it. One that was faster than
+    /// the link has not read all that lay there (a workspace, say), which tells nothing. Whether the kind was only guessed at before.
+    pub fn measured(&mut self, kind: u64, ram_bytes: u64, micros: f64, traffic: Traffic) -> bool {
         #[allow(clippy::cast_precision_loss)] // A rate: the first digits count.
         let (bytes, micros) = (ram_bytes as f64, micros.max(1.0));
-        if self.link.is_none_or(|link| bytes <= micros * link * FASTER_THAN_LINK) {
+        let credible = self.link.is_none_or(|link| bytes <= micros * link * FASTER_THAN_LINK);
+        let mut news = false;
+        if credible {
             let timing = self.timings.entry(kind).or_default();
-            timing.bytes += bytes;
-            timing.micros += micros;
+            let shared = timing.began.under_way > 0 || traffic.begun > timing.began.begun;
+            news = !shared && timing.is_unsure();
+            let read = if shared { &mut timing.shared } else { &mut timing.read };
+            read.bytes += bytes;
+            read.micros += micros;
         }
+        news
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const QUIET: Traffic = Traffic { begun: 0, under_way: 0 };
 
     /// `count` extents that stay.
     fn weights(foresight: &mut Foresight, count: u32) -> Vec<ExtentId> {
@@ -434,14 +485,14 @@ mod tests {
     #[test]
     fn a_work_that_reads_at_the_links_speed_stays_where_it_is() {
         let mut foresight = Foresight::default();
-        foresight.measured(1, 86 << 20, 1700.0);
-        foresight.measured(2, 86 << 20, 60_000.0);
+        foresight.measured(1, 86 << 20, 1700.0, QUIET);
+        foresight.measured(2, 86 << 20, 60_000.0, QUIET);
         assert_eq!(foresight.manner(1), Some(Manner::InPlace));
         assert_eq!(foresight.manner(2), Some(Manner::Move));
         assert_eq!(foresight.manner(3), None);
         // Its like reads more often what lies in RAM the next time.
-        foresight.measured(3, 86 << 20, 1700.0);
-        foresight.measured(3, 86 << 20, 60_000.0);
+        foresight.measured(3, 86 << 20, 1700.0, QUIET);
+        foresight.measured(3, 86 << 20, 60_000.0, QUIET);
         assert_eq!(foresight.manner(3), Some(Manner::Move));
         // At half the link's speed a work reads each byte more than once: in a loop it is better off with its data brought.
         foresight.set_link(100_000.0);
@@ -450,14 +501,35 @@ mod tests {
         rounds(&mut foresight, &weights, 2);
         assert_eq!(foresight.manner(1), Some(Manner::Move));
         // Nothing reads faster than the link.
-        foresight.measured(4, 86 << 20, 700.0);
+        foresight.measured(4, 86 << 20, 700.0, QUIET);
         assert_eq!(foresight.manner(4), None);
     }
 
     #[test]
     fn a_kind_is_timed_ever_more_rarely() {
         let mut foresight = Foresight::default();
-        let timed: Vec<bool> = (0..9).map(|_| foresight.is_to_be_timed(1)).collect();
+        let timed: Vec<bool> = (0..9).map(|_| foresight.is_to_be_timed(1, QUIET)).collect();
         assert_eq!(timed, [true, true, false, true, false, false, false, true, false]);
+    }
+
+    #[test]
+    fn a_kind_that_was_slow_beside_copies_is_timed_again() {
+        let mut foresight = Foresight::default();
+        foresight.set_link(50_000.0);
+        let weights = weights(&mut foresight, 10);
+        rounds(&mut foresight, &weights, 2);
+        // At less than half of the link's speed: it may be the copies' fault, but not all of it.
+        assert!(foresight.is_to_be_timed(1, Traffic { begun: 1, under_way: 1 }));
+        foresight.measured(1, 50 << 20, 10_000.0, QUIET);
+        assert_eq!(foresight.manner(1), Some(Manner::Move));
+        assert!(foresight.is_to_be_timed(2, QUIET));
+        foresight.measured(2, 50 << 20, 2_500.0, Traffic { begun: 1, under_way: 0 });
+        assert_eq!(foresight.manner(2), Some(Manner::InPlace), "at half of it, it may be");
+        let timed = (0..31).filter(|_| foresight.is_to_be_timed(2, QUIET)).count();
+        assert_eq!(timed, 5, "2, 4, 8, 16, 32");
+        let timed = (0..32).filter(|_| foresight.is_to_be_timed(2, QUIET)).count();
+        assert_eq!(timed, 2, "48, 64");
+        foresight.measured(2, 50 << 20, 2_500.0, QUIET);
+        assert_eq!(foresight.manner(2), Some(Manner::Move), "alone it was no faster");
     }
 }

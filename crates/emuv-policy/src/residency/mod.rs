@@ -229,6 +229,8 @@ pub struct Residency {
     /// What moves to either tier (or is being mapped there): how many chunks, and their bytes.
     into_vram: (usize, u64),
     into_ram: (usize, u64),
+    /// How many moves to VRAM have begun, ever.
+    brought: u64,
     /// Chunks that nothing is mapped to, and those of them that are somebody's.
     unmapped: usize,
     unmapped_owned: usize,
@@ -276,6 +278,7 @@ impl Residency {
             quiesced: false,
             into_vram: (0, 0),
             into_ram: (0, 0),
+            brought: 0,
             unmapped: 0,
             unmapped_owned: 0,
             escaped: 0,

@@ -1,6 +1,6 @@
 //! One chunk's move: when it may begin, and what holds when it is over.
 
-use super::{ChunkState, Mode, Obstacle, Residency, Step};
+use super::{ChunkState, Mode, Obstacle, Residency, Step, foresight::Traffic};
 use crate::{Tier, Why, trace::Event};
 
 impl Residency {
@@ -84,8 +84,14 @@ impl Residency {
 
     /// One more chunk moves (or is being mapped).
     pub(super) fn under_way(&mut self, to: Tier, bytes: u64) {
+        self.brought += u64::from(to == Tier::Vram);
         let flight = self.flight(to);
         *flight = (flight.0 + 1, flight.1 + bytes);
+    }
+
+    /// What uses the link's way in.
+    pub(super) fn traffic(&self) -> Traffic {
+        Traffic { begun: self.brought, under_way: self.into_vram.0 }
     }
 
     fn over(&mut self, to: Tier, bytes: u64) {

@@ -94,7 +94,9 @@ impl Residency {
             };
             owners.push((index, gaps.len(), uses.len()));
             if in_place && self.is_read_once(chunk, place) {
-                gaps.push(Gap { in_place: u32::try_from(uses.len()).ok(), start: time(uses[0].position), ..gap });
+                let slower = |position| link / self.foresight.rate_at(position).unwrap_or(link).min(link);
+                let times = uses.iter().map(|used| slower(used.position)).sum();
+                gaps.push(Gap { in_place: Some(times), start: time(uses[0].position), ..gap });
                 continue;
             }
             if uses.is_empty() {

@@ -34,8 +34,9 @@ pub struct Gap {
     pub end: f64,
     /// What the chunk holds meanwhile is nobody's.
     pub dead: bool,
-    /// Uses to which the chunk need not come back, because they read it as well in RAM: it is out all the time.
-    pub in_place: Option<u32>,
+    /// The chunk need not come back for its uses, because they read it as well in RAM: it is out all the time, and the link is busy
+    /// with them as long as with copying it so many times.
+    pub in_place: Option<f64>,
     /// It was chosen last time, or the chunk is out already.
     pub steady: bool,
 }
@@ -59,7 +60,7 @@ impl Gap {
     fn cost(&self) -> f64 {
         let bytes = self.bytes as f64;
         match self.in_place {
-            Some(uses) => bytes * f64::from(uses) + REMAP_BYTES / 2.0,
+            Some(times) => bytes * times + REMAP_BYTES / 2.0,
             None if self.dead => 2.0 * REMAP_BYTES,
             None => bytes * 1.2 + 2.0 * REMAP_BYTES,
         }
@@ -268,7 +269,7 @@ mod tests {
     #[test]
     fn what_reads_as_well_in_place_is_not_moved() {
         let mut gaps: Vec<Gap> = (0..10).map(|i| gap(32 * MIB, f64::from(i) * 1e4, f64::from(i) * 1e4 + 9e4)).collect();
-        gaps.extend(gaps.clone().iter().map(|gap| Gap { in_place: Some(1), ..*gap }));
+        gaps.extend(gaps.clone().iter().map(|gap| Gap { in_place: Some(1.0), ..*gap }));
         let chosen = choose(&gaps, &Round { micros: 1e5, out_bytes: 5 * 32 * MIB, link: 50e3, ahead_bytes: 128 * MIB });
         assert!(chosen[..10].iter().all(|chosen| !chosen));
     }

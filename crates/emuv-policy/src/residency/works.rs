@@ -80,7 +80,7 @@ impl Residency {
         }
         let search = self.may_store(work, touched, (lane, number));
         let can_be_timed = work.kind != 0 && !work.everything && self.policy.promotes();
-        let measure = can_be_timed && ram_bytes >= GRANULE && self.foresight.is_to_be_timed(work.kind);
+        let measure = can_be_timed && ram_bytes >= GRANULE && self.foresight.is_to_be_timed(work.kind, self.traffic());
         if measure {
             self.measuring.push(work.kind);
         }
@@ -230,7 +230,9 @@ impl Residency {
         if self.in_place.timed(kind, ram_bytes, micros) {
             return;
         }
-        self.foresight.measured(kind, ram_bytes, micros);
+        if self.foresight.measured(kind, ram_bytes, micros, self.traffic()) {
+            self.plan_soon();
+        }
         self.tell(|| Event::Measured { kind, ram_bytes, micros: whole(micros) });
     }
 
