@@ -41,7 +41,7 @@ const READ_ONCE: f64 = 0.6;
 /// The same where nothing is foreseen: what is brought may be gone before it is used again, and pushes something else out.
 const READ_ONCE_UNFORESEEN: f64 = 0.3;
 
-/// A kind that was only timed beside copies is timed again after so many runs.
+/// A kind that was only timed beside copies is timed again where there are none, or after so many runs.
 const RUNS_UNSURE: u32 = 16;
 
 /// A work that seems so much faster than the link has not read all of its data in RAM.
@@ -353,7 +353,8 @@ impl Foresight {
     pub fn is_to_be_timed(&mut self, kind: u64, traffic: Traffic) -> bool {
         let timing = self.timings.entry(kind).or_default();
         timing.runs = timing.runs.saturating_add(1);
-        let timed = timing.runs.is_power_of_two() || timing.is_unsure() && timing.runs.is_multiple_of(RUNS_UNSURE);
+        let worth = traffic.under_way == 0 || timing.runs.is_multiple_of(RUNS_UNSURE);
+        let timed = timing.runs.is_power_of_two() || timing.is_unsure() && worth;
         if timed {
             timing.began = traffic;
         }
@@ -525,10 +526,10 @@ mod tests {
         assert!(foresight.is_to_be_timed(2, QUIET));
         foresight.measured(2, 50 << 20, 2_500.0, Traffic { begun: 1, under_way: 0 });
         assert_eq!(foresight.manner(2), Some(Manner::InPlace), "at half of it, it may be");
-        let timed = (0..31).filter(|_| foresight.is_to_be_timed(2, QUIET)).count();
-        assert_eq!(timed, 5, "2, 4, 8, 16, 32");
-        let timed = (0..32).filter(|_| foresight.is_to_be_timed(2, QUIET)).count();
-        assert_eq!(timed, 2, "48, 64");
+        let busy = Traffic { begun: 2, under_way: 1 };
+        let timed = (0..47).filter(|_| foresight.is_to_be_timed(2, busy)).count();
+        assert_eq!(timed, 6, "2, 4, 8, 16, 32, 48");
+        assert!((0..8).all(|_| foresight.is_to_be_timed(2, QUIET)));
         foresight.measured(2, 50 << 20, 2_500.0, QUIET);
         assert_eq!(foresight.manner(2), Some(Manner::Move), "alone it was no faster");
     }
