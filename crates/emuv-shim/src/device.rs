@@ -159,7 +159,7 @@ impl Device {
         self.look_at_slice(session);
         let budgets = self.arena.with_memory(|memory| *memory.budgets());
         // What other devices keep to move chunks into, and blocks that are still searched, they give back if need be.
-        let others = session.devices().filter(|other| other.ordinal != self.ordinal);
+        let others = session.others(self.ordinal);
         let kept: u64 =
             others.map(|other| other.moves.spare_ram_bytes() + other.pools.late_ram_bytes(&other.arena)).sum();
         let ram = budgets.ram.prospect_bytes().min(session.ram_left_bytes() + kept);
@@ -569,7 +569,7 @@ impl Device {
 pub(crate) fn doomed_with_primary(session: &Session, ordinal: CUdevice) -> Vec<(&Device, Doomed)> {
     let Some(device) = session.devices().find(|device| device.ordinal == ordinal) else { return Vec::new() };
     let doomed = device.doomed(None);
-    let others = session.devices().filter(|other| other.ordinal != ordinal);
+    let others = session.others(ordinal);
     let others: Vec<_> = others.map(|other| (other, other.doomed_with(doomed.owners.clone()))).collect();
     [(device, doomed)].into_iter().chain(others).collect()
 }

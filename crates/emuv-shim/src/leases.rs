@@ -229,12 +229,9 @@ impl Device {
     /// RAM in which the slice's other GPUs keep nothing, only room to move into, is worth more here while this one has to give VRAM
     /// up. Asked for again as long as that is so: they may have it back before the mover here takes it.
     fn free_ram_of_others(&self, session: &Session) {
-        for other in session.devices().filter(|other| other.ordinal != self.ordinal) {
+        for other in session.others(self.ordinal) {
             if self.vram_excess_bytes() > 0 && other.moves.spare_ram_bytes() > 0 && other.slice(session).is_some() {
-                other.moves.without_spares(session, &other.arena, || {
-                    other.settle_slice(session);
-                    self.moves.wake_mover();
-                });
+                other.without_spares(session, || self.moves.wake_mover());
             }
         }
     }

@@ -330,6 +330,11 @@ impl Session {
         self.devices.iter().filter_map(|cell| cell.get()?.as_ref())
     }
 
+    /// The devices but this one.
+    pub fn others(&self, ordinal: CUdevice) -> impl Iterator<Item = &Device> {
+        self.devices().filter(move |device| device.ordinal != ordinal)
+    }
+
     /// The driver has taken something back that is accounted on one of the devices.
     pub fn release_account(&self, kind: Kind, handle: u64) {
         for device in self.devices() {
@@ -341,8 +346,7 @@ impl Session {
 
     /// Whether memory is placed on a device other than the current one.
     pub fn has_others(&self) -> bool {
-        !self.is_sole_device()
-            && self.whereabouts().is_some_and(|(_, here)| self.devices().any(|device| device.ordinal != here))
+        !self.is_sole_device() && self.whereabouts().is_some_and(|(_, here)| self.others(here).next().is_some())
     }
 
     fn is_sole_device(&self) -> bool {

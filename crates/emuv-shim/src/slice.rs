@@ -133,7 +133,7 @@ impl GpuAccount {
 
     /// Whether it is disabled or gone: its programs get no more memory.
     pub fn is_closed(&self) -> bool {
-        self.account.limits().state != SliceState::Enabled
+        self.limits().state != SliceState::Enabled
     }
 
     /// Charges all of it; says whether it did.

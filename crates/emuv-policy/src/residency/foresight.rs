@@ -366,16 +366,15 @@ impl Foresight {
     pub fn measured(&mut self, kind: u64, ram_bytes: u64, micros: f64, traffic: Traffic) -> bool {
         #[allow(clippy::cast_precision_loss)] // A rate: the first digits count.
         let (bytes, micros) = (ram_bytes as f64, micros.max(1.0));
-        let credible = self.link.is_none_or(|link| bytes <= micros * link * FASTER_THAN_LINK);
-        let mut news = false;
-        if credible {
-            let timing = self.timings.entry(kind).or_default();
-            let shared = timing.began.under_way > 0 || traffic.begun > timing.began.begun;
-            news = !shared && timing.is_unsure();
-            let read = if shared { &mut timing.shared } else { &mut timing.read };
-            read.bytes += bytes;
-            read.micros += micros;
+        if self.link.is_some_and(|link| bytes > micros * link * FASTER_THAN_LINK) {
+            return false;
         }
+        let timing = self.timings.entry(kind).or_default();
+        let shared = timing.began.under_way > 0 || traffic.begun > timing.began.begun;
+        let news = !shared && timing.is_unsure();
+        let read = if shared { &mut timing.shared } else { &mut timing.read };
+        read.bytes += bytes;
+        read.micros += micros;
         news
     }
 }

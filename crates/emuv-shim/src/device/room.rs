@@ -48,17 +48,13 @@ impl Device {
             result = self.moves.without_spares(session, &self.arena, || attempt(Wants::Either(bytes)));
         }
         // The budget of RAM is shared by the devices.
-        for other in session.devices().filter(|other| other.ordinal != self.ordinal) {
+        for other in session.others(self.ordinal) {
             if matches!(result, Err(Refusal::NoRoom)) && other.pools.make_room(session, &other.arena, u64::MAX, true) {
                 other.settle_slice(session);
                 result = attempt(Wants::Either(bytes));
             }
             if matches!(result, Err(Refusal::NoRoom)) && other.moves.spare_ram_bytes() > 0 {
-                result = other.moves.without_spares(session, &other.arena, || {
-                    // What the other has given back is to be had here only once its slice has it.
-                    other.settle_slice(session);
-                    attempt(Wants::Either(bytes))
-                });
+                result = other.without_spares(session, || attempt(Wants::Either(bytes)));
             }
         }
         if matches!(result, Err(Refusal::NoRoom)) {
@@ -66,6 +62,15 @@ impl Device {
         }
         self.settle_slice(session);
         result
+    }
+
+    /// For another device's `attempt` this one gives back what it keeps to move chunks into.
+    pub fn without_spares<T>(&self, session: &Session, attempt: impl FnOnce() -> T) -> T {
+        self.moves.without_spares(session, &self.arena, || {
+            // It is to be had elsewhere only once the slice has it.
+            self.settle_slice(session);
+            attempt()
+        })
     }
 
     /// Says in the log what there was when a request was refused.

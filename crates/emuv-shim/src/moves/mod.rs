@@ -246,7 +246,7 @@ fn search_for(
     entered: &Entered<'_>,
     touch: &Touch,
 ) -> (Search, bool) {
-    let mut sources = session.devices().filter(|source| source.ordinal != device.ordinal).peekable();
+    let mut sources = session.others(device.ordinal).peekable();
     let begun = |of: &Device| entered.iter().find(|(other, ..)| other.ordinal == of.ordinal).map(|(.., begun)| begun);
     let ranges = |of: &Device, begun| of.arena.residency().ranges(&offsets(&of.arena, touch.addresses()), begun);
     let in_reach = session.peers.may_touch(here, device.ordinal);

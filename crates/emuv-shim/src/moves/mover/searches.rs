@@ -79,7 +79,7 @@ impl Mover {
         let searches = arena.residency().collecting();
         let mut found = self.device.moves.searcher.findings((arena.base(), arena.bytes()));
         // What code does with pointers it does on all devices, and the searches behind a work are all done when one is.
-        for other in self.session.devices().filter(|other| other.ordinal != self.device.ordinal) {
+        for other in self.session.others(self.device.ordinal) {
             found.storers.extend(other.moves.searcher.storers((other.arena.base(), other.arena.bytes())));
         }
         found.storers.sort_unstable();
