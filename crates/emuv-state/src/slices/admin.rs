@@ -111,6 +111,7 @@ impl Registry {
         if !valid_name(&new.name) {
             return Err(SliceError::BadName(new.name));
         }
+        check_several(&new)?;
         let _lock = self.lock()?;
         let (entries, problems) = self.entries();
         if let Some(problem) = problems.into_iter().next() {
@@ -161,6 +162,8 @@ impl Registry {
         let mut entry = self.entry(name)?;
         let before = entry.slice.clone();
         change(&mut entry.slice);
+        // Everybody would refuse to read it.
+        check_several(&entry.slice)?;
         if entry.slice.vram > before.vram || entry.slice.overcommit != before.overcommit {
             check_room(&self.entries().0, &entry.slice)?;
         }
@@ -229,6 +232,10 @@ impl Registry {
         }
         Ok(file)
     }
+}
+
+fn check_several(slice: &Slice) -> Result<(), SliceError> {
+    slice.check_several().map_err(|(key, why)| SliceError::NotForSeveral { key, why })
 }
 
 /// Whether the GPU has the VRAM that its slices are promised.
@@ -517,6 +524,8 @@ pub(super) mod tests {
             }
         }
         assert!(registry.change("pair", |slice| slice.vram = Bytes::gib(7)).is_err());
+        let weighed = registry.change("pair", |slice| slice.weight = 200);
+        assert!(matches!(weighed, Err(SliceError::NotForSeveral { key: "weight", .. })), "{weighed:?}");
         let unlike = SliceGpu { uuid: "GPU-3".to_owned(), vram: Bytes::gib(5), ..pair("b").gpu };
         let fits_one =
             Slice { gpu: SliceGpu { uuid: "GPU-4".to_owned(), ..pair("b").gpu }, more_gpus: vec![unlike], ..pair("b") };

@@ -122,6 +122,14 @@ pub enum SliceError {
         /// What is asked for.
         wanted: emuv_policy::Bytes,
     },
+    /// A slice of several GPUs cannot have this.
+    #[error("{key}: {why}")]
+    NotForSeveral {
+        /// The key, as in a definition.
+        key: &'static str,
+        /// Why not.
+        why: String,
+    },
     /// A definition that cannot be read, or the system's own words.
     #[error("{}: {}", .0.display(), .1)]
     System(PathBuf, io::Error),

@@ -237,16 +237,7 @@ fn create(registry: &Registry, places: &mut Places, profile: &Profile, options: 
         enabled: true,
         by_module: false,
     };
-    several_allow(&new)?;
     registry.create(new).map_err(failed)
-}
-
-/// Whether a slice has nothing that one of several GPUs cannot have.
-///
-/// # Errors
-/// It has; the flag and why not.
-pub fn several_allow(slice: &NewSlice) -> Result<(), Failure> {
-    slice.check_several().map_err(|(key, why)| Failure::wrong(format!("--{key}"), why))
 }
 
 fn slice_gpu(gpu: &GpuFacts) -> Option<SliceGpu> {

@@ -174,16 +174,6 @@ pub struct Shares {
     pub overcommit: bool,
 }
 
-impl Shares {
-    fn give(&self, slice: &mut Slice) {
-        slice.vram = self.vram.unwrap_or(slice.vram);
-        slice.ram = self.ram.unwrap_or(slice.ram);
-        slice.weight = self.weight.unwrap_or(slice.weight);
-        slice.cap_percent = self.cap_percent.or(slice.cap_percent);
-        slice.overcommit |= self.overcommit;
-    }
-}
-
 /// Changes a slice's shares. Gives what there is to say about it, a line each.
 ///
 /// # Errors
@@ -202,16 +192,18 @@ pub fn resize(registry: &Registry, name: &str, shares: &Shares) -> Result<Vec<St
     if let Some(cap) = shares.cap_percent.filter(|cap| !(1..=100).contains(cap)) {
         return Err(Failure::wrong("--cap", format!("{cap} is no percentage from 1 to 100")));
     }
-    // Before the change, so that it names the flag; a definition that says it is refused by everybody.
-    if let Ok(entry) = registry.entry(name) {
-        let mut slice = entry.slice;
-        shares.give(&mut slice);
-        create::several_allow(&slice)?;
-    }
     if let Some(ram) = shares.ram {
         create::check_ram(registry, name, ram, shares.overcommit)?;
     }
-    let entry = registry.change(name, |slice| shares.give(slice)).map_err(failed)?;
+    let entry = registry
+        .change(name, |slice| {
+            slice.vram = shares.vram.unwrap_or(slice.vram);
+            slice.ram = shares.ram.unwrap_or(slice.ram);
+            slice.weight = shares.weight.unwrap_or(slice.weight);
+            slice.cap_percent = shares.cap_percent.or(slice.cap_percent);
+            slice.overcommit |= shares.overcommit;
+        })
+        .map_err(failed)?;
     let mut notes = show::beyond(registry, &entry);
     notes.extend(have_limit_kept(&entry.slice));
     Ok(notes)
@@ -270,6 +262,7 @@ pub fn own_registry() -> Result<Registry, Failure> {
 #[allow(clippy::needless_pass_by_value)] // The form that map_err asks for.
 pub fn failed(error: SliceError) -> Failure {
     match error {
+        SliceError::NotForSeveral { key, why } => Failure::wrong(format!("--{key}"), why),
         SliceError::BadName(_) | SliceError::StateDir(_) => Failure::bad_argument(error.to_string()),
         _ => Failure::new(REFUSED, error.to_string()),
     }
