@@ -20,7 +20,8 @@
 //! set so comes ahead of its turn where there is room, then the others.
 //!
 //! *Quantum*: [`TIME_QUANTUM_MICROS`] where only time is shared. Where memory is exchanged, long enough that bringing the
-//! tenant's set over the link takes a tenth of it, from one second to ten.
+//! tenant's set over the link takes a twentieth of it, from one second to twenty: it is brought while the other's goes, so
+//! turns cost about that much, and who waits for one waits so long.
 //!
 //! *Who does not keep to it*: nothing stops a kernel. A tenant whose work goes on after its quantum is waited for as long as a
 //! quantum again (0.1 to 1 s), then the next one has its turn although that still runs (the driver shares the GPU between
@@ -36,7 +37,7 @@ pub use account::TimeAccount;
 /// A turn where only time is shared.
 pub const TIME_QUANTUM_MICROS: u64 = 100_000;
 /// The shortest and the longest turn where memory is exchanged.
-pub const MEMORY_QUANTUM_MICROS: (u64, u64) = (1_000_000, 10_000_000);
+pub const MEMORY_QUANTUM_MICROS: (u64, u64) = (1_000_000, 20_000_000);
 /// Who has not been seen for so long is stopped, or as good as that.
 pub const STALE_MICROS: u64 = 300_000;
 /// Time that a capped tenant may have in advance.
@@ -45,7 +46,7 @@ pub const BURST_MICROS: u64 = 100_000;
 pub const MOST_DEBT_MICROS: u64 = 10_000_000;
 
 /// A quantum is so many times as long as bringing the set takes.
-const QUANTUM_PER_SWAP: u64 = 10;
+const QUANTUM_PER_SWAP: u64 = 20;
 /// How long the end of work is waited for after a turn, at least and at most.
 const GRACE_MICROS: (u64, u64) = (100_000, 1_000_000);
 
