@@ -13,8 +13,8 @@ const WEIGHTS: u64 = 60;
 const ROUNDS: u64 = 8;
 
 /// The trace of a loop over weights of 32 MiB each, whose works write to a buffer of 8 MiB that is made anew each time and
-/// take 200 us.
-fn recorded() -> Vec<u8> {
+/// take 200 us; in each round `others` works follow that are all alike and touch that buffer alone.
+fn recorded(rounds: u64, others: u64) -> Vec<u8> {
     let mut recorder = Recorder::new();
     let record = |recorder: &mut Recorder, event: Event| recorder.record(&event);
     record(&mut recorder, Event::Link { bytes_per_milli: 54_000_000 });
@@ -26,13 +26,15 @@ fn recorded() -> Vec<u8> {
     let scratch = WEIGHTS * 32 * MIB;
     record(&mut recorder, Event::Chunk { offset: scratch, bytes: 8 * MIB, tier: Tier::Vram, fixed: false });
     let mut number = 0;
-    for _ in 0..ROUNDS {
-        for weight in 0..WEIGHTS {
+    for _ in 0..rounds {
+        for work in 0..WEIGHTS + others {
             number += 1;
             let (stream, flags) = (StreamId(1), WorkFlags::default());
             record(&mut recorder, Event::Extent { offset: scratch, bytes: 8 * MIB });
-            let chunks = vec![weight * 32 * MIB, scratch];
-            record(&mut recorder, Event::Begun { stream, number, kind: 5, flags, chunks });
+            let weight = (work < WEIGHTS).then_some(work * 32 * MIB);
+            let chunks = weight.into_iter().chain([scratch]).collect();
+            let kind = if weight.is_some() { 5 } else { 6 };
+            record(&mut recorder, Event::Begun { stream, number, kind, flags, chunks });
             recorder.set_time(number * 200);
             record(&mut recorder, Event::Completed { stream, number });
             record(&mut recorder, Event::Freed { offset: scratch });
@@ -44,7 +46,7 @@ fn recorded() -> Vec<u8> {
 }
 
 fn program() -> Program {
-    Program::from_trace(trace::read(&recorded()).unwrap())
+    Program::from_trace(trace::read(&recorded(ROUNDS, 0)).unwrap())
 }
 
 #[test]
@@ -57,6 +59,13 @@ fn rounds_durations_and_memory_are_found_in_the_trace() {
     let mapped: u64 = ops.iter().map(|op| if let Op::Map { bytes, .. } = op { *bytes } else { 0 }).sum();
     assert_eq!(mapped, WEIGHTS * 32 * MIB + 8 * MIB, "what is freed is used again");
     assert_eq!(ops.iter().filter(|op| **op == Op::Round).count(), usize::try_from(ROUNDS).unwrap() + 1);
+}
+
+#[test]
+fn many_works_that_are_alike_are_a_part_of_the_loop_and_not_the_loop() {
+    let program = Program::from_trace(trace::read(&recorded(4, 1000)).unwrap());
+    let rounds = program.rounds().unwrap();
+    assert_eq!((rounds.works, rounds.count), (1060, 4));
 }
 
 #[test]

@@ -217,10 +217,6 @@ impl Device {
             return;
         }
         self.share.allotted.store(bytes, Ordering::Relaxed);
-        if bytes != u64::MAX {
-            // Something will have to go before long: what that takes is made ready meanwhile.
-            self.moves.begin_in(self.ordinal, self.contexts().first().copied());
-        }
         self.keep_to_share(slice, slice.limits());
         if bytes > before {
             // What is away may come back.

@@ -153,18 +153,32 @@ impl Program {
             let alike = (1..=compared).filter(|back| like(end - back, *period)).count();
             alike * 100 >= compared * 95
         };
-        let period = (compared > 0).then(|| ((compared / 4).max(1)..end - compared).find(repeats)).flatten()?;
         // From there as far as it goes, over a few works that differ.
-        let mut last = end;
-        while last < works.len() && (last..works.len().min(last + FEW)).any(|now| like(now, period)) {
-            last += 1;
+        let extent = |period: usize| {
+            let mut last = end;
+            while last < works.len() && (last..works.len().min(last + FEW)).any(|now| like(now, period)) {
+                last += 1;
+            }
+            let mut first = end;
+            while first > period && (first.saturating_sub(FEW).max(period)..first).any(|now| like(now, period)) {
+                first -= 1;
+            }
+            let count = (last - (first - period)) / period;
+            Rounds { first_work: last - count * period, works: period, count }
+        };
+        // A part of a round may resemble another part: its loop is a short one.
+        let covers = |rounds: &Rounds| rounds.count * rounds.works;
+        let mut longest: Option<Rounds> = None;
+        for period in ((compared / 4).max(1)..end - compared).filter(|period| compared > 0 && repeats(period)) {
+            let rounds = extent(period);
+            if longest.as_ref().is_none_or(|longest| covers(longest) < covers(&rounds)) {
+                longest = Some(rounds);
+            }
+            if covers(&rounds) * 2 >= works.len() {
+                break;
+            }
         }
-        let mut first = end;
-        while first > period && (first.saturating_sub(FEW).max(period)..first).any(|now| like(now, period)) {
-            first -= 1;
-        }
-        let count = (last - (first - period)) / period;
-        Some(Rounds { first_work: last - count * period, works: period, count })
+        longest
     }
 
     fn signatures(&self) -> Vec<Signature> {

@@ -1,8 +1,6 @@
 //! What the live figure ([`crate::figure`]) wants to know of the state machine: how far the program is, whether the GPU waits
 //! for data, what is read in place, and what the last round of the loop touched.
 
-use std::collections::BTreeMap;
-
 use super::Residency;
 use crate::{Tier, hash::FastMap};
 
@@ -178,15 +176,6 @@ impl Residency {
             starved: !self.held.is_empty() && self.all_idle(),
             in_place: self.in_place.sum,
         }
-    }
-
-    /// The sizes of what lies in VRAM and may go from there, in bytes, and how many chunks have each.
-    pub fn sizes_in_vram(&self) -> BTreeMap<u64, usize> {
-        let mut sizes = BTreeMap::new();
-        for (_, chunk) in self.live().filter(|(_, chunk)| chunk.tier == Tier::Vram && !chunk.fixed) {
-            *sizes.entry(chunk.bytes).or_default() += 1;
-        }
-        sizes
     }
 
     /// What the last round touched, if a loop is foreseen. This takes a while with many chunks.

@@ -7,7 +7,7 @@ mod searches;
 mod transfers;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     time::Duration,
@@ -187,7 +187,6 @@ impl Mover {
             }
             if self.ready() {
                 busy |= self.take_steps();
-                busy = busy || self.make_ram_ahead();
             }
             self.recording.write(&self.device.arena, false);
             let copying = self.is_moving();
@@ -382,34 +381,6 @@ impl Mover {
             arena.settled.notify_all();
         }
         any
-    }
-
-    /// Makes memory in RAM for what will have to go when it is another slice's turn, one piece at a time while there is nothing to
-    /// do: to make it takes ten times as long as to copy there, and then the other would wait for it. Says whether any was made.
-    fn make_ram_ahead(&mut self) -> bool {
-        let (session, device, arena) = (self.session, self.device, &self.device.arena);
-        if !device.goes_by_turns() || self.is_moving() || device.vram_excess_bytes() > 0 {
-            return false;
-        }
-        let sizes = {
-            let residency = arena.residency();
-            if residency.is_waited_for() { BTreeMap::new() } else { residency.sizes_in_vram() }
-        };
-        for (bytes, count) in sizes.into_iter().rev().filter(|(bytes, _)| host_has(session, *bytes)) {
-            let lease = device.lease(session, Wants::All(Tier::Ram, bytes));
-            let made = device.moves.spares.make_ahead(arena, bytes, count);
-            device.end_lease(lease);
-            device.settle_slice(session);
-            match made {
-                Ok(false) => {}
-                Ok(true) => return true,
-                Err(error) => {
-                    self.fail("memory to move data into", error);
-                    return false;
-                }
-            }
-        }
-        false
     }
 
     /// Memory to move into ([`Spares::take`]), got from the slice if need be.

@@ -160,24 +160,6 @@ impl Spares {
         made.map(Some)
     }
 
-    /// Makes a handle in RAM that is moved into later. False: none is needed, or may be made now: there are `enough` of `bytes`, or
-    /// too little room.
-    ///
-    /// # Errors
-    /// The driver's own.
-    pub fn make_ahead(&self, arena: &Arena, bytes: u64, enough: usize) -> CuResult<bool> {
-        let has_enough = {
-            let mut state = lock(&self.0);
-            let (spares, refused) = state.of(Tier::Ram);
-            *refused || spares.get(&bytes).is_some_and(|handles| handles.len() >= enough)
-        };
-        if has_enough || !self.may_keep_more(arena) {
-            return Ok(false);
-        }
-        let made = self.make(arena, Tier::Ram, bytes, false)?;
-        Ok(made.map(|handle| self.put(Tier::Ram, bytes, handle)).is_some())
-    }
-
     /// The memory in RAM from which the chunk at `offset` was brought, if nothing has used it since.
     fn take_left_by(&self, offset: u64, bytes: u64) -> Option<Handle> {
         self.take_where(Tier::Ram, bytes, |spare| spare.left_by == Some(offset))

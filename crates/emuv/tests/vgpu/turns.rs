@@ -306,15 +306,3 @@ fn sets_that_do_not_fit_together_take_turns_and_vram_goes_with_them() {
     until("what is too much has left VRAM", || both(&world) <= 64);
     world.end();
 }
-
-#[test]
-fn ram_for_what_will_have_to_go_is_made_while_the_slice_has_its_turn() {
-    let mut world = World::new();
-    let large = ["--vram", "64M", "--ram", "64M", "--overcommit"];
-    world.start("a", &large, 20);
-    world.start("b", &large, 20);
-    let holder = world.holder();
-    // The clock stands still, so nothing has to go yet.
-    until("there is RAM for all of its 40 MiB", || world.place.used(["a", "b"][holder]).1 >= 40);
-    world.end();
-}
