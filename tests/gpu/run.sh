@@ -182,8 +182,8 @@ step_programs() {
         program oom PLAIN::1024 EMUV::32 "" EMUV::700 EMUV::768
     fi
     program compute 384 20260101
-    judge "compute: checksums, plain and emuV" same checksums "$WORK/compute.plain" "$WORK/compute.emuv"
-    judge "compute: checksums, plain and torture" same checksums "$WORK/compute.plain" "$WORK/compute.torture"
+    runs plain && runs emuv && judge "compute: checksums, plain and emuV" same checksums "$WORK/compute.plain" "$WORK/compute.emuv"
+    runs plain && runs torture && judge "compute: checksums, plain and torture" same checksums "$WORK/compute.plain" "$WORK/compute.torture"
     keep compute.refused 60 "$EMUV" run --quiet ${SIM:+--sim=vram=1G} --vram 256M --ram 0 -- "$WORK/compute" 384 20260101
     judge "compute: refused without RAM" oom "$WORK/compute.refused"
     [ -n "$SIM" ] && return

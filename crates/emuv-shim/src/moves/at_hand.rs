@@ -1,5 +1,7 @@
 //! Memory that lies still while the driver looks at it.
 
+use std::time::Duration;
+
 use emuv_policy::HoldId;
 
 use super::{
@@ -34,12 +36,12 @@ fn held_still<T>(session: &Session, addresses: &[u64], promote: bool, call: impl
         if offsets.is_empty() {
             continue;
         }
-        let mut id = device.moves.keep_at_hand(arena, &offsets, promote);
+        let mut id = device.moves.keep_at_hand(arena, &offsets, promote, PATIENCE);
         if promote && arena.residency().ram_bytes(&offsets) > 0 && !session.captures.any() {
-            // What is in use does not move. Afterwards nothing is.
+            // What is in use does not move. Afterwards nothing is, and nothing that the GPU does can be waiting for this thread.
             arena.residency().release(id);
             device.moves.wait_for_gpu(session, device);
-            id = device.moves.keep_at_hand(arena, &offsets, promote);
+            id = device.moves.keep_at_hand(arena, &offsets, promote, MOST);
         }
         held.push((device, id));
     }
@@ -52,13 +54,14 @@ fn held_still<T>(session: &Session, addresses: &[u64], promote: bool, call: impl
 }
 
 impl Moves {
-    /// Waits until these chunks are mapped and lie still, in VRAM if possible and wished, and keeps them so.
-    fn keep_at_hand(&self, arena: &Arena, offsets: &[u64], promote: bool) -> HoldId {
+    /// Waits until these chunks are mapped and lie still, in VRAM if possible and wished, and keeps them so. VRAM is given up after
+    /// `patience` without a move.
+    fn keep_at_hand(&self, arena: &Arena, offsets: &[u64], promote: bool, patience: Duration) -> HoldId {
         let (start, mut stillness) = (Instant::now(), self.stillness());
         let mut held = None;
         loop {
             let mut residency = arena.residency();
-            let patient = promote && self.still_for(&mut stillness) < PATIENCE && start.elapsed() < MOST;
+            let patient = promote && self.still_for(&mut stillness) < patience && start.elapsed() < MOST;
             let (id, ready) = residency.keep_at_hand(offsets, held, patient);
             if ready {
                 return id;
