@@ -247,6 +247,7 @@ static void freed_while_open(struct peer peer, int budgeted) {
     struct answer answer = ask(peer, (struct request){.op = OPEN, .handle = handle, .bytes = LARGE});
     CHECK(answer.result != CUDA_SUCCESS, "memory that was freed and closed can be opened");
     OK(cuMemFree_v2(other));
+    check_free_is(before);
 }
 
 static void a_killed_exporter(char *program) {

@@ -166,17 +166,15 @@ impl Program {
             let count = (last - (first - period)) / period;
             Rounds { first_work: last - count * period, works: period, count }
         };
-        // A part of a round may resemble another part: its loop is a short one.
+        // A part of a round may resemble another part. The loop is what makes up half of the program, or else as much as any.
         let covers = |rounds: &Rounds| rounds.count * rounds.works;
         let mut longest: Option<Rounds> = None;
         for period in ((compared / 4).max(1)..end - compared).filter(|period| compared > 0 && repeats(period)) {
             let rounds = extent(period);
-            if longest.as_ref().is_none_or(|longest| covers(longest) < covers(&rounds)) {
-                longest = Some(rounds);
-            }
             if covers(&rounds) * 2 >= works.len() {
-                break;
+                return Some(rounds);
             }
+            longest = longest.filter(|longest| covers(longest) >= covers(&rounds)).or(Some(rounds));
         }
         longest
     }
