@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs emuV on a machine with two NVIDIA GPUs (or more: the first two are used) and prints one table. At most 8 minutes.
 #
-#   tests/gpu/multi.sh [STEP...]     steps: info visible programs plain fitting peers nccl budgets (default: all, in this order)
+#   tests/gpu/multi.sh [STEP...]     steps: info visible programs plain fitting slices peers nccl budgets (default: all, in this order)
 #
 # Needs: the release build in target/release (emuv, libemuv_shim.so), python3, a C compiler; PyTorch with NCCL for the
 # steps from peers on.
@@ -23,7 +23,7 @@ MOST=${MOST:-560}
 JOBS=${JOBS:-4}
 SIM=${SIM:-}
 # What is timed runs alone, before the steps in which several run side by side.
-ALL_STEPS=(info visible programs plain fitting peers nccl budgets)
+ALL_STEPS=(info visible programs plain fitting slices peers nccl budgets)
 
 EMUV=$(readlink -f "$EMUV")
 [ -x "$EMUV" ] || { echo "multi.sh: no emuv binary at $EMUV; build it with: cargo build --release" >&2; exit 1; }
@@ -289,28 +289,56 @@ step_plain() {
     judge registered ok "$WORK/registered.plain"
 }
 
-# What emuV costs when everything fits: plain and emuV in turn.
+# What emuV costs when everything fits, in turn: plain, plain with the allocator that emuV has PyTorch use (so that what that
+# costs is not taken for emuV's), emuV, emuV with PyTorch's own allocator.
 step_fitting() {
-    local round size plain=() emuv=() own=()
-    for round in 1 2; do
-        RANK_STEPS=15 ranks "fit.plain.$round" 60 allreduce,ddp
-        RANK_STEPS=15 ranks "fit.emuv.$round" 60 allreduce,ddp --ram 8G
-        plain+=("$WORK/fit.plain.$round") emuv+=("$WORK/fit.emuv.$round")
+    local round size kind plain=() async=() emuv=() own=()
+    for round in $(seq "${ROUNDS:-3}"); do
+        RANK_STEPS=15 ranks "fit.plain.$round" 60 allreduce,wide
+        PYTORCH_ALLOC_CONF=backend:cudaMallocAsync RANK_STEPS=15 ranks "fit.async.$round" 60 allreduce,wide
+        RANK_STEPS=15 ranks "fit.emuv.$round" 60 allreduce,wide --ram 8G
+        RANK_STEPS=15 ranks "fit.own.$round" 60 allreduce,wide --ram 8G --no-framework-hints
+        plain+=("$WORK/fit.plain.$round") async+=("$WORK/fit.async.$round")
+        emuv+=("$WORK/fit.emuv.$round") own+=("$WORK/fit.own.$round")
     done
-    RANK_STEPS=15 ranks fit.own 60 allreduce,ddp --ram 8G --no-framework-hints
-    own=("$WORK/fit.own")
     keep copies.fits 60 "$EMUV" run --quiet --ram 8G -- python3 tests/gpu/multi_peers.py copies
-    judge "allreduce, ddp: results as plain" same results_allreduce,results_ddp "${plain[@]}" "${emuv[@]}" "${own[@]}"
-    for size in 8 65536 1048576 33554432 268435456; do
-        figure "all-reduce of $size bytes, time, ratio" ratio "seconds_allreduce_$size" "${plain[@]}" -- "${emuv[@]}"
+    judge "allreduce, wide: results as plain" same results_allreduce,results_wide "${plain[@]}" "${async[@]}" "${emuv[@]}" "${own[@]}"
+    for kind in allreduce_8 allreduce_65536 allreduce_1048576 allreduce_33554432 allreduce_268435456 wide; do
+        figure "$kind: time, ratio" ratio "seconds_$kind" "${plain[@]}" -- "${emuv[@]}"
+        figure "$kind: time, ratio, the same allocator" ratio "seconds_$kind" "${async[@]}" -- "${emuv[@]}"
+        figure "$kind: time, ratio, PyTorch's own allocator" ratio "seconds_$kind" "${plain[@]}" -- "${own[@]}"
     done
     figure "all-reduce, GB/s, plain" median gb_per_s_allreduce "${plain[@]}"
     figure "all-reduce, GB/s, emuV" median gb_per_s_allreduce "${emuv[@]}"
-    figure "DDP step, time, ratio" ratio seconds_ddp "${plain[@]}" -- "${emuv[@]}"
-    figure "DDP step, time, ratio, own allocator" ratio seconds_ddp "${plain[@]}" -- "${own[@]}"
     judge "copies between GPUs: results as plain" same results "$WORK/copies.plain" "$WORK/copies.fits"
     figure "copies between GPUs: GB/s, plain" median gb_per_s "$WORK/copies.plain"
     figure "copies between GPUs: GB/s, emuV" median gb_per_s "$WORK/copies.fits"
+}
+
+# A slice of each GPU and a slice of both: what programs see, and a model of two ranks in the one of both at 80 %.
+step_slices() {
+    local vram name
+    vram=$(tight peak_bytes_tensor all.ranks)
+    keep create.0 20 "$EMUV" vgpu create first --gpu 0 --vram 3G --ram 4G
+    keep create.1 20 "$EMUV" vgpu create second --gpu 1 --vram 4G --ram 4G
+    expect "a slice of both GPUs, $vram on each" create.pair 20 "$EMUV" vgpu create pair --gpu 0,1 --vram "$vram" --ram 16G
+    keep all 30 "${PLAIN[@]}" "$WORK/visible"
+    for name in first second pair; do
+        keep "seen.$name" 30 env EMUV_TEST_EXPECT=emuv "$EMUV" run --quiet --vgpu "$name" -- "$WORK/visible"
+    done
+    judge "the slice of both sees both" same uuids "$WORK/all" "$WORK/seen.pair"
+    if [ "$(seen all)" = "$(seen seen.first | sed 's/]$//'), $(seen seen.second | sed 's/^\[//')" ]; then
+        row ok "each of the others sees its own" "$(seen seen.first) $(seen seen.second)"
+    else row FAIL "each of the others sees its own" "$(seen seen.first) $(seen seen.second)"; fi
+    for name in first second; do
+        beside keep "busy.$name" 60 "$EMUV" run --quiet --vgpu "$name" -- python3 tests/gpu/multi_ranks.py ddp:6 --ranks 1
+    done
+    keep tensor.pair 110 "$EMUV" run --quiet --vgpu pair -- python3 tests/gpu/multi_ranks.py tensor:8
+    wait
+    keep list 20 "$EMUV" vgpu list
+    as_plain tensor all.ranks tensor.pair "in the slice of both, beside the others"
+    judge "the programs in the two slices: the same results" same results_ddp "$WORK/busy.first" "$WORK/busy.second"
+    for name in first second pair; do expect "delete $name" "delete.$name" 20 "$EMUV" vgpu delete "$name"; done
 }
 
 # one_process WHAT RUN CHECK emuv-arguments...: one process with two GPUs

@@ -3,7 +3,7 @@
 
   multi_ranks.py TASK[:STEPS][,TASK...] [--ranks N] [--visible all|own] [--steps N] [--dir DIR]
 
-Tasks: allreduce, registered, captured, beside, ddp, fsdp, tensor. STEPS: of that task, instead of --steps. Started as it is,
+Tasks: allreduce, registered, captured, beside, ddp, wide (ddp, with data that keeps the GPU busy), fsdp, tensor. STEPS: of that task, instead of --steps. Started as it is,
 it starts the ranks and prints one line of JSON: per task the results of every rank (exact, to be compared between runs), the
 median seconds and the peak of what PyTorch allocated. What each rank has done so far stands in DIR/rankN.json, also when it is killed.
 `--visible own`: each rank sees only its GPU, by UUID, as servers for inference do it; otherwise all, as torchrun does it.
@@ -23,7 +23,7 @@ import time
 
 from program import OUT_OF_MEMORY, ask_for_equal_bits
 
-TASKS = ("allreduce", "registered", "captured", "beside", "ddp", "fsdp", "tensor")
+TASKS = ("allreduce", "registered", "captured", "beside", "ddp", "wide", "fsdp", "tensor")
 SIZES = (8, 64 << 10, 1 << 20, 32 << 20, 256 << 20)
 
 
@@ -80,7 +80,7 @@ def timed(body, rounds):
 
 
 def allreduce(options, rank, device):
-    """Sums of seeded tensors, and the time of each size: the median of eleven batches."""
+    """Sums of seeded tensors, and the time of each size: the median over batches."""
     import torch
     import torch.distributed as dist
 
@@ -89,7 +89,7 @@ def allreduce(options, rank, device):
         tensor = seeded(max(size // 4, 2), 100 + rank, device)
         dist.all_reduce(tensor)
         results += checksum([tensor])
-        batch = 50 if size <= 1 << 20 else 5
+        batch, batches = (50, 101) if size <= 1 << 20 else (5, 11)
         work = torch.ones(max(size // 4, 2), device=device)
 
         def body(_, work=work, batch=batch):
@@ -97,7 +97,7 @@ def allreduce(options, rank, device):
                 dist.all_reduce(work)
 
         timed(body, 2)
-        seconds[str(size)] = statistics.median(timed(body, 11)) / batch
+        seconds[str(size)] = statistics.median(timed(body, batches)) / batch
     largest = str(SIZES[-1])
     return {"results": results, "seconds_by_size": seconds, "seconds": seconds[largest], "gb_per_s": SIZES[-1] / seconds[largest] / 1e9}
 
@@ -207,12 +207,12 @@ def blocks(layers, width, seed):
     return nn.Sequential(*(Block() for _ in range(layers)))
 
 
-def train(model, options, rank, device, width, parameters=None, optimizer=None):
+def train(model, options, rank, device, width, optimizer=None, batch=4):
     """Steps of AdamW on seeded data: losses, the exact state at the end, seconds per step."""
     import torch
 
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=1e-4)
-    data = seeded((4, 256, width), 700 + rank, device)
+    data = seeded((batch, 256, width), 700 + rank, device)
     losses = []
 
     def body(_):
@@ -235,12 +235,16 @@ def train(model, options, rank, device, width, parameters=None, optimizer=None):
     }
 
 
-def ddp(options, rank, device):
+def ddp(options, rank, device, batch=4):
     from torch.nn.parallel import DistributedDataParallel
 
     model = blocks(16, 1024, 1).to(device)
     model = DistributedDataParallel(model, device_ids=[device], gradient_as_bucket_view=True)
-    return train(model, options, rank, device, 1024)
+    return train(model, options, rank, device, 1024, batch=batch)
+
+
+def wide(options, rank, device):
+    return ddp(options, rank, device, batch=24)
 
 
 def fsdp(options, rank, device):
@@ -306,6 +310,11 @@ def tensor(options, rank, device):
 
 def rank_main(options):
     ask_for_equal_bits()
+    # Each rank on cores of its own: where the threads of both land differs from run to run.
+    cores = sorted(os.sched_getaffinity(0))
+    share = len(cores) // options.ranks
+    if share:
+        os.sched_setaffinity(0, cores[options.rank * share : (options.rank + 1) * share])
     started = time.monotonic()
     import torch
     import torch.distributed as dist

@@ -1,7 +1,7 @@
 /* Arrays of pointers in host memory that kernels read: the program changes them with plain stores, without any call
  * of the driver, while earlier launches still run; and a host function changes them in the stream's order, long
- * after the launch that reads them was made.
- * Arguments: [buffers, default 12] [MiB of each, default 32] [rounds, default 12] [seed] */
+ * after the launch that reads them was made. Or it never does that: then it waits for the stream first.
+ * Arguments: [buffers, default 12] [MiB of each, default 32] [rounds, default 12] [seed] [host functions, default 1] */
 #include "program.h"
 
 #include <unistd.h>
@@ -22,6 +22,7 @@ int main(int argc, char **argv) {
     size_t buffers = argument(argc, argv, 1, 12), bytes = argument(argc, argv, 2, 32) * MIB;
     size_t rounds = argument(argc, argv, 3, 12), page = (size_t)sysconf(_SC_PAGESIZE);
     uint64_t random = seed_argument(argc, argv, 4), words = bytes / 4;
+    size_t functions = argument(argc, argv, 5, 1);
     CHECK(buffers >= WIDTH && words > 0, "nothing to do");
     start_gpu();
     size_t before = settled_free_bytes(), table_bytes = (rounds * WIDTH * 8 + page) / page * page;
@@ -55,6 +56,9 @@ int main(int argc, char **argv) {
         for (size_t i = 0; i < WIDTH; i++) change->value[i] = buffer[(first + i) % buffers];
         if (how < 2) {
             /* Entries that nobody has read yet: no need to wait for anything. */
+            apply(change);
+        } else if (!functions) {
+            OK(cuStreamSynchronize(stream));
             apply(change);
         } else {
             /* The same few entries again and again, changed when their turn has come. */

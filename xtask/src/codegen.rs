@@ -28,9 +28,9 @@ const CUDA_HEADERS: &str = "#include <cuda.h>\n#include <vdpau/vdpau.h>\n#includ
 
 /// NVML functions that emuV calls or answers itself; every other export is passed through by name.
 const NVML_TYPED: &str = "nvml(Init_v2|Shutdown|ErrorString|SystemGet(DriverVersion|NVMLVersion|CudaDriverVersion_v2)|Device\
-(GetCount_v2|GetHandleByIndex_v2|GetHandleByUUID|GetUUID|GetIndex|GetName|GetMemoryInfo|GetMemoryInfo_v2|\
-GetBAR1MemoryInfo|GetPciInfo_v3|Get(Curr|Max)PcieLink(Generation|Width)|GetComputeRunningProcesses_v3|\
-GetGraphicsRunningProcesses_v3|(Get|Set)MemoryLimits_v1|GetUtilizationRates|GetTemperature|GetPowerUsage|GetMinorNumber))";
+(GetCount(_v2)?|GetHandleByIndex(_v2)?|GetHandleByUUID|GetUUID|GetIndex|GetName|GetMemoryInfo|GetMemoryInfo_v2|\
+GetBAR1MemoryInfo|GetPciInfo_v3|Get(Curr|Max)PcieLink(Generation|Width)|Get(Compute|Graphics)RunningProcesses(_v[23])?|\
+(Get|Set)MemoryLimits_v1|GetUtilizationRates|GetTemperature|GetPowerUsage|GetMinorNumber))";
 
 /// Exports observed on real drivers (names only), so that functions without a public signature exist too.
 const OBSERVED_CUDA: &str = "crates/emuv-cuda/data/libcuda-580.159.04.exports";

@@ -1,7 +1,9 @@
 //! Memory of the host that kernels can reach: pinned by the driver, or managed. A program may write pointers there
 //! without a call, so work that can reach such memory may touch everything. Only where all of it can be looked through
-//! at each launch (ordinary pinned memory, not much of it: flags and counters of libraries) and not one word has ever
-//! looked like a pointer, the work touches what it names. What kernels store there is found by the search behind them.
+//! at each launch (ordinary pinned memory, not much of it: flags and counters of libraries, tables of pointers) the work
+//! touches what the pointers lead to that are there then, as if it had been given them. That matters even to kernels that
+//! never read there: what was on the stack before stands in the rest of a structure of which a launch fills a part, and
+//! PyTorch's copies of many tensors have such. What kernels store there is found by the search behind them.
 //! And only as long as the program has not arranged to write there between a launch and its turn: in a function of the
 //! host that a stream runs, or behind a word that a stream waits for.
 //!
@@ -37,17 +39,17 @@ const MOST_LOOKED_THROUGH: u64 = 64 << 10;
 pub(crate) enum Reach {
     /// Not to memory of the host.
     Nothing,
-    /// To this memory (address, bytes), in which there are no pointers now.
-    NoPointers(u64, u64),
-    /// To memory where pointers are or may come.
-    Pointers,
+    /// To this memory (address, bytes), all words of which have been shown.
+    Shown(u64, u64),
+    /// To memory that leads anywhere.
+    Anything,
 }
 
 #[derive(Debug)]
 struct Range {
     bytes: u64,
-    /// Ordinary memory, in which pointers would be seen. False also once there has been one.
-    searchable: AtomicBool,
+    /// Ordinary memory, in which pointers are seen.
+    searchable: bool,
     /// The library that it goes with.
     library: Option<usize>,
 }
@@ -66,18 +68,18 @@ impl Default for HostRanges {
 impl HostRanges {
     /// Kernels can reach `bytes` at `start` from now on.
     pub fn add(&self, start: u64, bytes: u64) {
-        self.insert(start, Range { bytes, searchable: AtomicBool::new(false), library: None });
+        self.insert(start, Range { bytes, searchable: false, library: None });
     }
 
     /// Kernels can reach `bytes` of ordinary pinned memory at `start`, which the host can read quickly.
     pub fn add_pinned(&self, start: u64, bytes: u64) {
-        let searchable = AtomicBool::new(bytes <= MOST_LOOKED_THROUGH);
+        let searchable = bytes <= MOST_LOOKED_THROUGH;
         self.insert(start, Range { bytes, searchable, library: None });
     }
 
     /// Kernels can reach `bytes` at `start` until the library (or module) is unloaded.
     pub fn add_managed(&self, library: usize, start: u64, bytes: u64) {
-        self.insert(start, Range { bytes, searchable: AtomicBool::new(false), library: Some(library) });
+        self.insert(start, Range { bytes, searchable: false, library: Some(library) });
     }
 
     /// From now on the host may write there between a launch and its turn.
@@ -125,8 +127,8 @@ impl HostRanges {
         result
     }
 
-    /// What a word of a kernel's arguments leads to; `is_pointer` says what a pointer looks like.
-    pub fn reach(&self, word: u64, is_pointer: impl Fn(u64) -> bool) -> Reach {
+    /// What a word of a kernel's arguments leads to; shows `each` word of memory that is looked through.
+    pub fn reach(&self, word: u64, mut each: impl FnMut(u64)) -> Reach {
         if word < self.least.load(Ordering::Acquire) || word >= self.most.load(Ordering::Acquire) {
             return Reach::Nothing;
         }
@@ -135,19 +137,16 @@ impl HostRanges {
         if word - start >= range.bytes {
             return Reach::Nothing;
         }
-        if !range.searchable.load(Ordering::Relaxed) || self.changes_later.load(Ordering::Acquire) {
-            return Reach::Pointers;
+        if !range.searchable || self.changes_later.load(Ordering::Acquire) {
+            return Reach::Anything;
         }
         let first = start.next_multiple_of(8);
         let words = (start + range.bytes).saturating_sub(first) / 8;
         for index in 0..words {
             // SAFETY: see the module's head; aligned, inside the range, and perhaps being written to.
-            if is_pointer(unsafe { ((first + index * 8) as *const u64).read_volatile() }) {
-                range.searchable.store(false, Ordering::Relaxed);
-                return Reach::Pointers;
-            }
+            each(unsafe { ((first + index * 8) as *const u64).read_volatile() });
         }
-        Reach::NoPointers(*start, range.bytes)
+        Reach::Shown(*start, range.bytes)
     }
 
     fn contains(&self, address: u64) -> bool {
@@ -207,19 +206,22 @@ mod tests {
     }
 
     #[test]
-    fn pinned_memory_is_looked_through_until_it_has_held_a_pointer() {
+    fn pinned_memory_is_looked_through_each_time() {
         let ranges = HostRanges::default();
         let mut memory = vec![0_u64; 64];
         let start = memory.as_ptr() as u64;
         ranges.add_pinned(start, 512);
-        let reach = || ranges.reach(start + 100, |word| word == 77);
-        assert_eq!(reach(), Reach::NoPointers(start, 512));
-        assert_eq!(ranges.reach(start + 512, |_| true), Reach::Nothing);
+        let found = |word| {
+            let mut found = Vec::new();
+            (ranges.reach(word, |word| found.extend((word != 0).then_some(word))), found)
+        };
+        assert_eq!(found(start + 100), (Reach::Shown(start, 512), vec![]));
+        assert_eq!(found(start + 512), (Reach::Nothing, vec![]));
         // SAFETY: inside the vector; written as the program would, behind everybody's back.
         unsafe { memory.as_mut_ptr().add(63).write_volatile(77) };
-        assert_eq!(reach(), Reach::Pointers);
+        assert_eq!(found(start + 511), (Reach::Shown(start, 512), vec![77]));
         memory[63] = 0;
-        assert_eq!(reach(), Reach::Pointers, "there may be another one next time");
+        assert_eq!(found(start), (Reach::Shown(start, 512), vec![]));
     }
 
     #[test]
@@ -228,18 +230,18 @@ mod tests {
         let memory = vec![0_u64; 64];
         let start = memory.as_ptr() as u64;
         ranges.add_pinned(start, 512);
-        assert_eq!(ranges.reach(start, |_| false), Reach::NoPointers(start, 512));
+        assert_eq!(ranges.reach(start, drop), Reach::Shown(start, 512));
         ranges.changes_later();
-        assert_eq!(ranges.reach(start, |_| false), Reach::Pointers);
+        assert_eq!(ranges.reach(start, drop), Reach::Anything);
     }
 
     #[test]
-    fn memory_that_cannot_be_looked_through_may_hold_pointers() {
+    fn memory_that_cannot_be_looked_through_leads_anywhere() {
         let ranges = HostRanges::default();
         ranges.add(1 << 30, 4096);
         ranges.add_pinned(1 << 31, MOST_LOOKED_THROUGH + 1);
-        assert_eq!(ranges.reach(1 << 30, |_| false), Reach::Pointers);
-        assert_eq!(ranges.reach(1 << 31, |_| false), Reach::Pointers);
-        assert_eq!(ranges.reach(1 << 29, |_| false), Reach::Nothing);
+        assert_eq!(ranges.reach(1 << 30, drop), Reach::Anything);
+        assert_eq!(ranges.reach(1 << 31, drop), Reach::Anything);
+        assert_eq!(ranges.reach(1 << 29, drop), Reach::Nothing);
     }
 }

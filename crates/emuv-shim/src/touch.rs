@@ -1,5 +1,7 @@
 //! What a piece of GPU work may touch, as far as its call shows.
 
+use std::sync::Arc;
+
 use smallvec::SmallVec;
 
 use crate::{host_ranges::Reach, session::Session};
@@ -7,15 +9,26 @@ use crate::{host_ranges::Reach, session::Session};
 /// Addresses that most kernels have fewer of.
 const INLINE: usize = 16;
 
+/// Pinned memory in which the host has left pointers.
+#[derive(Debug, Clone)]
+pub(crate) struct Table {
+    pub start: u64,
+    pub bytes: u64,
+    /// The pointers, sorted.
+    pub shown: Arc<[u64]>,
+}
+
 /// See the module's head. Filled by the entries, read by `moves`.
 #[derive(Debug, Clone)]
 pub(crate) struct Touch {
     addresses: SmallVec<[u64; INLINE]>,
-    /// It may touch anything: its arguments cannot be read, or it can reach memory of the host in which the program may
-    /// write pointers at any time.
+    /// It may touch anything: its arguments cannot be read, or it can reach memory of the host in which not all pointers
+    /// can be seen.
     pub everything: bool,
     /// Pinned memory that it can reach (address, bytes), in which no pointers are now; it may store some.
     pub pinned: Vec<(u64, u64)>,
+    /// Such memory in which there are some: what they lead to is added.
+    pub tables: Vec<Table>,
     /// It may leave pointers into the arenas in memory that it writes, which no later argument shows.
     pub may_store_pointers: bool,
     /// Those pointers are from memory that is not searched, and may lead anywhere.
@@ -36,6 +49,7 @@ impl Touch {
             addresses: SmallVec::new(),
             everything: false,
             pinned: Vec::new(),
+            tables: Vec::new(),
             may_store_pointers: false,
             may_bring_pointers: false,
             maker: 0,
@@ -66,10 +80,23 @@ impl Touch {
             self.add(word);
             return;
         }
-        match session.host_ranges.reach(word, |word| session.device_at(word).is_some()) {
+        let lies_in = |start: u64, bytes: u64| word.wrapping_sub(start) < bytes;
+        if self.pinned.iter().any(|(start, bytes)| lies_in(*start, *bytes))
+            || self.tables.iter().any(|table| lies_in(table.start, table.bytes))
+        {
+            return;
+        }
+        let mut found = Vec::new();
+        match session.host_ranges.reach(word, |word| found.extend(session.device_at(word).map(|_| word))) {
             Reach::Nothing => {}
-            Reach::NoPointers(start, bytes) => self.pinned.push((start, bytes)),
-            Reach::Pointers => self.everything = true,
+            Reach::Shown(start, bytes) if found.is_empty() => self.pinned.push((start, bytes)),
+            Reach::Shown(start, bytes) => {
+                found.sort_unstable();
+                found.dedup();
+                self.addresses.extend_from_slice(&found);
+                self.tables.push(Table { start, bytes, shown: found.into() });
+            }
+            Reach::Anything => self.everything = true,
         }
     }
 

@@ -70,12 +70,20 @@ pub struct nvmlBAR1Memory_st {
 pub type nvmlBAR1Memory_t = nvmlBAR1Memory_st;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct nvmlProcessInfo_v1_st {
+    pub pid: c_uint,
+    pub usedGpuMemory: c_ulonglong,
+}
+pub type nvmlProcessInfo_v1_t = nvmlProcessInfo_v1_st;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct nvmlProcessInfo_v2_st {
     pub pid: c_uint,
     pub usedGpuMemory: c_ulonglong,
     pub gpuInstanceId: c_uint,
     pub computeInstanceId: c_uint,
 }
+pub type nvmlProcessInfo_v2_t = nvmlProcessInfo_v2_st;
 pub type nvmlProcessInfo_t = nvmlProcessInfo_v2_st;
 pub const NVML_TEMPERATURE_GPU: nvmlTemperatureSensors_enum = 0;
 pub const NVML_TEMPERATURE_GPU_MAX: nvmlTemperatureSensors_enum = 1;

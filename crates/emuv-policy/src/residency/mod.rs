@@ -101,6 +101,13 @@ pub struct Begun {
     pub search: bool,
 }
 
+impl Begun {
+    /// The stream that it is on and its number there, as [`Residency::collecting`] has them.
+    pub fn work(&self) -> (u32, u64) {
+        (self.lane, self.number)
+    }
+}
+
 /// Names a work that is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HoldId(u64);

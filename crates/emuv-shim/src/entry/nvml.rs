@@ -11,7 +11,7 @@ use emuv_cuda::{Nvml, nvml_types::*};
 use crate::{
     real,
     slice::{self, Slice},
-    view::{self, Card, Seen},
+    view::{self, Card, Running, Seen},
 };
 
 /// Total, free and used bytes, the first form.
@@ -60,39 +60,87 @@ pub(crate) unsafe extern "C" fn nvmlDeviceGetMemoryInfo_v2(
     result
 }
 
-/// The processes that use the card: in a slice, those of the slice.
+/// One form of the processes that NVML lists, older ones without the last two fields.
+trait Listed {
+    fn of(process: &Running) -> Self;
+}
+
+impl Listed for nvmlProcessInfo_v1_t {
+    fn of(process: &Running) -> Self {
+        Self { pid: process.pid, usedGpuMemory: process.used_bytes }
+    }
+}
+
+impl Listed for nvmlProcessInfo_t {
+    fn of(process: &Running) -> Self {
+        // No part of a card that is cut into such.
+        let none = c_uint::MAX;
+        Self { pid: process.pid, usedGpuMemory: process.used_bytes, gpuInstanceId: none, computeInstanceId: none }
+    }
+}
+
+/// The entries of a function in all its versions, one line each: programs take any of them.
+macro_rules! versions {
+    ($($body:ident { $($name:ident($($arg:ident: $ty:ty),*);)* })*) => {
+        $($(
+            /// In a slice: the slice's.
+            ///
+            /// # Safety
+            /// The contract of the NVML function of this name.
+            #[cfg_attr(not(test), unsafe(no_mangle))]
+            #[allow(non_snake_case)]
+            pub(crate) unsafe extern "C" fn $name($($arg: $ty),*) -> nvmlReturn_t {
+                let Some(real) = real::nvml() else { return nvmlReturn_t::NVML_ERROR_LIBRARY_NOT_FOUND };
+                // SAFETY: the program's own arguments, here and there.
+                unsafe { $body(&real.nvml, $($arg,)* || real.nvml.$name($($arg),*)) }
+            }
+        )*)*
+    };
+}
+
+versions! {
+    compute {
+        nvmlDeviceGetComputeRunningProcesses(device: nvmlDevice_t, count: *mut c_uint, infos: *mut nvmlProcessInfo_v1_t);
+        nvmlDeviceGetComputeRunningProcesses_v2(device: nvmlDevice_t, count: *mut c_uint, infos: *mut nvmlProcessInfo_v2_t);
+        nvmlDeviceGetComputeRunningProcesses_v3(device: nvmlDevice_t, count: *mut c_uint, infos: *mut nvmlProcessInfo_t);
+    }
+    graphics {
+        nvmlDeviceGetGraphicsRunningProcesses(device: nvmlDevice_t, count: *mut c_uint, infos: *mut nvmlProcessInfo_v1_t);
+        nvmlDeviceGetGraphicsRunningProcesses_v2(device: nvmlDevice_t, count: *mut c_uint, infos: *mut nvmlProcessInfo_v2_t);
+        nvmlDeviceGetGraphicsRunningProcesses_v3(device: nvmlDevice_t, count: *mut c_uint, infos: *mut nvmlProcessInfo_t);
+    }
+    cards {
+        nvmlDeviceGetCount(count: *mut c_uint);
+        nvmlDeviceGetCount_v2(count: *mut c_uint);
+    }
+    by_index {
+        nvmlDeviceGetHandleByIndex(index: c_uint, device: *mut nvmlDevice_t);
+        nvmlDeviceGetHandleByIndex_v2(index: c_uint, device: *mut nvmlDevice_t);
+    }
+}
+
+/// The processes that use the card.
 ///
 /// # Safety
-/// The contract of the NVML function of this name.
-#[cfg_attr(not(test), unsafe(no_mangle))]
-#[allow(non_snake_case)]
-pub(crate) unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(
+/// The contract of `nvmlDeviceGetComputeRunningProcesses`.
+unsafe fn compute<T: Listed>(
+    nvml: &Nvml,
     device: nvmlDevice_t,
     count: *mut c_uint,
-    infos: *mut nvmlProcessInfo_t,
+    infos: *mut T,
+    plain: impl FnOnce() -> nvmlReturn_t,
 ) -> nvmlReturn_t {
-    let Some(real) = real::nvml() else { return nvmlReturn_t::NVML_ERROR_LIBRARY_NOT_FOUND };
-    let running = catch_unwind(|| view::running(&uuid(&real.nvml, device)?)).ok().flatten();
+    let running = catch_unwind(|| view::running(&uuid(nvml, device)?)).ok().flatten();
     // SAFETY: null or valid by NVML's contract.
-    let (Some(running), Some(count)) = (running, unsafe { count.as_mut() }) else {
-        // SAFETY: the program's own arguments.
-        return unsafe { real.nvml.nvmlDeviceGetComputeRunningProcesses_v3(device, count, infos) };
-    };
+    let (Some(running), Some(count)) = (running, unsafe { count.as_mut() }) else { return plain() };
     let room = *count as usize;
     *count = c_uint::try_from(running.len()).unwrap_or(c_uint::MAX);
     if running.len() > room || (infos.is_null() && !running.is_empty()) {
         return nvmlReturn_t::NVML_ERROR_INSUFFICIENT_SIZE;
     }
-    for (index, process) in running.into_iter().enumerate() {
-        let info = nvmlProcessInfo_t {
-            pid: process.pid,
-            usedGpuMemory: process.used_bytes,
-            // No part of a card that is cut into such.
-            gpuInstanceId: c_uint::MAX,
-            computeInstanceId: c_uint::MAX,
-        };
+    for (index, process) in running.iter().enumerate() {
         // SAFETY: `infos` has room for what `count` said, by NVML's contract, and `index` is less.
-        unsafe { infos.add(index).write(info) };
+        unsafe { infos.add(index).write(T::of(process)) };
     }
     nvmlReturn_t::NVML_SUCCESS
 }
@@ -100,34 +148,26 @@ pub(crate) unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(
 /// Nobody draws in a slice.
 ///
 /// # Safety
-/// The contract of the NVML function of this name.
-#[cfg_attr(not(test), unsafe(no_mangle))]
-#[allow(non_snake_case)]
-pub(crate) unsafe extern "C" fn nvmlDeviceGetGraphicsRunningProcesses_v3(
-    device: nvmlDevice_t,
+/// The contract of `nvmlDeviceGetGraphicsRunningProcesses`.
+unsafe fn graphics<T>(
+    _nvml: &Nvml,
+    _device: nvmlDevice_t,
     count: *mut c_uint,
-    infos: *mut nvmlProcessInfo_t,
+    _infos: *mut T,
+    plain: impl FnOnce() -> nvmlReturn_t,
 ) -> nvmlReturn_t {
-    let Some(real) = real::nvml() else { return nvmlReturn_t::NVML_ERROR_LIBRARY_NOT_FOUND };
     // SAFETY: null or valid by NVML's contract.
-    if let (Some(_), Some(count)) = (joined(), unsafe { count.as_mut() }) {
-        *count = 0;
-        return nvmlReturn_t::NVML_SUCCESS;
-    }
-    // SAFETY: the program's own arguments.
-    unsafe { real.nvml.nvmlDeviceGetGraphicsRunningProcesses_v3(device, count, infos) }
+    let (Some(_), Some(count)) = (joined(), unsafe { count.as_mut() }) else { return plain() };
+    *count = 0;
+    nvmlReturn_t::NVML_SUCCESS
 }
 
 /// In a slice there are its GPUs.
 ///
 /// # Safety
-/// The contract of the NVML function of this name.
-#[cfg_attr(not(test), unsafe(no_mangle))]
-#[allow(non_snake_case)]
-pub(crate) unsafe extern "C" fn nvmlDeviceGetCount_v2(count: *mut c_uint) -> nvmlReturn_t {
-    let Some(real) = real::nvml() else { return nvmlReturn_t::NVML_ERROR_LIBRARY_NOT_FOUND };
-    // SAFETY: the program's own arguments.
-    let result = unsafe { real.nvml.nvmlDeviceGetCount_v2(count) };
+/// The contract of `nvmlDeviceGetCount`.
+unsafe fn cards(_nvml: &Nvml, count: *mut c_uint, plain: impl FnOnce() -> nvmlReturn_t) -> nvmlReturn_t {
+    let result = plain();
     if let Some(slice) = joined().filter(|_| result.is_ok()) {
         // One that cannot be opened has one all the same, which nothing finds.
         let gpus = slice.gpu_uuids().count().max(1);
@@ -140,27 +180,23 @@ pub(crate) unsafe extern "C" fn nvmlDeviceGetCount_v2(count: *mut c_uint) -> nvm
 /// In a slice they have the slice's order.
 ///
 /// # Safety
-/// The contract of the NVML function of this name.
-#[cfg_attr(not(test), unsafe(no_mangle))]
-#[allow(non_snake_case)]
-pub(crate) unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(
+/// The contract of `nvmlDeviceGetHandleByIndex`.
+unsafe fn by_index(
+    nvml: &Nvml,
     index: c_uint,
     device: *mut nvmlDevice_t,
+    plain: impl FnOnce() -> nvmlReturn_t,
 ) -> nvmlReturn_t {
-    let Some(real) = real::nvml() else { return nvmlReturn_t::NVML_ERROR_LIBRARY_NOT_FOUND };
-    let Some(slice) = joined() else {
-        // SAFETY: the program's own arguments.
-        return unsafe { real.nvml.nvmlDeviceGetHandleByIndex_v2(index, device) };
-    };
+    let Some(slice) = joined() else { return plain() };
     let uuid = usize::try_from(index).ok().and_then(|index| slice.gpu_uuids().nth(index));
     let Some(uuid) = uuid.and_then(|uuid| CString::new(uuid).ok()) else {
         return nvmlReturn_t::NVML_ERROR_INVALID_ARGUMENT;
     };
     // SAFETY: the program's own argument, and a text that lives as long as the call.
-    unsafe { real.nvml.nvmlDeviceGetHandleByUUID(uuid.as_ptr(), device) }
+    unsafe { nvml.nvmlDeviceGetHandleByUUID(uuid.as_ptr(), device) }
 }
 
-/// As [`nvmlDeviceGetHandleByIndex_v2`] counts.
+/// As [`by_index`] counts.
 ///
 /// # Safety
 /// The contract of the NVML function of this name.

@@ -18,6 +18,7 @@ mod pins;
 mod record;
 mod search;
 mod spares;
+mod tables;
 pub(crate) mod verify;
 
 use std::time::Duration;
@@ -49,6 +50,7 @@ use lanes::{Lane, Lanes};
 pub(crate) use pins::pinned;
 use search::{Search, Searcher};
 use spares::Spares;
+use tables::Tables;
 use verify::What;
 
 /// A held work asks again after this long at the latest, whether or not it was told to.
@@ -69,6 +71,7 @@ pub(crate) struct Moves {
     lanes: Lanes,
     spares: Spares,
     searcher: Searcher,
+    tables: Tables,
     /// Moves that have ended.
     ended: AtomicU64,
 }
@@ -190,9 +193,10 @@ pub(crate) fn around(
     let result = call();
     let after = before.and_then(|_| calls::timed_event(session.real, stream, per_thread).ok());
     // All searches before the first fence: each may read memory of all devices.
-    for (device, lane, _) in entered.iter().filter(|(.., begun)| begun.search) {
+    for (device, lane, begun) in entered.iter().filter(|(.., begun)| begun.search) {
         let search = search_for(session, device, here, &entered, touch);
         device.moves.search_behind(session, device, (context, *lane), touch.maker, search);
+        device.moves.tables.watch(begun.work(), &touch.tables);
     }
     for (device, lane, begun) in entered {
         let unfenced = device.arena.residency().issued(&begun);
@@ -425,7 +429,14 @@ impl Moves {
             kind: touch.kind,
             patient: true,
         };
-        let held = match arena.residency().begin(&work, None) {
+        let begin = {
+            let mut residency = arena.residency();
+            if !touch.tables.is_empty() && touch.maker != 0 {
+                residency.doubted(&[touch.maker]);
+            }
+            residency.begin(&work, None)
+        };
+        let held = match begin {
             Begin::Go(begun) => return begun,
             Begin::Hold(id) => id,
         };

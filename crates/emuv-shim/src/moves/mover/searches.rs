@@ -78,6 +78,9 @@ impl Mover {
         let arena = &self.device.arena;
         let searches = arena.residency().collecting();
         let mut found = self.device.moves.searcher.findings((arena.base(), arena.bytes()));
+        let in_tables = self.device.moves.tables.stored(&searches, &self.session.host_ranges);
+        let in_arena = in_tables.into_iter().filter(|address| arena.contains(*address));
+        found.offsets.extend(in_arena.map(|address| address - arena.base()));
         // What code does with pointers it does on all devices, and the searches behind a work are all done when one is.
         for other in self.session.others(self.device.ordinal) {
             found.storers.extend(other.moves.searcher.storers((other.arena.base(), other.arena.bytes())));
