@@ -19,12 +19,21 @@ int main(int argc, char **argv) {
     OK(cuMemAlloc_v2(&small, 4096));
     OK(cuMemAlloc_v2(&table, 4096));
     OK(cuMemsetD32_v2(small, 0, 1024));
+    void *pinned;
+    OK(cuMemHostAlloc(&pinned, 4096, 0));
     uint64_t sum = 0, got;
     for (uint32_t round = 0; round < rounds; round++) {
         /* Two buffers by pointers that the host has brought, and they stay there. */
         size_t named[2] = {0, 1};
         CUdeviceptr pointers[2] = {buffer[named[0]], buffer[named[1]]};
-        OK(cuMemcpyHtoD_v2(table, pointers, sizeof pointers));
+        /* From pinned memory first: of that it is known what it brings before it comes. */
+        OK(cuCtxSynchronize());
+        memcpy(pinned, pointers, sizeof pointers);
+        if (round % 2) {
+            OK(cuMemcpyHtoD_v2(table, pointers, sizeof pointers));
+        } else {
+            OK(cuMemcpyHtoDAsync_v2(table, pinned, sizeof pointers, NULL));
+        }
         run_batched_mix_on(NULL, table, 2, count, round);
         for (int i = 0; i < 2; i++) contents[named[i]] = mixed(contents[named[i]], round);
         /* The others openly, by a kernel that leaves a number beside the table; now and then one of those two as well. */
@@ -43,6 +52,7 @@ int main(int argc, char **argv) {
     }
     OK(cuMemFree_v2(small));
     OK(cuMemFree_v2(table));
+    OK(cuMemFreeHost(pinned));
     check_free_is(before);
     printf("neighbours: ok, %zu x %zu MiB, %zu rounds\n", buffers, bytes / MIB, rounds);
     return 0;

@@ -34,6 +34,9 @@ pub(crate) struct HostRanges {
 /// More is not looked through at each launch.
 const MOST_LOOKED_THROUGH: u64 = 64 << 10;
 
+/// Of a larger copy not all words are looked at.
+const MOST_BROUGHT: u64 = 16 << 10;
+
 /// What a word leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reach {
@@ -48,8 +51,8 @@ pub(crate) enum Reach {
 #[derive(Debug)]
 struct Range {
     bytes: u64,
-    /// Ordinary memory, in which pointers are seen.
-    searchable: bool,
+    /// Ordinary memory, which the host can read.
+    readable: bool,
     /// The library that it goes with.
     library: Option<usize>,
 }
@@ -68,18 +71,17 @@ impl Default for HostRanges {
 impl HostRanges {
     /// Kernels can reach `bytes` at `start` from now on.
     pub fn add(&self, start: u64, bytes: u64) {
-        self.insert(start, Range { bytes, searchable: false, library: None });
+        self.insert(start, Range { bytes, readable: false, library: None });
     }
 
     /// Kernels can reach `bytes` of ordinary pinned memory at `start`, which the host can read quickly.
     pub fn add_pinned(&self, start: u64, bytes: u64) {
-        let searchable = bytes <= MOST_LOOKED_THROUGH;
-        self.insert(start, Range { bytes, searchable, library: None });
+        self.insert(start, Range { bytes, readable: true, library: None });
     }
 
     /// Kernels can reach `bytes` at `start` until the library (or module) is unloaded.
     pub fn add_managed(&self, library: usize, start: u64, bytes: u64) {
-        self.insert(start, Range { bytes, searchable: false, library: Some(library) });
+        self.insert(start, Range { bytes, readable: false, library: Some(library) });
     }
 
     /// From now on the host may write there between a launch and its turn.
@@ -137,21 +139,47 @@ impl HostRanges {
         if word - start >= range.bytes {
             return Reach::Nothing;
         }
-        if !range.searchable || self.changes_later.load(Ordering::Acquire) {
+        if !range.readable || range.bytes > MOST_LOOKED_THROUGH || self.changes_later.load(Ordering::Acquire) {
             return Reach::Anything;
         }
         let first = start.next_multiple_of(8);
-        let words = (start + range.bytes).saturating_sub(first) / 8;
-        for index in 0..words {
-            // SAFETY: see the module's head; aligned, inside the range, and perhaps being written to.
-            each(unsafe { ((first + index * 8) as *const u64).read_volatile() });
-        }
+        // SAFETY: see the module's head; the aligned part of the range.
+        unsafe { show(first, (start + range.bytes).saturating_sub(first), &mut each) };
         Reach::Shown(*start, range.bytes)
+    }
+
+    /// Shows `each` word of `bytes` at `start`, from which a copy is about to be made to `to`. False: not all that the copy will
+    /// bring can be seen so; it is to be searched behind.
+    pub fn brought(&self, to: u64, start: u64, bytes: u64, mut each: impl FnMut(u64)) -> bool {
+        // A piece of a word may complete a pointer whose other piece is there already.
+        if !(to | start | bytes).is_multiple_of(8) || bytes > MOST_BROUGHT || self.changes_later.load(Ordering::Acquire)
+        {
+            return false;
+        }
+        let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
+        let range = ranges.range(..=start).next_back();
+        let Some(_) = range.filter(|(from, range)| range.readable && start - **from + bytes <= range.bytes) else {
+            return false;
+        };
+        // SAFETY: see the module's head; aligned and inside the range.
+        unsafe { show(start, bytes, &mut each) };
+        true
     }
 
     fn contains(&self, address: u64) -> bool {
         let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
         ranges.range(..=address).next_back().is_some_and(|(start, range)| address - start < range.bytes)
+    }
+}
+
+/// Gives the words of `bytes` at `first`.
+///
+/// # Safety
+/// `first` is aligned, and so many bytes there can be read, which perhaps are being written to.
+unsafe fn show(first: u64, bytes: u64, each: &mut impl FnMut(u64)) {
+    for at in (first..first + bytes / 8 * 8).step_by(8) {
+        // SAFETY: the caller's word.
+        each(unsafe { (at as *const u64).read_volatile() });
     }
 }
 
@@ -222,6 +250,27 @@ mod tests {
         assert_eq!(found(start + 511), (Reach::Shown(start, 512), vec![77]));
         memory[63] = 0;
         assert_eq!(found(start), (Reach::Shown(start, 512), vec![]));
+    }
+
+    #[test]
+    fn what_a_copy_brings_is_seen_where_all_of_it_can_be() {
+        let ranges = HostRanges::default();
+        let memory: Vec<u64> = (100..164).collect();
+        let start = memory.as_ptr() as u64;
+        ranges.add_pinned(start, 512);
+        let brought = |to, from, bytes| {
+            let mut seen = Vec::new();
+            ranges.brought(to, from, bytes, |word| seen.push(word)).then_some(seen)
+        };
+        assert_eq!(brought(1 << 40, start + 16, 24), Some(vec![102, 103, 104]));
+        assert_eq!(brought(1 << 40, start + 488, 24).map(|seen| seen.len()), Some(3));
+        assert_eq!(brought(1 << 40, start + 496, 24), None, "it goes beyond what is known");
+        assert_eq!(brought(1 << 40, start + 4096, 8), None, "not pinned");
+        for (to, from, bytes) in [(4, 0, 8), (0, 4, 8), (0, 0, 12)] {
+            assert_eq!(brought((1 << 40) + to, start + from, bytes), None, "pieces of words");
+        }
+        ranges.changes_later();
+        assert_eq!(brought(1 << 40, start, 8), None);
     }
 
     #[test]

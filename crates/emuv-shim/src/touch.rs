@@ -29,6 +29,8 @@ pub(crate) struct Touch {
     pub pinned: Vec<(u64, u64)>,
     /// Such memory in which there are some: what they lead to is added.
     pub tables: Vec<Table>,
+    /// Addresses in arenas that it brings from the host, all of them.
+    pub brought: Vec<u64>,
     /// It may leave pointers into the arenas in memory that it writes, which no later argument shows.
     pub may_store_pointers: bool,
     /// Those pointers are from memory that is not searched, and may lead anywhere.
@@ -50,6 +52,7 @@ impl Touch {
             everything: false,
             pinned: Vec::new(),
             tables: Vec::new(),
+            brought: Vec::new(),
             may_store_pointers: false,
             may_bring_pointers: false,
             maker: 0,
@@ -67,6 +70,14 @@ impl Touch {
     pub fn brings_pointers(&mut self) {
         self.may_store_pointers = true;
         self.may_bring_pointers = true;
+    }
+
+    /// It copies `bytes` from the host's memory at `from` to `to`.
+    pub fn brings(&mut self, session: &Session, to: u64, from: u64, bytes: usize) {
+        let each = |word| self.brought.extend(session.device_at(word).map(|_| word));
+        if !session.host_ranges.brought(to, from, bytes as u64, each) {
+            self.brings_pointers();
+        }
     }
 
     /// Adds an address in some arena; it stands for the whole allocation that it lies in.

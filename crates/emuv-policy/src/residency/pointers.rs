@@ -278,6 +278,12 @@ impl Residency {
         }
     }
 
+    /// A copy that is about to be made brings pointers to these offsets; nothing else that it brings is one.
+    pub fn brought(&mut self, offsets: &[u64]) {
+        self.pointers.any_found |= !offsets.is_empty();
+        offsets.iter().for_each(|offset| self.escape(*offset));
+    }
+
     /// The findings of these searches: offsets that are pointed to, and code that has stored pointers to what it was given.
     pub fn collected(&mut self, searches: &[(u32, u64)], found: &[u64], storers: &[u64]) {
         for maker in storers {

@@ -30,13 +30,21 @@ fn from_elsewhere(addresses: &[CUdeviceptr]) -> Touch {
     touch
 }
 
+/// A copy from the host.
+fn from_host(to: CUdeviceptr, from: u64, bytes: usize) -> Touch {
+    let Some(session) = session::current() else { return Touch::everything() };
+    let mut touch = within(&[to]);
+    touch.brings(session, to, from, bytes);
+    touch
+}
+
 /// A copy between any two kinds of memory.
-fn unified(to: CUdeviceptr, from: CUdeviceptr) -> Touch {
+fn unified(to: CUdeviceptr, from: CUdeviceptr, bytes: usize) -> Touch {
     let Some(session) = session::current() else { return Touch::everything() };
     match is_searched(session, CU_MEMORYTYPE_UNIFIED, from) {
         true if peers::crosses(session, to, from) => from_elsewhere(&[to, from]),
         true => within(&[to, from]),
-        false => from_elsewhere(&[to]),
+        false => from_host(to, from, bytes),
     }
 }
 
@@ -123,12 +131,12 @@ transfers! { peers::launch:
     fn cuMemcpyDtoHAsync_v2_ptsz(dstHost: *mut c_void, srcDevice: CUdeviceptr, ByteCount: usize, hStream: CUstream) on hStream, true touches within(&[srcDevice]);
     fn cuMemcpyDtoH_v2(dstHost: *mut c_void, srcDevice: CUdeviceptr, ByteCount: usize) on std::ptr::null_mut(), false touches within(&[srcDevice]);
     fn cuMemcpyDtoH_v2_ptds(dstHost: *mut c_void, srcDevice: CUdeviceptr, ByteCount: usize) on std::ptr::null_mut(), true touches within(&[srcDevice]);
-    fn cuMemcpyHtoDAsync_v2(dstDevice: CUdeviceptr, srcHost: *const c_void, ByteCount: usize, hStream: CUstream) on hStream, false touches from_elsewhere(&[dstDevice]);
-    fn cuMemcpyHtoDAsync_v2_ptsz(dstDevice: CUdeviceptr, srcHost: *const c_void, ByteCount: usize, hStream: CUstream) on hStream, true touches from_elsewhere(&[dstDevice]);
-    fn cuMemcpyHtoD_v2(dstDevice: CUdeviceptr, srcHost: *const c_void, ByteCount: usize) on std::ptr::null_mut(), false touches from_elsewhere(&[dstDevice]);
-    fn cuMemcpyHtoD_v2_ptds(dstDevice: CUdeviceptr, srcHost: *const c_void, ByteCount: usize) on std::ptr::null_mut(), true touches from_elsewhere(&[dstDevice]);
-    fn cuMemcpyWithAttributesAsync(dst: CUdeviceptr, src: CUdeviceptr, size: usize, attr: *mut CUmemcpyAttributes_v1, hStream: CUstream) on hStream, false touches unified(dst, src);
-    fn cuMemcpyWithAttributesAsync_ptsz(dst: CUdeviceptr, src: CUdeviceptr, size: usize, attr: *mut CUmemcpyAttributes_v1, hStream: CUstream) on hStream, true touches unified(dst, src);
+    fn cuMemcpyHtoDAsync_v2(dstDevice: CUdeviceptr, srcHost: *const c_void, ByteCount: usize, hStream: CUstream) on hStream, false touches from_host(dstDevice, srcHost as u64, ByteCount);
+    fn cuMemcpyHtoDAsync_v2_ptsz(dstDevice: CUdeviceptr, srcHost: *const c_void, ByteCount: usize, hStream: CUstream) on hStream, true touches from_host(dstDevice, srcHost as u64, ByteCount);
+    fn cuMemcpyHtoD_v2(dstDevice: CUdeviceptr, srcHost: *const c_void, ByteCount: usize) on std::ptr::null_mut(), false touches from_host(dstDevice, srcHost as u64, ByteCount);
+    fn cuMemcpyHtoD_v2_ptds(dstDevice: CUdeviceptr, srcHost: *const c_void, ByteCount: usize) on std::ptr::null_mut(), true touches from_host(dstDevice, srcHost as u64, ByteCount);
+    fn cuMemcpyWithAttributesAsync(dst: CUdeviceptr, src: CUdeviceptr, size: usize, attr: *mut CUmemcpyAttributes_v1, hStream: CUstream) on hStream, false touches unified(dst, src, size);
+    fn cuMemcpyWithAttributesAsync_ptsz(dst: CUdeviceptr, src: CUdeviceptr, size: usize, attr: *mut CUmemcpyAttributes_v1, hStream: CUstream) on hStream, true touches unified(dst, src, size);
 }
 
 /// Copies that name the contexts, of what lies in one piece, or, where the driver makes no such copies of mapped memory, as between addresses.
@@ -157,7 +165,7 @@ macro_rules! lines_between_contexts {
                     };
                     let stream: &[CUstream] = &[$($stream)?];
                     let stream = stream.first().copied().unwrap_or(std::ptr::null_mut());
-                    Some(moves::launch(session, stream, $per_thread, || unified($to, $from), call))
+                    Some(moves::launch(session, stream, $per_thread, || unified($to, $from, $bytes), call))
                 }
             )*
         }
@@ -200,7 +208,7 @@ macro_rules! between_addresses {
                     };
                     let stream: &[CUstream] = &[$($stream)?];
                     let stream = stream.first().copied().unwrap_or(std::ptr::null_mut());
-                    Some(moves::launch(session, stream, $per_thread, || unified($to, $from), call))
+                    Some(moves::launch(session, stream, $per_thread, || unified($to, $from, $bytes), call))
                 }
             )*
         }

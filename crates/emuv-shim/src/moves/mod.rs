@@ -176,6 +176,7 @@ pub(crate) fn around(
         let copied: Vec<u64> = if touch.maker == 0 { touch.addresses().collect() } else { Vec::new() };
         return at_hand(session, &copied, call);
     }
+    brought(session, touch);
     let name = Name::of(stream, per_thread, context);
     let mut entered: SmallVec<[(&Device, Lane, Begun); 1]> = SmallVec::new();
     for device in session.devices().filter(|device| device.moves.is_active() && concerns(session, here, device, touch))
@@ -221,6 +222,18 @@ pub(crate) fn around(
         device.moves.nudge();
     }
     result
+}
+
+/// A copy is about to bring what the host has there: what that leads to is known now.
+fn brought(session: &Session, touch: &Touch) {
+    if touch.brought.is_empty() {
+        return;
+    }
+    for device in session.devices() {
+        let offsets = offsets(&device.arena, touch.brought.iter().copied());
+        device.moves.searcher.know(&offsets);
+        device.arena.residency().brought(&offsets);
+    }
 }
 
 /// Whether a work on device `here` may touch memory of `device`.

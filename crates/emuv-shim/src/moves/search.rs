@@ -6,7 +6,8 @@
 //! elsewhere. The bitmaps lie in pinned memory of the host (16 KiB for 256 GiB): finds are rare, it costs no VRAM, and
 //! what a search found can be read as soon as the search is known to be done. Behind each bitmap lie flags, one for each
 //! piece of code: it has left a pointer to what it was given ([`STORES`], if no search had seen one to the same granule before; else
-//! [`DOUBTED`]).
+//! [`DOUBTED`]). Behind the flags lies a second bitmap, of what the host is known to have brought pointers to: the GPU only reads
+//! it, and what stands there counts as seen before.
 //!
 //! # Safety
 //! Each block is one driver call on a module and memory that were made here, in the context that the caller has made
@@ -17,7 +18,7 @@
 #![allow(unsafe_code)]
 
 use core::ffi::c_void;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use emuv_cuda::{CuResult, types::*};
 use emuv_policy::{GRANULE, Owner};
@@ -50,6 +51,8 @@ struct Kernel {
     function: usize,
     /// In pinned memory, at the same address for the host and the GPU.
     bitmap: CUdeviceptr,
+    /// The bitmap of what the host has brought.
+    known: CUdeviceptr,
 }
 
 /// See the module's head. One per device.
@@ -61,6 +64,8 @@ struct State {
     kernels: HashMap<Owner, Kernel>,
     /// Code -> its flag.
     flags: HashMap<u64, usize>,
+    /// Words of the bitmap of what the host has brought.
+    known: BTreeMap<usize, u64>,
     /// Storers that the log has been told of.
     told: HashSet<u64>,
 }
@@ -99,9 +104,28 @@ impl Searcher {
             return Ok(());
         }
         let function = calls::load_kernel(real, PTX, c"emuv_search")?;
-        let bitmap = calls::pinned_memory(real, bitmap_words(arena) * 8 + FLAGS * 4)? as u64;
-        lock(&self.0).kernels.insert(context, Kernel { function, bitmap });
+        let before = bitmap_words(arena) * 8 + FLAGS * 4;
+        let bitmap = calls::pinned_memory(real, before + bitmap_words(arena) * 8)? as u64;
+        let kernel = Kernel { function, bitmap, known: bitmap + before as u64 };
+        let mut state = lock(&self.0);
+        state.known.iter().for_each(|(index, word)| kernel.set_known(*index, *word));
+        state.kernels.insert(context, kernel);
         Ok(())
+    }
+
+    /// The host brings pointers to these offsets: a search that finds one there has found nothing new.
+    pub fn know(&self, offsets: &[u64]) {
+        let mut state = lock(&self.0);
+        for offset in offsets {
+            let granule = offset / GRANULE;
+            let index = usize::try_from(granule / 64).unwrap_or(0);
+            let word = state.known.entry(index).or_default();
+            let bit = 1 << (granule % 64);
+            if std::mem::replace(word, *word | bit) & bit == 0 {
+                let word = *word;
+                state.kernels.values().for_each(|kernel| kernel.set_known(index, word));
+            }
+        }
     }
 
     /// Whether the kernel is loaded in a context.
@@ -127,7 +151,7 @@ impl Searcher {
         };
         let flag = flag.map_or(0, |index| kernel.bitmap + (bitmap_words(arena) * 8 + index * 4) as u64);
         let named = named(search, arena);
-        let aim = Aim { arena, bitmap: kernel.bitmap, flag, named };
+        let aim = Aim { arena, bitmap: kernel.bitmap, known: kernel.known, flag, named };
         search.ranges.iter().try_for_each(|range| launch(real, kernel.function, stream, *range, aim))
     }
 
@@ -173,6 +197,14 @@ impl Searcher {
     }
 }
 
+impl Kernel {
+    /// Writes one word of the bitmap of what the host has brought.
+    fn set_known(&self, index: usize, word: u64) {
+        // SAFETY: see the module's head; within that bitmap, as its offsets are the arena's. The GPU may be reading it.
+        unsafe { (self.known as *mut u64).add(index).write_volatile(word) };
+    }
+}
+
 impl State {
     /// The flags of all code, in each context; `words`: how long the bitmaps before them are.
     fn flags(&self, words: usize) -> impl Iterator<Item = (u64, u32)> {
@@ -210,6 +242,7 @@ fn named(search: &Search, arena: Arena) -> [(u64, u64); NAMED] {
 struct Aim {
     arena: Arena,
     bitmap: u64,
+    known: u64,
     /// Null: none.
     flag: u64,
     named: [(u64, u64); NAMED],
@@ -222,9 +255,9 @@ fn launch(real: &Real, function: usize, stream: CUstream, (address, bytes): (u64
     if words == 0 {
         return Ok(());
     }
-    let mut arguments = [0_u64; 6 + 2 * NAMED];
-    arguments[..6].copy_from_slice(&[start, words, aim.arena.0, aim.arena.1, aim.bitmap, aim.flag]);
-    for (pair, (first, bytes)) in arguments[6..].as_chunks_mut::<2>().0.iter_mut().zip(aim.named) {
+    let mut arguments = [0_u64; 7 + 2 * NAMED];
+    arguments[..7].copy_from_slice(&[start, words, aim.arena.0, aim.arena.1, aim.bitmap, aim.known, aim.flag]);
+    for (pair, (first, bytes)) in arguments[7..].as_chunks_mut::<2>().0.iter_mut().zip(aim.named) {
         *pair = [first, bytes];
     }
     let mut parameters = arguments.each_mut().map(|argument| std::ptr::from_mut(argument).cast::<c_void>());

@@ -93,6 +93,7 @@ impl Verify {
             return call();
         }
         let touch = touch();
+        super::brought(session, &touch);
         let hidden = match state.prepare(session, context, &touch) {
             Ok(hidden) => hidden,
             Err(error) => {

@@ -31,7 +31,7 @@ pub static BUILTINS: &[Builtin] = &[
     Builtin { name: "emuv_global_mix", parameters: &[8, 4], run: pointers::global_mix },
     Builtin { name: "emuv_global_set", parameters: &[8], run: pointers::global_set },
     // The search for pointers that libemuv_shim.so brings along.
-    Builtin { name: "emuv_search", parameters: &[8; 22], run: pointers::search },
+    Builtin { name: "emuv_search", parameters: &[8; 23], run: pointers::search },
     // What memory holds, in 128 bits, likewise.
     Builtin { name: "emuv_hash", parameters: &[8; 4], run: run::hash },
 ];

@@ -77,10 +77,10 @@ pub fn global_set(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop
 }
 
 /// For each of `words` words w from `start` on with `w - base < size`: sets bit `(w - base) >> 21` of the bitmap. If such a
-/// `w - base` lies in one of eight ranges: also bit 0 of `*flag` if that bit was not set before, else bit 1.
+/// `w - base` lies in one of eight ranges: also bit 0 of `*flag` if that bit was not set before, nor in `known`, else bit 1.
 pub fn search(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
-    let [start, words, base, size, bitmap, flag] = [0, 1, 2, 3, 4, 5].map(|i| arguments.word(i));
-    let named: Vec<(u64, u64)> = (0..8).map(|i| (arguments.word(6 + 2 * i), arguments.word(7 + 2 * i))).collect();
+    let [start, words, base, size, bitmap, known, flag] = [0, 1, 2, 3, 4, 5, 6].map(|i| arguments.word(i));
+    let named: Vec<(u64, u64)> = (0..8).map(|i| (arguments.word(7 + 2 * i), arguments.word(8 + 2 * i))).collect();
     let mut block = vec![0; 4 * crate::memory::length(BLOCK_WORDS)];
     // By granule: whether a pointer into a named range was among those found.
     let mut found: BTreeMap<u64, bool> = BTreeMap::new();
@@ -102,7 +102,8 @@ pub fn search(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
         let before = view.load_u32(at)?;
         view.store(at, &(before | bit).to_le_bytes())?;
         if flag != 0 && is_named {
-            let raised = if before & bit == 0 { 1 } else { 2 };
+            let seen = before | view.load_u32(element(known, granule >> 5, 4)?)?;
+            let raised = if seen & bit == 0 { 1 } else { 2 };
             let flags = view.load_u32(flag)? | raised;
             view.store(flag, &flags.to_le_bytes())?;
         }
