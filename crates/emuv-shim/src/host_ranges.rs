@@ -148,8 +148,8 @@ impl HostRanges {
         Reach::Shown(*start, range.bytes)
     }
 
-    /// Shows `each` word of `bytes` at `start`, from which a copy is about to be made to `to`. False: not all that the copy will
-    /// bring can be seen so; it is to be searched behind.
+    /// Shows `each` whole word of `bytes` at `start`, from which a copy is about to be made to `to`. False: not all that the copy
+    /// will bring can be seen so; it is to be searched behind.
     pub fn brought(&self, to: u64, start: u64, bytes: u64, mut each: impl FnMut(u64)) -> bool {
         // A piece of a word may complete a pointer whose other piece is there already.
         if !(to | start | bytes).is_multiple_of(8) || bytes > MOST_BROUGHT || self.changes_later.load(Ordering::Acquire)
@@ -163,7 +163,8 @@ impl HostRanges {
         };
         // SAFETY: see the module's head; aligned and inside the range.
         unsafe { show(start, bytes, &mut each) };
-        true
+        // A piece of a word may complete a pointer whose other piece is there already.
+        bytes.is_multiple_of(8)
     }
 
     fn contains(&self, address: u64) -> bool {
@@ -260,17 +261,18 @@ mod tests {
         ranges.add_pinned(start, 512);
         let brought = |to, from, bytes| {
             let mut seen = Vec::new();
-            ranges.brought(to, from, bytes, |word| seen.push(word)).then_some(seen)
+            let all = ranges.brought(to, from, bytes, |word| seen.push(word));
+            if all { Ok(seen) } else { Err(seen) }
         };
-        assert_eq!(brought(1 << 40, start + 16, 24), Some(vec![102, 103, 104]));
-        assert_eq!(brought(1 << 40, start + 488, 24).map(|seen| seen.len()), Some(3));
-        assert_eq!(brought(1 << 40, start + 496, 24), None, "it goes beyond what is known");
-        assert_eq!(brought(1 << 40, start + 4096, 8), None, "not pinned");
-        for (to, from, bytes) in [(4, 0, 8), (0, 4, 8), (0, 0, 12)] {
-            assert_eq!(brought((1 << 40) + to, start + from, bytes), None, "pieces of words");
-        }
+        assert_eq!(brought(1 << 40, start + 16, 24), Ok(vec![102, 103, 104]));
+        assert_eq!(brought(1 << 40, start + 488, 24).map(|seen| seen.len()), Ok(3));
+        assert_eq!(brought(1 << 40, start + 496, 24), Err(vec![]), "it goes beyond what is known");
+        assert_eq!(brought(1 << 40, start + 4096, 8), Err(vec![]), "not pinned");
+        assert_eq!(brought(1 << 40, start, 12), Err(vec![100]), "a piece of a word at the end");
+        assert_eq!(brought((1 << 40) + 4, start, 8), Err(vec![]), "pieces of words");
+        assert_eq!(brought(1 << 40, start + 4, 8), Err(vec![]), "pieces of words");
         ranges.changes_later();
-        assert_eq!(brought(1 << 40, start, 8), None);
+        assert_eq!(brought(1 << 40, start, 8), Err(vec![]));
     }
 
     #[test]

@@ -50,6 +50,8 @@ struct Maker {
 pub struct SearchRanges {
     /// Chunks that the work may have written to: that it names, or that have escaped.
     pub written: Ranges,
+    /// How many of those, from the first on, it names.
+    pub own: usize,
     /// What it names and what may move: a pointer to it makes the work's code a storer.
     pub named: Ranges,
 }
@@ -200,6 +202,7 @@ impl Residency {
                 ranges.named.push((chunk.offset, chunk.bytes));
             }
         }
+        ranges.own = ranges.written.len();
         touched.sort_unstable();
         let others = self.live().filter(|(index, _)| touched.binary_search(index).is_err());
         ranges.written.extend(others.filter(|(_, c)| c.escaped && c.mapped).map(|(_, c)| (c.offset, c.bytes)));

@@ -10,6 +10,7 @@
 mod at_hand;
 mod copies;
 mod figure;
+mod follow;
 mod hasher;
 mod lanes;
 mod mover;
@@ -27,7 +28,7 @@ use emuv_cuda::{
     CUresult, CuResult,
     types::{CUdevice, CUstream},
 };
-use emuv_policy::{Begin, Begun, Owner, Policy, SearchRanges, Work};
+use emuv_policy::{Begin, Begun, Owner, Policy, Work};
 use smallvec::SmallVec;
 
 use crate::{
@@ -46,9 +47,10 @@ use crate::{
 
 pub(crate) use at_hand::{at_hand, in_vram, is_in_vram};
 pub(crate) use copies::settle_thread;
+use follow::{brought, search_for, searching};
 use lanes::{Lane, Lanes};
 pub(crate) use pins::pinned;
-use search::{Search, Searcher};
+use search::Searcher;
 use spares::Spares;
 use tables::Tables;
 use verify::What;
@@ -189,6 +191,9 @@ pub(crate) fn around(
         let begun = device.moves.enter(session, device, lane, touch);
         entered.push((device, lane, begun));
     }
+    for (device, lane, _) in entered.iter().filter(|(.., begun)| begun.search && touch.maker != 0) {
+        device.moves.search_before(session, device, (context, *lane), touch);
+    }
     let timed = timed_for(here, &entered);
     let before = timed.and_then(|_| calls::timed_event(session.real, stream, per_thread).ok());
     let result = call();
@@ -224,18 +229,6 @@ pub(crate) fn around(
     result
 }
 
-/// A copy is about to bring what the host has there: what that leads to is known now.
-fn brought(session: &Session, touch: &Touch) {
-    if touch.brought.is_empty() {
-        return;
-    }
-    for device in session.devices() {
-        let offsets = offsets(&device.arena, touch.brought.iter().copied());
-        device.moves.searcher.know(&offsets);
-        device.arena.residency().brought(&offsets);
-    }
-}
-
 /// Whether a work on device `here` may touch memory of `device`.
 fn concerns(session: &Session, here: CUdevice, device: &Device, touch: &Touch) -> bool {
     // A graph may have nodes on several devices; a copy names what it touches, wherever that is.
@@ -252,47 +245,6 @@ type Entered<'s> = [(&'s Device, Lane, Begun)];
 fn timed_for(here: CUdevice, entered: &Entered<'_>) -> Option<CUdevice> {
     let most = entered.iter().max_by_key(|(device, _, begun)| (begun.ram_bytes, device.ordinal == here))?;
     most.2.measure.then_some(most.0.ordinal)
-}
-
-/// What to search behind a work on device `here` for pointers into the arena of `device`: what it may have written there,
-/// and in memory of other devices that may touch the arena; and whether that is all of it.
-fn search_for(
-    session: &Session,
-    device: &Device,
-    here: CUdevice,
-    entered: &Entered<'_>,
-    touch: &Touch,
-) -> (Search, bool) {
-    let mut sources = session.others(device.ordinal).peekable();
-    let begun = |of: &Device| entered.iter().find(|(other, ..)| other.ordinal == of.ordinal).map(|(.., begun)| begun);
-    let ranges = |of: &Device, begun| of.arena.residency().ranges(&offsets(&of.arena, touch.addresses()), begun);
-    let in_reach = session.peers.may_touch(here, device.ordinal);
-    let mut search = searching(&device.arena, ranges(device, begun(device).filter(|_| in_reach)), touch.maker);
-    if in_reach && sources.peek().is_none() {
-        search.ranges.extend(&touch.pinned);
-        return (search, true);
-    }
-    // Code writes where pointers to this arena are of use; a copy brings what lies where it comes from.
-    let copies = touch.maker == 0;
-    let mut complete = in_reach && session.peers.are_readers_placed(session, device.ordinal);
-    if !in_reach {
-        search.ranges.clear();
-    }
-    search.ranges.extend(&touch.pinned);
-    for source in sources.filter(|source| session.peers.may_touch(here, source.ordinal)) {
-        if !copies && !session.peers.may_touch(source.ordinal, device.ordinal) {
-            continue;
-        }
-        let named = touch.addresses().any(|address| source.arena.contains(address));
-        if named || !copies {
-            search.ranges.extend(searching(&source.arena, ranges(source, begun(source)), 0).ranges);
-        }
-        complete |= named && copies && !in_reach;
-        if session.peers.may_touch(source.ordinal, device.ordinal) && source.arena.residency().is_unsearched() {
-            complete = false;
-        }
-    }
-    (search, complete)
 }
 
 /// Pointers into the allocation that `address` lies in are kept where emuV does not see them (a texture object,
@@ -352,14 +304,6 @@ fn offsets(arena: &Arena, addresses: impl Iterator<Item = u64>) -> Vec<u64> {
     addresses.filter(|address| arena.contains(*address)).map(|address| address - arena.base()).collect()
 }
 
-/// A search behind a work of `maker`.
-fn searching(arena: &Arena, ranges: SearchRanges, maker: u64) -> Search {
-    Search {
-        ranges: ranges.written.into_iter().map(|(at, bytes)| (arena.base() + at, bytes)).collect(),
-        by: (maker != 0).then_some((maker, ranges.named)),
-    }
-}
-
 /// A context of the device.
 fn context_of(session: &Session, ordinal: CUdevice) -> Option<Owner> {
     session.devices().find(|device| device.ordinal == ordinal)?.a_context()
@@ -399,32 +343,6 @@ impl Moves {
         if let Err(error) = mover::start(session, ordinal) {
             crate::log::error(format_args!("no thread to move data with ({error}); it stays where it is"));
             self.active.store(false, Ordering::Release);
-        }
-    }
-
-    /// Issues a search for pointers in what a work of `maker` may have written, right behind it; `complete`: it looks through all of
-    /// that.
-    fn search_behind(
-        &self,
-        session: &Session,
-        device: &Device,
-        (context, lane): (Owner, Lane),
-        maker: u64,
-        (mut search, complete): (Search, bool),
-    ) {
-        let arena = &device.arena;
-        if let Some(counters) = session.counters(device.ordinal) {
-            counters.searches.fetch_add(1, Ordering::Relaxed);
-        }
-        let window = (arena.base(), arena.bytes());
-        if !self.searcher.is_ready(context) && !session.captures.any() {
-            // Loading code is not allowed while something is captured.
-            let _ = self.searcher.prepare(session.real, context, window);
-        }
-        search.ranges.extend(session.globals.of(Some(context)));
-        let issued = self.searcher.issue(session.real, context, lane.handle(), &search, window);
-        if issued.is_err() || !complete {
-            arena.residency().search_failed(maker);
         }
     }
 

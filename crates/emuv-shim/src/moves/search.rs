@@ -152,7 +152,7 @@ impl Searcher {
         let flag = flag.map_or(0, |index| kernel.bitmap + (bitmap_words(arena) * 8 + index * 4) as u64);
         let named = named(search, arena);
         let aim = Aim { arena, bitmap: kernel.bitmap, known: kernel.known, flag, named };
-        search.ranges.iter().try_for_each(|range| launch(real, kernel.function, stream, *range, aim))
+        joined(&search.ranges).into_iter().try_for_each(|range| launch(real, kernel.function, stream, range, aim))
     }
 
     /// Those of these storers that were not asked for here before.
@@ -217,17 +217,23 @@ impl State {
     }
 }
 
-/// The parts of the arena whose pointers make the search raise its flag. Where there are too many: all of it.
-fn named(search: &Search, arena: Arena) -> [(u64, u64); NAMED] {
-    let mut ranges = search.by.as_ref().map_or_else(Vec::new, |(_, named)| named.clone());
-    ranges.sort_unstable();
-    ranges.dedup_by(|next, before| {
+/// Ranges without those parts that others have as well; what lies side by side is one: each is a launch.
+fn joined(ranges: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let mut joined = ranges.to_vec();
+    joined.sort_unstable();
+    joined.dedup_by(|next, before| {
         let joins = next.0 <= before.0 + before.1;
         if joins {
             before.1 = before.1.max(next.0 + next.1 - before.0);
         }
         joins
     });
+    joined
+}
+
+/// The parts of the arena whose pointers make the search raise its flag. Where there are too many: all of it.
+fn named(search: &Search, arena: Arena) -> [(u64, u64); NAMED] {
+    let ranges = search.by.as_ref().map_or_else(Vec::new, |(_, named)| joined(named));
     let mut named = [(0, 0); NAMED];
     if ranges.len() > NAMED {
         named[0] = (0, arena.1);
