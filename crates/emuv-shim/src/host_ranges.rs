@@ -151,9 +151,7 @@ impl HostRanges {
     /// Shows `each` whole word of `bytes` at `start`, from which a copy is about to be made to `to`. False: not all that the copy
     /// will bring can be seen so; it is to be searched behind.
     pub fn brought(&self, to: u64, start: u64, bytes: u64, mut each: impl FnMut(u64)) -> bool {
-        // A piece of a word may complete a pointer whose other piece is there already.
-        if !(to | start | bytes).is_multiple_of(8) || bytes > MOST_BROUGHT || self.changes_later.load(Ordering::Acquire)
-        {
+        if !(to | start).is_multiple_of(8) || bytes > MOST_BROUGHT || self.changes_later.load(Ordering::Acquire) {
             return false;
         }
         let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
