@@ -9,11 +9,12 @@
 #   LOOK_AFTER=12                  seconds after which the four are looked at
 #   SET_PERCENT=60 LARGE_RAM=SIZE  sets of the last two, in percent of the VRAM, and RAM for each (default: as much as the set)
 #   HELD=FILE                      where to write, each second, what each slice holds while the programs that count run
-#   LARGE_SECONDS=40               how long one of them runs alone; both at once run twice as long
+#   LARGE_SECONDS=40               how long one of them runs alone; both at once run BOTH_SECONDS (default: twice as long)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 EMUV=${EMUV:-target/release/emuv}
-VRAM=${VRAM:-6G} RAM=${RAM:-2G} PEAK=${PEAK:-7G} ITERATIONS=${ITERATIONS:-20} LARGE_SECONDS=${LARGE_SECONDS:-40} LOOK_AFTER=${LOOK_AFTER:-12}
+VRAM=${VRAM:-6G} RAM=${RAM:-2G} PEAK=${PEAK:-7G} ITERATIONS=${ITERATIONS:-20} LARGE_SECONDS=${LARGE_SECONDS:-40}
+BOTH_SECONDS=${BOTH_SECONDS:-$((2 * LARGE_SECONDS))} LOOK_AFTER=${LOOK_AFTER:-12}
 WORK=$(mktemp -d)
 export EMUV_STATE_DIR=$WORK/state
 cleanup() { rm -rf "$WORK"; }
@@ -97,25 +98,34 @@ step_allocations() {
 # Programs that only count: rounds over a buffer that is worked on all the time.
 cc -std=gnu11 -O2 -o "$WORK/busy" tests/programs/busy.c -L"$(dirname "$(ldconfig -p | awk '/libcuda.so.1/ {print $NF; exit}')")" -l:libcuda.so.1 -ldl -lpthread
 rounds() { sed -n 's/.*ok, \([0-9]*\) rounds.*/\1/p' "$1"; }
+# The rounds that are known to be done, of each program.
+done_rounds() { od -A n -v -t u8 -w32 "$WORK/accounts" | awk '{ printf "%s ", $3 }'; }
 
 # together NAME SECONDS MiB FLAGS...: a program in each of the slices t-1, t-2, ..., made with one word of flags each.
 together() {
     local name=$1 seconds=$2 mib=$3 number=0 pids=() flags
     shift 3
+    truncate -s 0 "$WORK/accounts" && truncate -s $((32 * $#)) "$WORK/accounts"
+    : >"$WORK/by-second"
     for flags in "$@"; do
         number=$((number + 1))
         # shellcheck disable=SC2086 # Several flags in a word.
         "$EMUV" vgpu create "t-$number" $flags >/dev/null
-        "$EMUV" run -q --vgpu "t-$number" -- "$WORK/busy" "" 0 "$BUFFERS" "$mib" 8 "$seconds" >"$WORK/t-$number" &
+        "$EMUV" run -q --vgpu "t-$number" -- "$WORK/busy" "$WORK/accounts" $((number - 1)) "$BUFFERS" "$mib" 8 "$seconds" >"$WORK/t-$number" &
         pids+=($!)
     done
     for _ in $(seq $((seconds - 2))); do
         sleep 1
+        done_rounds >>"$WORK/by-second" && echo >>"$WORK/by-second"
         [ -z "${HELD:-}" ] || { echo "$name $SECONDS" && "$EMUV" vgpu list | grep '^t-'; } >>"$HELD"
     done
     for number in $(seq $#); do "$EMUV" vgpu show "t-$number" | grep 'GPU time'; done
     for pid in "${pids[@]}"; do wait "$pid" || wrong=1; done
     echo "$name: rounds $(for number in $(seq $#); do rounds "$WORK/t-$number"; done | tr '\n' ' ')"
+    # What it costs to make pinned RAM comes once, at the beginning.
+    awk '{ for (i = 1; i <= NF; i++) at[NR, i] = $i } END { half = int(NR / 2)
+        for (i = 1; i <= NF; i++) { rate = (at[NR, i] - at[half, i]) / (NR - half); sum += rate; printf "%.1f ", rate }
+        printf "(%.1f together) rounds a second in the second half\n", sum }' "$WORK/by-second"
     for number in $(seq $#); do "$EMUV" vgpu delete "t-$number"; done
 }
 
@@ -136,7 +146,7 @@ step_sets() {
     BUFFERS=$((vram_mib * ${SET_PERCENT:-60} / 100 / 256))
     LARGE="--vram $((vram_mib - 2048))M --ram ${LARGE_RAM:-$((vram_mib * 62 / 100))M} --overcommit"
     together "alone" "$LARGE_SECONDS" 256 "$LARGE"
-    together "both" $((2 * LARGE_SECONDS)) 256 "$LARGE" "$LARGE"
+    together "both" "$BOTH_SECONDS" 256 "$LARGE" "$LARGE"
 }
 
 [ $# -gt 0 ] || set -- four resize allocations weights sets
