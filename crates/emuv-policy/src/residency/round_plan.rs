@@ -90,6 +90,7 @@ impl Residency {
                 end: round.micros,
                 dead: chunk.dead,
                 in_place: None,
+                unused: uses.is_empty(),
                 steady: is_out || chunk.history.decision != Decision::Keep,
             };
             owners.push((index, gaps.len(), uses.len()));

@@ -16,6 +16,9 @@ const PARTS: usize = 96;
 /// What a change of mapping costs, as much as copying this many bytes.
 const REMAP_BYTES: f64 = 3e6;
 
+/// What a chunk costs that no work of the round uses: it goes once, if it is not out already, and does not come back.
+const UNUSED_BYTES: f64 = 1e5;
+
 /// Choosing again what was chosen before is worth so much more, and being where it is to be.
 const STEADY: f64 = 1.05;
 
@@ -37,6 +40,8 @@ pub struct Gap {
     /// The chunk need not come back for its uses, because they read it as well in RAM: it is out all the time, and the link is busy
     /// with them as long as with copying it so many times.
     pub in_place: Option<f64>,
+    /// No work of the round uses the chunk: as far as is known it need never come back.
+    pub unused: bool,
     /// It was chosen last time, or the chunk is out already.
     pub steady: bool,
 }
@@ -61,6 +66,7 @@ impl Gap {
         let bytes = self.bytes as f64;
         match self.in_place {
             Some(times) => bytes * times + REMAP_BYTES / 2.0,
+            None if self.unused => UNUSED_BYTES,
             None if self.dead => 2.0 * REMAP_BYTES,
             None => bytes * 1.2 + 2.0 * REMAP_BYTES,
         }
@@ -68,8 +74,9 @@ impl Gap {
 
     /// When its bytes cross the link: as they go and come back, or are read in place.
     fn crossings(&self) -> impl Iterator<Item = f64> {
-        let goes = (!self.dead || self.in_place.is_some()).then_some(self.start);
-        let comes = (!self.dead && self.in_place.is_none()).then_some(self.end);
+        let copied = !self.dead && !self.unused;
+        let goes = (copied || self.in_place.is_some()).then_some(self.start);
+        let comes = (copied && self.in_place.is_none()).then_some(self.end);
         goes.into_iter().chain(comes)
     }
 
@@ -77,7 +84,7 @@ impl Gap {
     #[allow(clippy::cast_precision_loss)] // An estimate.
     fn is_long_enough(&self, round: &Round, stretch: f64) -> bool {
         let moved = if self.dead { REMAP_BYTES } else { self.bytes as f64 + REMAP_BYTES };
-        self.in_place.is_some() || (self.end - self.start) * stretch >= 2.0 * moved / round.link
+        self.in_place.is_some() || self.unused || (self.end - self.start) * stretch >= 2.0 * moved / round.link
     }
 
     /// The parts of the round that it covers wholly: the first, and how many.
@@ -217,7 +224,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn gap(bytes: u64, start: f64, end: f64) -> Gap {
-        Gap { bytes, start, end, dead: false, in_place: None, steady: false }
+        Gap { bytes, start, end, dead: false, in_place: None, unused: false, steady: false }
     }
 
     /// What is out in each hundredth of the round, in MiB.
@@ -272,6 +279,16 @@ mod tests {
         gaps.extend(gaps.clone().iter().map(|gap| Gap { in_place: Some(1.0), ..*gap }));
         let chosen = choose(&gaps, &Round { micros: 1e5, out_bytes: 5 * 32 * MIB, link: 50e3, ahead_bytes: 128 * MIB });
         assert!(chosen[..10].iter().all(|chosen| !chosen));
+    }
+
+    #[test]
+    fn what_the_round_does_not_use_goes_first_however_short_the_round_is() {
+        // 2 MiB each are used in turn; 32 MiB each, which would take longer than the round to go and come back, are not.
+        let mut gaps: Vec<Gap> = (0..64).map(|i| gap(2 * MIB, f64::from(i) * 4.0, f64::from(i) * 4.0 + 252.0)).collect();
+        gaps.extend([Gap { unused: true, ..gap(32 * MIB, 0.0, 256.0) }; 10]);
+        let chosen = choose(&gaps, &Round { micros: 256.0, out_bytes: 40 * MIB, link: 50e3, ahead_bytes: 40 * MIB });
+        assert!(chosen[..64].iter().all(|chosen| !chosen));
+        assert_eq!(chosen[64..].iter().filter(|chosen| **chosen).count(), 2);
     }
 
     #[test]
