@@ -284,7 +284,8 @@ mod tests {
     #[test]
     fn what_the_round_does_not_use_goes_first_however_short_the_round_is() {
         // 2 MiB each are used in turn; 32 MiB each, which would take longer than the round to go and come back, are not.
-        let mut gaps: Vec<Gap> = (0..64).map(|i| gap(2 * MIB, f64::from(i) * 4.0, f64::from(i) * 4.0 + 252.0)).collect();
+        let mut gaps: Vec<Gap> =
+            (0..64).map(|i| gap(2 * MIB, f64::from(i) * 4.0, f64::from(i) * 4.0 + 252.0)).collect();
         gaps.extend([Gap { unused: true, ..gap(32 * MIB, 0.0, 256.0) }; 10]);
         let chosen = choose(&gaps, &Round { micros: 256.0, out_bytes: 40 * MIB, link: 50e3, ahead_bytes: 40 * MIB });
         assert!(chosen[..64].iter().all(|chosen| !chosen));
