@@ -74,9 +74,8 @@ impl Gap {
 
     /// When its bytes cross the link: as they go and come back, or are read in place.
     fn crossings(&self) -> impl Iterator<Item = f64> {
-        let copied = !self.dead && !self.unused;
-        let goes = (copied || self.in_place.is_some()).then_some(self.start);
-        let comes = (copied && self.in_place.is_none()).then_some(self.end);
+        let goes = (!self.dead || self.in_place.is_some()).then_some(self.start);
+        let comes = (!self.dead && !self.unused && self.in_place.is_none()).then_some(self.end);
         goes.into_iter().chain(comes)
     }
 
@@ -290,6 +289,17 @@ mod tests {
         let chosen = choose(&gaps, &Round { micros: 256.0, out_bytes: 40 * MIB, link: 50e3, ahead_bytes: 40 * MIB });
         assert!(chosen[..64].iter().all(|chosen| !chosen));
         assert_eq!(chosen[64..].iter().filter(|chosen| **chosen).count(), 2);
+    }
+
+    #[test]
+    fn what_the_round_does_not_use_goes_before_what_it_uses_once() {
+        let mut gaps: Vec<Gap> =
+            (0..40).map(|i| gap(32 * MIB, f64::from(i) * 1e3, f64::from(i) * 1e3 + 39_000.0)).collect();
+        gaps.extend([Gap { unused: true, ..gap(32 * MIB, 0.0, 40e3) }; 40]);
+        let chosen =
+            choose(&gaps, &Round { micros: 40e3, out_bytes: 30 * 32 * MIB, link: 50e3, ahead_bytes: 128 * MIB });
+        assert!(chosen[..40].iter().all(|chosen| !chosen));
+        assert_eq!(chosen[40..].iter().filter(|chosen| **chosen).count(), 30);
     }
 
     #[test]
