@@ -4,6 +4,8 @@
 
 #[path = "arena/hidden.rs"]
 mod hidden;
+#[path = "arena/leftovers.rs"]
+mod leftovers;
 #[path = "arena/quiet.rs"]
 mod quiet;
 
@@ -70,6 +72,9 @@ pub(crate) struct Arena {
     pub handles: Mutex<HashMap<u64, Handle>>,
     /// Second mappings of handles, through which data is moved.
     pub aliases: Aliases,
+    leftovers: leftovers::Leftovers,
+    /// Whether mappings are left ([`leftovers`]).
+    leaves: bool,
     /// What is known of memory that the program cannot reach.
     pub contents: Contents,
     /// What other processes may have.
@@ -111,6 +116,8 @@ impl Arena {
             memory,
             handles: Mutex::default(),
             aliases: Aliases::default(),
+            leftovers: leftovers::Leftovers::default(),
+            leaves: false,
             contents: Contents::default(),
             exports: Exports::default(),
             residency: Mutex::new(Residency::new(policy)),
@@ -300,6 +307,9 @@ impl Arena {
             chunks.iter().for_each(|chunk| self.settle_for_good(chunk.offset));
         }
         for &chunk in &chunks {
+            if let Err(error) = self.clear(chunk.offset) {
+                crate::log::debug(format_args!("a mapping that was left at {:#x}: {error}", chunk.offset));
+            }
             let mut hidden = self.hidden.as_ref().map(lock);
             let handle = lock(&self.handles).remove(&chunk.offset);
             if let Some(handle) = handle {
@@ -317,18 +327,27 @@ impl Arena {
         }
     }
 
-    /// Puts another handle behind a chunk's address (`map` false: in its place, with nothing behind the address until
-    /// [`Self::show`] or the next move). What the chunk holds has been copied, and no work touches it.
-    pub fn replace(&self, offset: u64, bytes: u64, to: Tier, handle: Handle, map: bool) -> Replaced {
+    /// Puts another handle behind a chunk's address (`map` false: in its place, with nothing of the chunk's behind the address until
+    /// [`Self::show`] or the next move). What the chunk holds (`holds` false: nothing) has been copied, and no work touches it.
+    pub fn replace(&self, offset: u64, bytes: u64, to: Tier, handle: Handle, map: bool, holds: bool) -> Replaced {
         let Some(before) = lock(&self.handles).get(&offset).copied() else {
             return Replaced::Unchanged(CuError::INVALID_VALUE);
         };
         let address = self.base + offset;
         let was_hidden = self.is_hidden(offset);
-        if !was_hidden && let Err(error) = self.gpu.unmap(address, bytes) {
+        let is_there = was_hidden && map && self.leftover(offset) == Some(handle);
+        if !is_there && let Err(error) = self.clear(offset) {
             return Replaced::Unchanged(error);
         }
-        if map && let Err(error) = self.gpu.map(address, bytes, handle) {
+        let leaves = self.leaves && !was_hidden && !map && !holds && to == Tier::Ram;
+        if leaves {
+            self.leftovers.leave(offset, bytes, before, self.gpu.peers());
+        } else if !was_hidden && let Err(error) = self.gpu.unmap(address, bytes) {
+            return Replaced::Unchanged(error);
+        }
+        if is_there {
+            self.leftovers.taken(offset);
+        } else if map && let Err(error) = self.gpu.map(address, bytes, handle) {
             if was_hidden {
                 return Replaced::Unchanged(error);
             }
@@ -361,15 +380,17 @@ impl Arena {
     /// The driver's own.
     pub fn map_again(&self, offset: u64, bytes: u64) -> CuResult {
         let handle = lock(&self.handles).get(&offset).copied().ok_or(CuError::INVALID_VALUE)?;
+        self.clear(offset)?;
         self.gpu.map(self.base + offset, bytes, handle)
     }
 
-    /// Releases memory that is mapped nowhere but at its alias, if it has one.
+    /// Releases memory that is mapped nowhere but at its alias, if it has one, and where a mapping was left.
     ///
     /// # Errors
     /// The driver's own.
     pub fn release(&self, handle: Handle) -> CuResult {
         self.contents.forget(handle);
+        self.clear_all(handle)?;
         self.aliases.release(&*self.gpu, handle)
     }
 
@@ -384,171 +405,5 @@ impl Arena {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{collections::BTreeMap, sync::Arc};
-
-    use emuv_cuda::CUresult;
-    use emuv_policy::GRANULE;
-
-    use super::*;
-
-    const MIB: u64 = 1 << 20;
-    const BASE: u64 = 0x10_0000_0000;
-
-    /// A device that counts, and refuses what it is told to.
-    #[derive(Default)]
-    struct Counting {
-        state: Mutex<State>,
-    }
-
-    #[derive(Default)]
-    struct State {
-        next: u64,
-        handles: BTreeMap<u64, (Tier, u64)>,
-        mapped: BTreeMap<u64, u64>,
-        vram_room: Option<u64>,
-        ram_room: Option<u64>,
-        fail_map: Option<u32>,
-    }
-
-    #[derive(Clone, Default)]
-    struct Shared(Arc<Counting>);
-
-    impl std::ops::Deref for Shared {
-        type Target = Counting;
-        fn deref(&self) -> &Counting {
-            &self.0
-        }
-    }
-
-    impl Gpu for Shared {
-        fn granularity_bytes(&self) -> u64 {
-            GRANULE
-        }
-        fn reserve(&self, bytes: u64, _: u64) -> CuResult<u64> {
-            if bytes > 1 << 38 { CUresult::OUT_OF_MEMORY.ok().map(|()| 0) } else { Ok(BASE) }
-        }
-        fn unreserve(&self, _: u64, _: u64) -> CuResult {
-            Ok(())
-        }
-        fn create(&self, tier: Tier, bytes: u64) -> CuResult<Handle> {
-            let mut state = lock(&self.state);
-            let held: u64 = state.handles.values().filter(|(t, _)| *t == tier).map(|(_, b)| b).sum();
-            let room = if tier == Tier::Vram { state.vram_room } else { state.ram_room };
-            if held + bytes > room.unwrap_or(u64::MAX) {
-                CUresult::OUT_OF_MEMORY.ok()?;
-            }
-            state.next += 1;
-            let handle = state.next;
-            state.handles.insert(handle, (tier, bytes));
-            Ok(Handle(handle))
-        }
-        fn release(&self, handle: Handle) -> CuResult {
-            assert!(lock(&self.state).handles.remove(&handle.0).is_some(), "released twice");
-            Ok(())
-        }
-        fn map(&self, address: u64, _: u64, handle: Handle) -> CuResult {
-            let mut state = lock(&self.state);
-            if let Some(code) = state.fail_map {
-                CUresult(code).ok()?;
-            }
-            assert!(state.mapped.insert(address, handle.0).is_none(), "mapped twice");
-            Ok(())
-        }
-        fn ram_properties(&self) -> CuResult<CUmemAllocationProp> {
-            Err(CuError::NOT_SUPPORTED)
-        }
-        fn unmap(&self, address: u64, _: u64) -> CuResult {
-            assert!(lock(&self.state).mapped.remove(&address).is_some(), "was not mapped");
-            Ok(())
-        }
-    }
-
-    fn arena(vram_mib: u64, ram_mib: u64) -> (Shared, Arena) {
-        let gpu = Shared::default();
-        let budgets = Budgets::new(vram_mib * MIB, ram_mib * MIB);
-        let arena = Arena::reserve(Box::new(gpu.clone()), 1 << 40, budgets, Policy::Static).unwrap();
-        (gpu, arena)
-    }
-
-    fn room(mib: u64) -> Room {
-        Room { vram_bytes: mib * MIB, vram_reserve_bytes: 0, ram_bytes: u64::MAX }
-    }
-
-    fn is_empty(gpu: &Counting) -> bool {
-        let state = lock(&gpu.state);
-        state.handles.is_empty() && state.mapped.is_empty()
-    }
-
-    #[test]
-    fn a_smaller_address_range_will_do() {
-        let (_, arena) = arena(10, 0);
-        assert_eq!(arena.bytes, 1 << 38);
-        assert!(arena.contains(BASE) && arena.contains(BASE + (1 << 38) - 1));
-        assert!(!arena.contains(BASE - 1) && !arena.contains(BASE + (1 << 38)));
-    }
-
-    #[test]
-    fn what_vram_does_not_hold_goes_to_ram() {
-        let (gpu, arena) = arena(64, 64);
-        let placed = arena.allocate(Owner(1), 100 * MIB, room(1000)).unwrap();
-        // 2 MiB of VRAM, a thirty-second of the budget, is left to hot allocations.
-        assert_eq!(placed.spilled_bytes, 38 * MIB);
-        let release = arena.free(placed.address).unwrap();
-        arena.retire(release.id);
-        assert!(is_empty(&gpu));
-    }
-
-    #[test]
-    fn vram_that_the_driver_refuses_is_taken_from_ram() {
-        let (gpu, arena) = arena(64, 64);
-        lock(&gpu.state).vram_room = Some(32 * MIB);
-        let placed = arena.allocate(Owner(1), 64 * MIB, room(1000)).unwrap();
-        assert_eq!(placed.spilled_bytes, 32 * MIB);
-        let used = arena.with_memory(|memory| *memory.budgets());
-        assert_eq!((used.vram.used_bytes(), used.ram.used_bytes()), (32 * MIB, 32 * MIB));
-    }
-
-    #[test]
-    fn a_refusal_by_both_tiers_leaves_nothing_behind() {
-        let (gpu, arena) = arena(64, 64);
-        let kept = arena.allocate(Owner(1), 32 * MIB, room(1000)).unwrap();
-        lock(&gpu.state).vram_room = Some(32 * MIB);
-        lock(&gpu.state).ram_room = Some(16 * MIB);
-        assert_eq!(arena.allocate(Owner(1), 64 * MIB, room(1000)), Err(Refusal::NoRoom));
-        let used = arena.with_memory(|memory| *memory.budgets());
-        assert_eq!((used.vram.used_bytes(), used.ram.used_bytes()), (32 * MIB, 0));
-        assert_eq!(arena.find(kept.address + 5).map(|(start, a)| (start, a.bytes)), Some((kept.address, 32 * MIB)));
-    }
-
-    #[test]
-    fn another_failure_of_the_driver_is_told_as_it_is_and_undone() {
-        let (gpu, arena) = arena(64, 64);
-        lock(&gpu.state).fail_map = Some(719);
-        let refusal = arena.allocate(Owner(1), 40 * MIB, room(1000)).unwrap_err();
-        assert!(matches!(refusal, Refusal::Driver(error) if error.code() == CUresult(719)));
-        assert!(is_empty(&gpu));
-    }
-
-    #[test]
-    fn a_pools_chunks_are_given_back_one_by_one() {
-        let (gpu, arena) = arena(64, 64);
-        let placed = arena.allocate_chunks(Owner(1), 80 * MIB, room(1000)).unwrap();
-        assert_eq!(placed.spilled_bytes, 18 * MIB);
-        assert_eq!(placed.chunks.iter().map(|(_, bytes)| bytes / MIB).collect::<Vec<_>>(), [32, 16, 8, 4, 2, 16, 2]);
-        for (address, _) in placed.chunks {
-            let release = arena.free(address).unwrap();
-            arena.retire(release.id);
-        }
-        assert!(is_empty(&gpu));
-    }
-
-    #[test]
-    fn freeing_an_address_inside_or_twice_is_an_error() {
-        let (_, arena) = arena(64, 64);
-        let placed = arena.allocate(Owner(1), 5 * MIB, room(1000)).unwrap();
-        assert!(arena.free(placed.address + 512).is_err());
-        assert!(arena.free(placed.address).is_ok());
-        assert!(arena.free(placed.address).is_err());
-    }
-}
+#[path = "arena/tests.rs"]
+mod tests;

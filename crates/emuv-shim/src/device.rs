@@ -101,7 +101,8 @@ impl Device {
             arena.record();
         }
         if session.verify.is_some() || session.moves() {
-            arena.may_hide();
+            // What is out of a kernel's reach is to show.
+            arena.may_hide(session.verify.is_none());
         }
         let device = Self {
             ordinal,

@@ -301,6 +301,13 @@ fn buffers_that_only_an_array_of_pointers_names() {
 }
 
 #[test]
+fn memory_that_comes_and_goes_in_each_round_of_a_loop() {
+    everywhere_and_spilled("activations", &["16", "16", "6"]);
+    // Much less than all of it fits: what holds nothing changes places all the time.
+    Run::start("activations", &["16", "16", "8"], Under::Emuv(&["--sim=vram=64M", "--ram", "512M"])).expect_code(0);
+}
+
+#[test]
 fn a_linked_list_through_many_buffers() {
     everywhere_and_spilled("device_list", &["12", "24", "3"]);
 }

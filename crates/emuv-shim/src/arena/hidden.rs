@@ -5,9 +5,10 @@ use emuv_cuda::CuResult;
 use super::{Arena, Mutex, lock};
 
 impl Arena {
-    /// From now on chunks may be hidden ([`Self::show_only`]).
-    pub fn may_hide(&mut self) {
+    /// From now on chunks may be hidden ([`Self::show_only`]); `leaves`: what holds nothing may keep its mapping for that.
+    pub fn may_hide(&mut self, leaves: bool) {
         self.hidden = Some(Mutex::default());
+        self.leaves = leaves;
     }
 
     /// Maps the chunks that a work may touch and takes the mapping of all others away; their memory stays. Nothing

@@ -93,7 +93,8 @@ impl Spares {
     }
 
     /// A handle of exactly `bytes` to be written to: a spare, or a new one, for which spares of other sizes are given up if the
-    /// budget demands it; that only if `may_make` says so. In RAM best what the chunk at `offset` left there, which is out of date.
+    /// budget demands it; that only if `may_make` says so. Best what the chunk at `offset` left: in RAM that is out of date, and in VRAM it
+    /// is still mapped there.
     ///
     /// # Errors
     /// The driver's own; `None` where the budget has no room.
@@ -105,7 +106,13 @@ impl Spares {
         offset: Option<u64>,
         may_make: impl Fn() -> bool,
     ) -> CuResult<Option<Handle>> {
-        let own = offset.filter(|_| tier == Tier::Ram).and_then(|offset| self.take_left_by(offset, bytes));
+        let own = offset.and_then(|offset| match tier {
+            Tier::Ram => self.take_left_by(offset, bytes),
+            Tier::Vram => {
+                let left = arena.leftover(offset)?;
+                self.take_where(tier, bytes, |spare| spare.handle == left)
+            }
+        });
         let is_worthless = |spare: &Spare| tier == Tier::Vram || arena.contents.of(spare.handle).is_none();
         let mut taken = own.or_else(|| self.take_where(tier, bytes, is_worthless));
         // What they hold may be wanted again, so others are made, as long as these are not many.

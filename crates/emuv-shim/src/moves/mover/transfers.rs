@@ -162,7 +162,8 @@ impl Mover {
 
     /// The chunk's bytes are where they are to be. Mapping is done while the way out is quiet ([`super::Outgoing`]).
     fn arrive(&mut self, job: Job) {
-        if job.map { self.arrived.push_back(job) } else { self.swap(job) }
+        let is_there = || self.device.arena.leftover(job.offset) == Some(job.handle);
+        if job.map && !is_there() { self.arrived.push_back(job) } else { self.swap(job) }
     }
 
     /// Whether anything is on its way.
@@ -180,7 +181,9 @@ impl Mover {
     /// The chunk's bytes are where they are to be: puts that memory behind its address.
     fn swap(&mut self, job: Job) {
         let (arena, spares) = (&self.device.arena, &self.device.moves.spares);
-        match arena.replace(job.offset, job.bytes, job.to, job.handle, job.map) {
+        // What has a hash holds something, though it was not copied.
+        let holds = job.copy || job.hash.is_some();
+        match arena.replace(job.offset, job.bytes, job.to, job.handle, job.map, holds) {
             Replaced::Done(before) => self.swapped(job, before),
             Replaced::Unchanged(error) => {
                 self.stays(job);

@@ -1,0 +1,96 @@
+//! Mappings that outlive their chunk's memory. A chunk that holds nothing gives its memory in VRAM to another one, and is usually
+//! given the same memory again when it is next used: a loop does the same each round. So its mapping is left as it is. The
+//! program does not touch what is nobody's (it would touch other data there with any allocator that uses memory again), and
+//! whatever is given to it is held until it has memory of its own. The mapping is taken away when other memory is to be behind the
+//! address, or when the memory is released.
+
+use std::collections::HashMap;
+
+use emuv_cuda::{CuResult, Handle};
+
+use super::{Arena, lock};
+use crate::sync::{Condvar, Mutex, PoisonError};
+
+/// See the module's head. One per arena; the lock is not held while a mapping is taken away.
+#[derive(Debug, Default)]
+pub(super) struct Leftovers {
+    /// By the chunk's offset.
+    of: Mutex<HashMap<u64, Leftover>>,
+    gone: Condvar,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Leftover {
+    bytes: u64,
+    handle: Handle,
+    /// The other devices that may touch it by this mapping, a bit for each.
+    peers: u32,
+    /// It is being taken away.
+    going: bool,
+}
+
+impl Leftovers {
+    /// A chunk's memory goes, and its mapping is left.
+    pub fn leave(&self, offset: u64, bytes: u64, handle: Handle, peers: u32) {
+        lock(&self.of).insert(offset, Leftover { bytes, handle, peers, going: false });
+    }
+
+    /// What is mapped at a chunk that has no memory of its own there, if devices other than `peers` have no part in it.
+    fn find(&self, offset: u64, peers: u32) -> Option<Handle> {
+        let left = lock(&self.of).get(&offset).copied()?;
+        (!left.going && left.peers == peers).then_some(left.handle)
+    }
+
+    /// The mapping is the chunk's own again.
+    pub fn taken(&self, offset: u64) {
+        lock(&self.of).remove(&offset);
+    }
+
+    /// Begins to take a mapping away: its size, and [`Self::end`] is to follow. `None`: there is none (any more).
+    fn begin(&self, offset: u64) -> Option<u64> {
+        let mut of = lock(&self.of);
+        while of.get(&offset).is_some_and(|left| left.going) {
+            of = self.gone.wait(of).unwrap_or_else(PoisonError::into_inner);
+        }
+        let left = of.get_mut(&offset)?;
+        left.going = true;
+        Some(left.bytes)
+    }
+
+    fn end(&self, offset: u64, is_gone: bool) {
+        let mut of = lock(&self.of);
+        if is_gone {
+            of.remove(&offset);
+        } else if let Some(left) = of.get_mut(&offset) {
+            left.going = false;
+        }
+        self.gone.notify_all();
+    }
+
+    fn on(&self, handle: Handle) -> Vec<u64> {
+        lock(&self.of).iter().filter(|(_, left)| left.handle == handle).map(|(offset, _)| *offset).collect()
+    }
+}
+
+impl Arena {
+    /// The memory that a chunk without a mapping of its own would find at its address.
+    pub fn leftover(&self, offset: u64) -> Option<Handle> {
+        self.leftovers.find(offset, self.gpu.peers())
+    }
+
+    /// Takes away what is left mapped at a chunk's address, if anything is.
+    ///
+    /// # Errors
+    /// The driver's own: then it is still there.
+    pub(super) fn clear(&self, offset: u64) -> CuResult {
+        let Some(bytes) = self.leftovers.begin(offset) else { return Ok(()) };
+        let unmapped = self.gpu.unmap(self.base + offset, bytes);
+        self.leftovers.end(offset, unmapped.is_ok());
+        unmapped
+    }
+
+    /// The same wherever this memory is left mapped.
+    pub(super) fn clear_all(&self, handle: Handle) -> CuResult {
+        self.leftovers.on(handle).into_iter().map(|offset| self.clear(offset)).fold(Ok(()), CuResult::and)
+    }
+}
