@@ -1,7 +1,7 @@
 //! Virtual time: from one moment at which something ends to the next.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     fmt,
 };
 
@@ -50,8 +50,10 @@ impl std::error::Error for Stuck {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Chunk {
     tier: Tier,
-    /// Something is behind its address.
+    /// Something of its own is behind its address.
     shown: bool,
+    /// Its place in VRAM, or, while it has none, the one that is still mapped at its address: it held nothing when it went.
+    place: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +61,11 @@ struct Copying {
     chunk: u32,
     to: Tier,
     map: bool,
+    /// Its bytes are copied.
+    copy: bool,
+    /// The place in VRAM that it moves into, and whether that is still mapped there.
+    place: Option<u32>,
+    is_there: bool,
     left: f64,
 }
 
@@ -88,6 +95,9 @@ pub(super) struct Engine<'a, P> {
     chunks: Vec<Chunk>,
     free_vram: u64,
     free_ram: u64,
+    /// Places in VRAM that no chunk has, by size; and how many there have been.
+    places: HashMap<u64, VecDeque<u32>>,
+    all_places: u32,
     // The program.
     next_step: usize,
     cpu_free_at: f64,
@@ -119,9 +129,11 @@ impl<'a, P: Placement> Engine<'a, P> {
             script,
             placement,
             now: 0.0,
-            chunks: vec![Chunk { tier: Tier::Ram, shown: true }; script.chunks.len()],
+            chunks: vec![Chunk { tier: Tier::Ram, shown: true, place: None }; script.chunks.len()],
             free_vram: machine.vram_bytes,
             free_ram: machine.ram_bytes,
+            places: HashMap::new(),
+            all_places: 0,
             next_step: 0,
             cpu_free_at: 0.0,
             held_since: None,
@@ -278,7 +290,7 @@ impl<'a, P: Placement> Engine<'a, P> {
             return false;
         }
         if let Some(chunk) = self.showing.take() {
-            self.chunks[chunk as usize].shown = true;
+            self.chunks[chunk as usize] = Chunk { tier: Tier::Ram, shown: true, place: None };
             self.placement.finished(chunk);
             return true;
         }
@@ -308,7 +320,7 @@ impl<'a, P: Placement> Engine<'a, P> {
 
     /// The next chunk whose mapping can be changed now: nothing is mapped while something goes out.
     fn next_to_remap(&mut self) -> Option<Copying> {
-        let is_to_be_mapped = |copied: &Copying| copied.map || copied.to == Tier::Vram;
+        let is_to_be_mapped = |copied: &Copying| (copied.map || copied.to == Tier::Vram) && !copied.is_there;
         if !self.copied.iter().any(is_to_be_mapped) {
             self.quiet_at = None;
             return self.copied.pop_front();
@@ -329,7 +341,10 @@ impl<'a, P: Placement> Engine<'a, P> {
     fn start(&mut self, chunk: u32, to: Tier, copy: bool, map: bool) {
         let bytes = self.bytes(chunk);
         let copied = if copy { bytes } else { 0 };
-        let copying = Copying { chunk, to, map, left: precise(copied) };
+        let left = self.chunks[chunk as usize].place;
+        let place = (to == Tier::Vram).then(|| self.take_place(bytes, left));
+        let is_there = place.is_some() && place == left;
+        let copying = Copying { chunk, to, map, copy, place, is_there, left: precise(copied) };
         let copies = if to == Tier::Vram {
             self.free_vram = self.free_vram.saturating_sub(bytes);
             self.total.promoted_bytes += copied;
@@ -342,23 +357,45 @@ impl<'a, P: Placement> Engine<'a, P> {
         if copy { copies.push_back(copying) } else { self.copied.push_back(copying) }
     }
 
+    /// A place in VRAM: best the one that is still mapped there, else the one that has been free for longest.
+    fn take_place(&mut self, bytes: u64, left: Option<u32>) -> u32 {
+        let free = self.places.entry(bytes).or_default();
+        let at = free.iter().position(|place| Some(*place) == left).unwrap_or(0);
+        free.remove(at).unwrap_or_else(|| {
+            self.all_places += 1;
+            self.all_places
+        })
+    }
+
     fn remap_us(&self, copied: &Copying) -> f64 {
         let parts = self.parts(copied.chunk);
-        match (copied.to, copied.map, self.chunks[copied.chunk as usize].shown) {
+        let chunk = &self.chunks[copied.chunk as usize];
+        match (copied.to, copied.map, chunk.shown) {
             (Tier::Ram, true, _) => VRAM_UNMAP_US + RAM_MAP_US * parts,
+            (Tier::Ram, false, _) if !copied.copy => 0.0,
             (Tier::Ram, false, _) => VRAM_UNMAP_US,
             (Tier::Vram, _, true) => RAM_UNMAP_US * parts + VRAM_MAP_US,
+            (Tier::Vram, _, false) if copied.is_there => 0.0,
+            (Tier::Vram, _, false) if chunk.place.is_some() => VRAM_UNMAP_US + VRAM_MAP_US,
             (Tier::Vram, _, false) => VRAM_MAP_US,
         }
     }
 
     fn remapped(&mut self, done: &Copying) {
         let bytes = self.bytes(done.chunk);
-        match done.to {
-            Tier::Ram => self.free_vram += bytes,
-            Tier::Vram => self.free_ram += bytes,
-        }
-        self.chunks[done.chunk as usize] = Chunk { tier: done.to, shown: done.map };
+        let before = self.chunks[done.chunk as usize];
+        let place = match done.to {
+            Tier::Ram => {
+                self.free_vram += bytes;
+                self.places.entry(bytes).or_default().extend(before.place);
+                before.place.filter(|_| !done.copy && !done.map)
+            }
+            Tier::Vram => {
+                self.free_ram += bytes;
+                done.place
+            }
+        };
+        self.chunks[done.chunk as usize] = Chunk { tier: done.to, shown: done.map, place };
         self.placement.finished(done.chunk);
     }
 
@@ -408,11 +445,17 @@ impl<'a, P: Placement> Engine<'a, P> {
         let free = self.free_bytes();
         let wanted = self.placement.tier_of_new(chunk, bytes, self.machine.vram_bytes, free);
         let tier = if wanted == Tier::Ram || free.vram < bytes { Tier::Ram } else { Tier::Vram };
-        match tier {
-            Tier::Vram => self.free_vram -= bytes,
-            Tier::Ram => self.free_ram = self.free_ram.saturating_sub(bytes),
-        }
-        self.chunks[chunk as usize] = Chunk { tier, shown: true };
+        let place = match tier {
+            Tier::Vram => {
+                self.free_vram -= bytes;
+                Some(self.take_place(bytes, None))
+            }
+            Tier::Ram => {
+                self.free_ram = self.free_ram.saturating_sub(bytes);
+                None
+            }
+        };
+        self.chunks[chunk as usize] = Chunk { tier, shown: true, place };
         self.placement.mapped(chunk, tier);
     }
 
@@ -422,7 +465,10 @@ impl<'a, P: Placement> Engine<'a, P> {
         }
         let bytes = self.bytes(chunk);
         match self.chunks[chunk as usize].tier {
-            Tier::Vram => self.free_vram += bytes,
+            Tier::Vram => {
+                self.free_vram += bytes;
+                self.places.entry(bytes).or_default().extend(self.chunks[chunk as usize].place);
+            }
             Tier::Ram => self.free_ram += bytes,
         }
         true
