@@ -1,7 +1,7 @@
 //! Virtual time: from one moment at which something ends to the next.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     fmt,
 };
 
@@ -357,10 +357,14 @@ impl<'a, P: Placement> Engine<'a, P> {
         if copy { copies.push_back(copying) } else { self.copied.push_back(copying) }
     }
 
-    /// A place in VRAM: best the one that is still mapped there, else the one that has been free for longest.
+    /// A place in VRAM: best the one that is still mapped there, then one that is mapped nowhere, else the one that has been free for
+    /// longest.
     fn take_place(&mut self, bytes: u64, left: Option<u32>) -> u32 {
+        let without = self.chunks.iter().filter(|chunk| chunk.tier == Tier::Ram);
+        let left_somewhere: HashSet<u32> = without.filter_map(|chunk| chunk.place).collect();
         let free = self.places.entry(bytes).or_default();
-        let at = free.iter().position(|place| Some(*place) == left).unwrap_or(0);
+        let own = free.iter().position(|place| Some(*place) == left);
+        let at = own.or_else(|| free.iter().position(|place| !left_somewhere.contains(place))).unwrap_or(0);
         free.remove(at).unwrap_or_else(|| {
             self.all_places += 1;
             self.all_places

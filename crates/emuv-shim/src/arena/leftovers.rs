@@ -14,9 +14,28 @@ use crate::sync::{Condvar, Mutex, PoisonError};
 /// See the module's head. One per arena; the lock is not held while a mapping is taken away.
 #[derive(Debug, Default)]
 pub(super) struct Leftovers {
-    /// By the chunk's offset.
-    of: Mutex<HashMap<u64, Leftover>>,
+    state: Mutex<State>,
     gone: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// By the chunk's offset.
+    of: HashMap<u64, Leftover>,
+    /// How many there are of each memory.
+    on: HashMap<Handle, usize>,
+}
+
+impl State {
+    fn remove(&mut self, offset: u64) {
+        let Some(left) = self.of.remove(&offset) else { return };
+        if let Some(count) = self.on.get_mut(&left.handle) {
+            *count -= 1;
+            if *count == 0 {
+                self.on.remove(&left.handle);
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -32,43 +51,50 @@ struct Leftover {
 impl Leftovers {
     /// A chunk's memory goes, and its mapping is left.
     pub fn leave(&self, offset: u64, bytes: u64, handle: Handle, peers: u32) {
-        lock(&self.of).insert(offset, Leftover { bytes, handle, peers, going: false });
+        let mut state = lock(&self.state);
+        state.remove(offset);
+        state.of.insert(offset, Leftover { bytes, handle, peers, going: false });
+        *state.on.entry(handle).or_default() += 1;
     }
 
     /// What is mapped at a chunk that has no memory of its own there, if devices other than `peers` have no part in it.
     fn find(&self, offset: u64, peers: u32) -> Option<Handle> {
-        let left = lock(&self.of).get(&offset).copied()?;
+        let left = lock(&self.state).of.get(&offset).copied()?;
         (!left.going && left.peers == peers).then_some(left.handle)
     }
 
     /// The mapping is the chunk's own again.
     pub fn taken(&self, offset: u64) {
-        lock(&self.of).remove(&offset);
+        lock(&self.state).remove(offset);
     }
 
     /// Begins to take a mapping away: its size, and [`Self::end`] is to follow. `None`: there is none (any more).
     fn begin(&self, offset: u64) -> Option<u64> {
-        let mut of = lock(&self.of);
-        while of.get(&offset).is_some_and(|left| left.going) {
-            of = self.gone.wait(of).unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
+        while state.of.get(&offset).is_some_and(|left| left.going) {
+            state = self.gone.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        let left = of.get_mut(&offset)?;
+        let left = state.of.get_mut(&offset)?;
         left.going = true;
         Some(left.bytes)
     }
 
     fn end(&self, offset: u64, is_gone: bool) {
-        let mut of = lock(&self.of);
+        let mut state = lock(&self.state);
         if is_gone {
-            of.remove(&offset);
-        } else if let Some(left) = of.get_mut(&offset) {
+            state.remove(offset);
+        } else if let Some(left) = state.of.get_mut(&offset) {
             left.going = false;
         }
         self.gone.notify_all();
     }
 
     fn on(&self, handle: Handle) -> Vec<u64> {
-        lock(&self.of).iter().filter(|(_, left)| left.handle == handle).map(|(offset, _)| *offset).collect()
+        let state = lock(&self.state);
+        if !state.on.contains_key(&handle) {
+            return Vec::new();
+        }
+        state.of.iter().filter(|(_, left)| left.handle == handle).map(|(offset, _)| *offset).collect()
     }
 }
 
@@ -76,6 +102,11 @@ impl Arena {
     /// The memory that a chunk without a mapping of its own would find at its address.
     pub fn leftover(&self, offset: u64) -> Option<Handle> {
         self.leftovers.find(offset, self.gpu.peers())
+    }
+
+    /// Whether this memory is still mapped where a chunk had it.
+    pub fn is_left_somewhere(&self, handle: Handle) -> bool {
+        lock(&self.leftovers.state).on.contains_key(&handle)
     }
 
     /// Takes away what is left mapped at a chunk's address, if anything is.

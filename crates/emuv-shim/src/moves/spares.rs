@@ -113,7 +113,11 @@ impl Spares {
                 self.take_where(tier, bytes, |spare| spare.handle == left)
             }
         });
-        let is_worthless = |spare: &Spare| tier == Tier::Vram || arena.contents.of(spare.handle).is_none();
+        // Of no use to anybody else as it is.
+        let is_worthless = |spare: &Spare| match tier {
+            Tier::Ram => arena.contents.of(spare.handle).is_none(),
+            Tier::Vram => !arena.is_left_somewhere(spare.handle),
+        };
         let mut taken = own.or_else(|| self.take_where(tier, bytes, is_worthless));
         // What they hold may be wanted again, so others are made, as long as these are not many.
         if taken.is_none() && tier == Tier::Ram && self.may_keep_more(arena) && may_make() {
