@@ -13,7 +13,8 @@ use std::collections::BinaryHeap;
 /// Parts of a round that are looked at.
 const PARTS: usize = 96;
 
-/// What a change of mapping costs, as much as copying this many bytes.
+/// What a change of mapping costs, as much as copying this many bytes. What holds nothing mostly comes to where it is still mapped:
+/// out and in again it is taken for one change.
 const REMAP_BYTES: f64 = 3e6;
 
 /// What a chunk costs that no work of the round uses: it goes once, if it is not out already, and does not come back.
@@ -67,7 +68,7 @@ impl Gap {
         match self.in_place {
             Some(times) => bytes * times + REMAP_BYTES / 2.0,
             None if self.unused => UNUSED_BYTES,
-            None if self.dead => 2.0 * REMAP_BYTES,
+            None if self.dead => REMAP_BYTES,
             None => bytes * 1.2 + 2.0 * REMAP_BYTES,
         }
     }
