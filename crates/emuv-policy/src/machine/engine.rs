@@ -309,10 +309,7 @@ impl<'a, P: Placement> Engine<'a, P> {
                 self.mover_free_at = self.now + RAM_MAP_US * self.parts(chunk);
                 self.showing = Some(chunk);
             }
-            Action::Learn => {
-                self.record_fence();
-                return false;
-            }
+            Action::Learn => return self.record_fence(),
             Action::Rest => return false,
         }
         true
@@ -403,9 +400,20 @@ impl<'a, P: Placement> Engine<'a, P> {
         self.placement.finished(done.chunk);
     }
 
-    fn record_fence(&mut self) {
-        // Beyond what the GPU has been given there is nothing to wait for.
-        self.fences.extend(self.placement.fence().filter(|number| *number > u64::from(self.done)));
+    /// Whether that tells something new at once.
+    fn record_fence(&mut self) -> bool {
+        match self.placement.fence() {
+            // The GPU has done all of it, and nobody had asked.
+            Some(number) if number <= u64::from(self.done) => {
+                self.placement.reached(number);
+                true
+            }
+            // What it has been given: beyond that there is nothing to wait for.
+            fence => {
+                self.fences.extend(fence);
+                false
+            }
+        }
     }
 
     // --- the program ----------------------------------------------------------------------------------------

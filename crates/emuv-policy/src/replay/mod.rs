@@ -274,7 +274,7 @@ impl Program {
                         micros: self.micros[work],
                         kind: *kind,
                         everything: *everything,
-                        slowness: self.slowness.get(kind).copied().unwrap_or(UNKNOWN_SLOWNESS),
+                        slowness: self.slowness_of(*kind),
                     }));
                     work += 1;
                 }
@@ -284,6 +284,14 @@ impl Program {
             ops.push(Op::Round);
         }
         ops
+    }
+}
+
+impl Program {
+    /// How much slower than the link a kind of work reads RAM.
+    fn slowness_of(&self, kind: u64) -> f64 {
+        // A copy, or memory that is set: the link's own business.
+        if kind == 0 { 1.0 } else { self.slowness.get(&kind).copied().unwrap_or(UNKNOWN_SLOWNESS) }
     }
 }
 
