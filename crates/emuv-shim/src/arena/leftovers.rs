@@ -57,7 +57,7 @@ impl Leftovers {
         *state.on.entry(handle).or_default() += 1;
     }
 
-    /// What is mapped at a chunk that has no memory of its own there, if devices other than `peers` have no part in it.
+    /// What is left mapped at a chunk, if it is open to just these other devices.
     fn find(&self, offset: u64, peers: u32) -> Option<Handle> {
         let left = lock(&self.state).of.get(&offset).copied()?;
         (!left.going && left.peers == peers).then_some(left.handle)
