@@ -390,8 +390,8 @@ impl Arena {
     /// The driver's own.
     pub fn release(&self, handle: Handle) -> CuResult {
         self.contents.forget(handle);
-        self.clear_all(handle)?;
-        self.aliases.release(&*self.gpu, handle)
+        let cleared = self.clear_all(handle);
+        cleared.and(self.aliases.release(&*self.gpu, handle))
     }
 
     fn drop_chunk(&self, chunk: Chunk, handle: Handle, mapped: bool) {

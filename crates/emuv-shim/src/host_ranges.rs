@@ -135,17 +135,14 @@ impl HostRanges {
             return Reach::Nothing;
         }
         let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
-        let Some((start, range)) = ranges.range(..=word).next_back() else { return Reach::Nothing };
-        if word - start >= range.bytes {
-            return Reach::Nothing;
-        }
+        let Some((start, range)) = around(&ranges, word) else { return Reach::Nothing };
         if !range.readable || range.bytes > MOST_LOOKED_THROUGH || self.changes_later.load(Ordering::Acquire) {
             return Reach::Anything;
         }
         let first = start.next_multiple_of(8);
         // SAFETY: see the module's head; the aligned part of the range.
         unsafe { show(first, (start + range.bytes).saturating_sub(first), &mut each) };
-        Reach::Shown(*start, range.bytes)
+        Reach::Shown(start, range.bytes)
     }
 
     /// Shows `each` whole word of `bytes` at `start`, from which a copy is about to be made to `to`. False: not all that the copy
@@ -155,10 +152,9 @@ impl HostRanges {
             return false;
         }
         let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
-        let range = ranges.range(..=start).next_back();
-        let Some(_) = range.filter(|(from, range)| range.readable && start - **from + bytes <= range.bytes) else {
+        if !around(&ranges, start).is_some_and(|(from, range)| range.readable && start - from + bytes <= range.bytes) {
             return false;
-        };
+        }
         // SAFETY: see the module's head; aligned and inside the range.
         unsafe { show(start, bytes, &mut each) };
         // A piece of a word may complete a pointer whose other piece is there already.
@@ -167,8 +163,14 @@ impl HostRanges {
 
     fn contains(&self, address: u64) -> bool {
         let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
-        ranges.range(..=address).next_back().is_some_and(|(start, range)| address - start < range.bytes)
+        around(&ranges, address).is_some()
     }
+}
+
+/// The range that an address lies in, and where it starts.
+fn around(ranges: &BTreeMap<u64, Range>, address: u64) -> Option<(u64, &Range)> {
+    let (start, range) = ranges.range(..=address).next_back()?;
+    (address - start < range.bytes).then_some((*start, range))
 }
 
 /// Gives the words of `bytes` at `first`.

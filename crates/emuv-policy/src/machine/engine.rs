@@ -368,6 +368,11 @@ impl<'a, P: Placement> Engine<'a, P> {
         })
     }
 
+    fn leave_place(&mut self, bytes: u64, place: Option<u32>) {
+        self.free_vram += bytes;
+        self.places.entry(bytes).or_default().extend(place);
+    }
+
     fn remap_us(&self, copied: &Copying) -> f64 {
         let parts = self.parts(copied.chunk);
         let chunk = &self.chunks[copied.chunk as usize];
@@ -387,8 +392,7 @@ impl<'a, P: Placement> Engine<'a, P> {
         let before = self.chunks[done.chunk as usize];
         let place = match done.to {
             Tier::Ram => {
-                self.free_vram += bytes;
-                self.places.entry(bytes).or_default().extend(before.place);
+                self.leave_place(bytes, before.place);
                 before.place.filter(|_| !done.copy && !done.map)
             }
             Tier::Vram => {
@@ -477,10 +481,7 @@ impl<'a, P: Placement> Engine<'a, P> {
         }
         let bytes = self.bytes(chunk);
         match self.chunks[chunk as usize].tier {
-            Tier::Vram => {
-                self.free_vram += bytes;
-                self.places.entry(bytes).or_default().extend(self.chunks[chunk as usize].place);
-            }
+            Tier::Vram => self.leave_place(bytes, self.chunks[chunk as usize].place),
             Tier::Ram => self.free_ram += bytes,
         }
         true

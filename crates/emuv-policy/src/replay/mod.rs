@@ -285,9 +285,7 @@ impl Program {
         }
         ops
     }
-}
 
-impl Program {
     /// How much slower than the link a kind of work reads RAM.
     fn slowness_of(&self, kind: u64) -> f64 {
         // A copy, or memory that is set: the link's own business.

@@ -49,10 +49,9 @@ struct Leftover {
 }
 
 impl Leftovers {
-    /// A chunk's memory goes, and its mapping is left.
+    /// A chunk's memory goes, and its mapping, its own until now, is left.
     pub fn leave(&self, offset: u64, bytes: u64, handle: Handle, peers: u32) {
         let mut state = lock(&self.state);
-        state.remove(offset);
         state.of.insert(offset, Leftover { bytes, handle, peers, going: false });
         *state.on.entry(handle).or_default() += 1;
     }

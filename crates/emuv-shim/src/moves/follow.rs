@@ -74,9 +74,14 @@ impl Moves {
         &self,
         session: &Session,
         device: &Device,
+        here: CUdevice,
         (context, lane): (Owner, Lane),
         touch: &Touch,
     ) {
+        // A copy is no code; and a search reads what this device may touch, no more.
+        if touch.maker == 0 || !session.peers.may_touch(here, device.ordinal) {
+            return;
+        }
         let arena = &device.arena;
         let mut ranges = arena.residency().ranges(&offsets(arena, touch.addresses()), None);
         ranges.written.truncate(ranges.own);

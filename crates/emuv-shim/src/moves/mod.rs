@@ -191,12 +191,8 @@ pub(crate) fn around(
         let begun = device.moves.enter(session, device, lane, touch);
         entered.push((device, lane, begun));
     }
-    // A search reads what this device may touch, no more.
-    let in_reach = |device: &Device| session.peers.may_touch(here, device.ordinal);
-    for (device, lane, begun) in &entered {
-        if begun.search && touch.maker != 0 && in_reach(device) {
-            device.moves.search_before(session, device, (context, *lane), touch);
-        }
+    for (device, lane, _) in entered.iter().filter(|(.., begun)| begun.search) {
+        device.moves.search_before(session, device, here, (context, *lane), touch);
     }
     let timed = timed_for(here, &entered);
     let before = timed.and_then(|_| calls::timed_event(session.real, stream, per_thread).ok());
