@@ -39,7 +39,7 @@ pub use residency::{
     RoundChunk, SearchRanges, Sight, Step, Touch, Why, Work,
 };
 pub use stream_clock::{Freed, StreamClocks, StreamId};
-pub use stream_pool::{Block, PoolId, PoolUse, StreamPools, Waste, block_bytes};
+pub use stream_pool::{Block, PoolId, PoolUse, Stayed, StreamPools, Waste, block_bytes};
 pub use units::{Bytes, ParseBytesError};
 
 /// Where a chunk's bytes are.

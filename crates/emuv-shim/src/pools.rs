@@ -6,7 +6,10 @@
 //! that it means to share with another process or that lie elsewhere stay the
 //! driver's: their memory can neither lie in RAM nor move. Those are only accounted.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    cell::OnceCell,
+    collections::{HashMap, HashSet},
+};
 
 use emuv_cuda::types::*;
 use emuv_policy::{Allocation, Block, Owner, PoolId, SMALL_BYTES, StreamId, StreamPools, Tier, Waste, block_bytes};
@@ -166,7 +169,13 @@ impl Pools {
         on: On,
     ) -> Result<u64, Refusal> {
         let stream = self.streams.id(on.name(), on.context);
-        let take = |waste| self.with(|pools| pools.take(pool, stream, bytes, waste));
+        let arena = &device.arena;
+        let take = |waste| {
+            // Locked once, if it is asked at all.
+            let residency = OnceCell::new();
+            let stayed = |address: u64| residency.get_or_init(|| arena.residency()).has_stayed(address - arena.base());
+            self.with(|pools| pools.take(pool, stream, bytes, waste, &stayed))
+        };
         if let Some(address) = take(Waste::Little) {
             return Ok(address);
         }

@@ -357,9 +357,9 @@ impl Memory {
     fn allocate(&mut self, name: Name, bytes: u64, ops: &mut Vec<Op>) {
         let size = block_bytes(bytes).max(GRANULE);
         let fits = self.mapped_bytes.saturating_add(size) <= self.most_bytes;
-        let mut taken = self.pools.take(POOL, STREAM, size, Waste::Little);
+        let mut taken = self.pools.take(POOL, STREAM, size, Waste::Little, &|_| true);
         if taken.is_none() && !fits {
-            taken = self.pools.take(POOL, STREAM, size, Waste::Any).or_else(|| {
+            taken = self.pools.take(POOL, STREAM, size, Waste::Any, &|_| true).or_else(|| {
                 let freed = self.pools.clocks.freed(STREAM);
                 self.pools.clocks.settled(STREAM, freed);
                 for gone in self.pools.trim_bytes(size) {

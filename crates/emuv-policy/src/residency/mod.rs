@@ -165,6 +165,8 @@ struct ChunkState {
     escaped: bool,
     /// Holds nothing that anybody may read.
     dead: bool,
+    /// It has come to VRAM since it was last somebody's.
+    came: bool,
     /// Whether its bytes were others when it was sent away last than the time before, if that is known.
     changes: Option<bool>,
     /// What the program says of it.
@@ -353,6 +355,7 @@ impl Residency {
             going: false,
             escaped: false,
             dead: self.quiesced && !fixed,
+            came: false,
             changes: None,
             heat: Heat::default(),
             claims: 0,
@@ -432,6 +435,7 @@ impl Residency {
             chunk.extent = NONE;
             chunk.heat = Heat::default();
             chunk.dead = dead && !chunk.fixed;
+            chunk.came = false;
         });
     }
 
@@ -460,6 +464,12 @@ impl Residency {
     /// The tier of the chunk that `offset` lies in.
     pub fn tier(&self, offset: u64) -> Option<Tier> {
         self.chunk(self.at(offset)?).map(|chunk| chunk.tier)
+    }
+
+    /// Whether the chunk that `offset` lies in has been in VRAM all the time since it was last somebody's.
+    pub fn has_stayed(&self, offset: u64) -> bool {
+        let chunk = self.at(offset).and_then(|index| self.chunk(index));
+        chunk.is_some_and(|chunk| chunk.tier == Tier::Vram && chunk.moving.is_none() && !chunk.came)
     }
 
     /// How much of `bytes` at `offset` lies in chunks in that tier.

@@ -1,6 +1,6 @@
 //! One chunk's move: when it may begin, and what holds when it is over.
 
-use super::{ChunkState, Mode, Obstacle, Residency, Step, foresight::Traffic};
+use super::{ChunkState, Mode, NONE, Obstacle, Residency, Step, foresight::Traffic};
 use crate::{Tier, Why, trace::Event};
 
 impl Residency {
@@ -65,6 +65,7 @@ impl Residency {
         if moved {
             self.change(index, |chunk| {
                 chunk.tier = to;
+                chunk.came = to == Tier::Vram && chunk.extent == NONE;
                 chunk.mapped = !leave;
             });
         }

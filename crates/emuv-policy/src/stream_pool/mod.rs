@@ -8,14 +8,19 @@
 //! Memory freed on a stream may be taken by that stream at once (it works in order), and by others when the
 //! free has taken effect ([`StreamClocks`]).
 
+mod pool;
+mod slots;
+
 use std::collections::{BTreeMap, BTreeSet};
 
+use self::{pool::Pool, slots::Slots};
 use crate::{
     chunk::GRANULE,
-    hash::FastMap,
     memory::SMALL_BYTES,
     stream_clock::{Freed, StreamClocks, StreamId},
 };
+
+pub use pool::Stayed;
 
 /// A pool by its driver handle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -54,23 +59,6 @@ pub struct Block {
     pub block_bytes: u64,
 }
 
-#[derive(Debug, Default)]
-struct Pool {
-    /// All of its chunks: sizes by address.
-    chunks: BTreeMap<u64, u64>,
-    /// Those of them that are free: size, and who freed it (`None`: nobody's work can touch it). Most are not, where a program holds
-    /// much for long.
-    free: BTreeMap<u64, (u64, Option<Freed>)>,
-    /// Free small pieces by size; the most recently freed last.
-    small: BTreeMap<u64, Vec<(u64, Option<Freed>)>>,
-    /// Addresses at which blocks of a size were freed. Only hints: the chunks there may have been used otherwise since.
-    /// The lowest is taken first: so what a program gets depends on what is free, not on the order in which it was
-    /// freed, and one that repeats itself gets the same addresses again, which is what moving ahead of need lives on.
-    hints: FastMap<u64, BTreeSet<u64>>,
-    usage: PoolUse,
-    release_threshold: u64,
-}
-
 /// All stream-ordered pools of a device.
 #[derive(Debug, Default)]
 pub struct StreamPools {
@@ -78,7 +66,8 @@ pub struct StreamPools {
     pub clocks: StreamClocks,
     pools: BTreeMap<PoolId, Pool>,
     used: BTreeMap<u64, Block>,
-    tight: bool,
+    /// VRAM is short: what has been given out since.
+    tight: Option<Slots>,
 }
 
 /// The size of the memory that serves a request: 512-byte steps up to 4 KiB, eighths of a power of two up to
@@ -92,109 +81,21 @@ pub fn block_bytes(bytes: u64) -> u64 {
     bytes.next_multiple_of((bytes.next_power_of_two() / 16).max(UNIT))
 }
 
-impl Pool {
-    /// The tightest run of adjacent free chunks of at least `need` and at most `most` bytes that are all
-    /// `usable`: its address and size.
-    fn find_run(&self, need: u64, most: u64, usable: &impl Fn(Option<Freed>) -> bool) -> Option<(u64, u64)> {
-        let mut best: Option<(u64, u64)> = None;
-        // The run in hand: chunks (address, size) that join, and their sum. Whenever it is long enough, its
-        // first chunks are dropped as far as possible.
-        let mut run = std::collections::VecDeque::new();
-        let mut sum = 0;
-        let mut end = 0;
-        for (&address, &(bytes, freed)) in &self.free {
-            let usable = usable(freed);
-            if !usable || address != end {
-                run.clear();
-                sum = 0;
-            }
-            if usable {
-                run.push_back((address, bytes));
-                sum += bytes;
-            }
-            end = address + bytes;
-            while let Some(&(start, first)) = run.front() {
-                if sum < need {
-                    break;
-                }
-                if sum <= most && best.is_none_or(|(_, size)| sum < size) {
-                    best = Some((start, sum));
-                }
-                run.pop_front();
-                sum -= first;
-            }
-            if best.is_some_and(|(_, size)| size == need) {
-                break;
-            }
-        }
-        best
-    }
-
-    /// Whether the chunks from `address` on are free, `usable`, and make up exactly `bytes`.
-    fn is_run(&self, address: u64, bytes: u64, usable: &impl Fn(Option<Freed>) -> bool) -> bool {
-        let mut end = address;
-        for (&start, &(bytes, freed)) in self.free.range(address..address + bytes) {
-            if start != end || !usable(freed) {
-                return false;
-            }
-            end += bytes;
-        }
-        end == address + bytes
-    }
-
-    fn take_small(&mut self, size: u64, usable: &impl Fn(Option<Freed>) -> bool) -> Option<u64> {
-        let free = self.small.get_mut(&size)?;
-        let index = free.iter().rposition(|(_, freed)| usable(*freed))?;
-        Some(free.swap_remove(index).0)
-    }
-
-    fn take_hinted(&mut self, size: u64, usable: &impl Fn(Option<Freed>) -> bool) -> Option<u64> {
-        let (mut found, mut stale) = (None, Vec::new());
-        for &address in self.hints.get(&size)? {
-            if self.is_run(address, size, usable) {
-                found = Some(address);
-                break;
-            }
-            // What others have freed may be usable later; what is used otherwise comes back with a hint of its own.
-            if !self.is_run(address, size, &|_| true) {
-                stale.push(address);
-            }
-        }
-        let hints = self.hints.get_mut(&size)?;
-        stale.iter().chain(&found).for_each(|address| {
-            hints.remove(address);
-        });
-        found
-    }
-
-    /// Memory for a block of `size`: its address and size.
-    fn take(
-        &mut self,
-        size: u64,
-        waste: Waste,
-        tight: bool,
-        usable: &impl Fn(Option<Freed>) -> bool,
-    ) -> Option<(u64, u64)> {
-        if size <= SMALL_BYTES {
-            return self.take_small(size, usable).map(|address| (address, size));
-        }
-        let most = if waste == Waste::Any { u64::MAX } else { size + size / 8 };
-        let hinted = if tight { None } else { self.take_hinted(size, usable).map(|address| (address, size)) };
-        let (address, bytes) = hinted.or_else(|| self.find_run(size, most, usable))?;
-        for start in self.chunks.range(address..address + bytes).map(|(start, _)| start) {
-            self.free.remove(start);
-        }
-        Some((address, bytes))
-    }
-}
-
 impl StreamPools {
     /// The program wants `bytes` (at least 1) of `pool` on `stream`: an address that it may use at once, or
-    /// `None` if nothing free fits.
-    pub fn take(&mut self, pool: PoolId, stream: StreamId, bytes: u64, waste: Waste) -> Option<u64> {
+    /// `None` if nothing free fits. `stayed` is asked only where blocks are kept tight.
+    pub fn take(
+        &mut self,
+        pool: PoolId,
+        stream: StreamId,
+        bytes: u64,
+        waste: Waste,
+        stayed: Stayed<'_>,
+    ) -> Option<u64> {
         let clocks = &self.clocks;
         let usable = |freed: Option<Freed>| freed.is_none_or(|freed| freed.stream == stream || clocks.is_done(freed));
-        let found = self.pools.entry(pool).or_default().take(block_bytes(bytes), waste, self.tight, &usable);
+        let tight = self.tight.as_ref().map(|slots| (slots, stayed));
+        let found = self.pools.entry(pool).or_default().take(block_bytes(bytes), waste, tight, &usable);
         found.map(|(address, block_bytes)| self.hand_out(pool, address, bytes, block_bytes))
     }
 
@@ -214,14 +115,15 @@ impl StreamPools {
                 waited || freed.stream == stream || clocks.is_done(freed)
             })
         };
-        let found = self.pools.get_mut(&pool)?.take(block_bytes(bytes), Waste::Any, self.tight, &usable);
+        let found = self.pools.get_mut(&pool)?.take(block_bytes(bytes), Waste::Any, None, &usable);
         found.map(|(address, block_bytes)| self.hand_out(pool, address, bytes, block_bytes))
     }
 
-    /// From now on blocks are chosen to lie tightly: the lowest that fit exactly, whatever they were before. That takes a look at
-    /// all free chunks, and is worth it where VRAM is short: what is free, but not where it is wanted, has to be exchanged.
+    /// From now on blocks are chosen to lie tightly: the lowest that fit exactly, whatever they were before, and in a loop those that
+    /// have stayed in VRAM. That takes a look at all free chunks, and is worth it where VRAM is short: what is free, but not where it
+    /// is wanted, has to be exchanged.
     pub fn keep_tight(&mut self) {
-        self.tight = true;
+        self.tight.get_or_insert_default();
     }
 
     /// New memory for the program, made because nothing free fitted: a small piece (no chunks), or chunks
@@ -238,6 +140,9 @@ impl StreamPools {
     }
 
     fn hand_out(&mut self, pool: PoolId, address: u64, bytes: u64, block_bytes: u64) -> u64 {
+        if let Some(slots) = self.tight.as_mut().filter(|_| block_bytes > SMALL_BYTES) {
+            slots.note(self::block_bytes(bytes), address, block_bytes);
+        }
         let usage = &mut self.pools.entry(pool).or_default().usage;
         usage.used += block_bytes;
         usage.used_high = usage.used_high.max(usage.used);
@@ -255,6 +160,9 @@ impl StreamPools {
     /// that could touch it. False: that is no block of a pool.
     pub fn give(&mut self, address: u64, stream: Option<StreamId>) -> bool {
         let Some(block) = self.used.remove(&address) else { return false };
+        if let Some(slots) = &mut self.tight {
+            slots.freed(address);
+        }
         let freed = stream.map(|stream| self.clocks.free(stream));
         let pool = self.pools.entry(block.pool).or_default();
         pool.usage.used -= block.block_bytes;
@@ -383,6 +291,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
     const POOL: PoolId = PoolId(1);
+    const ALL: fn(u64) -> bool = |_| true;
     const A: StreamId = StreamId(10);
     const B: StreamId = StreamId(11);
 
@@ -411,8 +320,8 @@ mod tests {
     fn the_stream_that_freed_a_block_may_have_it_at_once() {
         let (mut pools, at) = with_blocks(&[5]);
         assert!(pools.give(at[0], Some(A)));
-        assert_eq!(pools.take(POOL, B, 5 * MIB, Waste::Any), None);
-        assert_eq!(pools.take(POOL, A, 5 * MIB, Waste::Little), Some(at[0]));
+        assert_eq!(pools.take(POOL, B, 5 * MIB, Waste::Any, &ALL), None);
+        assert_eq!(pools.take(POOL, A, 5 * MIB, Waste::Little, &ALL), Some(at[0]));
     }
 
     #[test]
@@ -420,7 +329,7 @@ mod tests {
         let (mut pools, at) = with_blocks(&[5]);
         pools.give(at[0], Some(A));
         pools.clocks.settled(A, 1);
-        assert_eq!(pools.take(POOL, B, 5 * MIB, Waste::Little), Some(at[0]));
+        assert_eq!(pools.take(POOL, B, 5 * MIB, Waste::Little, &ALL), Some(at[0]));
     }
 
     #[test]
@@ -436,8 +345,8 @@ mod tests {
     fn a_larger_block_is_split_at_a_chunk_border() {
         let (mut pools, at) = with_blocks(&[98]);
         pools.give(at[0], Some(A));
-        let first = pools.take(POOL, A, 30 * MIB, Waste::Little).unwrap();
-        let rest = pools.take(POOL, A, 66 * MIB, Waste::Little).unwrap();
+        let first = pools.take(POOL, A, 30 * MIB, Waste::Little, &ALL).unwrap();
+        let rest = pools.take(POOL, A, 66 * MIB, Waste::Little, &ALL).unwrap();
         assert_eq!((first, rest), (at[0], at[0] + 32 * MIB));
         assert_eq!(pools.usage(POOL).used, 98 * MIB);
     }
@@ -447,7 +356,7 @@ mod tests {
         let (mut pools, at) = with_blocks(&[32, 32, 32]);
         pools.give(at[0], Some(A));
         pools.give(at[1], None);
-        assert_eq!(pools.take(POOL, A, 64 * MIB, Waste::Little), Some(at[0]));
+        assert_eq!(pools.take(POOL, A, 64 * MIB, Waste::Little, &ALL), Some(at[0]));
         assert_eq!(pools.find(at[1] + 5).map(|(start, block)| (start, block.bytes)), Some((at[0], 64 * MIB)));
     }
 
@@ -459,16 +368,59 @@ mod tests {
             if tight {
                 pools.keep_tight();
             }
-            assert_eq!(pools.take(POOL, A, 64 * MIB, Waste::Little), Some(at[expected]));
+            assert_eq!(pools.take(POOL, A, 64 * MIB, Waste::Little, &ALL), Some(at[expected]));
         }
+    }
+
+    /// A loop that gets and frees these sizes (MiB) one after the other; gives the addresses of a round.
+    fn go_round(pools: &mut StreamPools, sizes: &[u64], stayed: Stayed<'_>) -> Vec<u64> {
+        let one = |size: &u64| {
+            let address = pools.take(POOL, A, size * MIB, Waste::Little, stayed).unwrap();
+            pools.give(address, Some(A));
+            address
+        };
+        sizes.iter().map(one).collect()
+    }
+
+    #[test]
+    fn where_vram_is_short_a_loop_gets_what_it_got_a_round_ago_as_long_as_that_stays_in_vram() {
+        let (mut pools, at) = with_blocks(&[32, 32, 32, 32]);
+        pools.keep_tight();
+        pools.give(at[2], None);
+        let sizes = [32; 60];
+        assert_eq!(go_round(&mut pools, &sizes, &ALL), [at[2]; 60]);
+        at.iter().take(2).for_each(|at| _ = pools.give(*at, None));
+        assert_eq!(go_round(&mut pools, &sizes, &ALL), [at[2]; 60], "though it is not the lowest any more");
+        let third_has_left = |address| address != at[2];
+        assert_eq!(go_round(&mut pools, &sizes, &third_has_left), [at[0]; 60]);
+        assert_eq!(go_round(&mut pools, &sizes, &ALL), [at[0]; 60], "there it stays");
+        assert_eq!(go_round(&mut pools, &sizes, &|_| false), [at[0]; 60], "nothing else would be better");
+    }
+
+    #[test]
+    fn nobody_takes_what_another_of_the_loop_got_a_round_ago() {
+        let (mut pools, at) = with_blocks(&[32, 64]);
+        pools.keep_tight();
+        at.iter().for_each(|at| _ = pools.give(*at, None));
+        // The first lives while the second is made.
+        let round = |pools: &mut StreamPools, stayed: Stayed<'_>| {
+            let [first, second] = [32, 64].map(|size| pools.take(POOL, A, size * MIB, Waste::Little, stayed).unwrap());
+            pools.give(first, Some(A));
+            pools.give(second, Some(A));
+            [first, second]
+        };
+        for _ in 0..60 {
+            assert_eq!(round(&mut pools, &ALL), [at[0], at[1]]);
+        }
+        assert_eq!(round(&mut pools, &|address| address >= at[1]), [at[0], at[1]]);
     }
 
     #[test]
     fn much_waste_is_accepted_only_when_asked_for() {
         let (mut pools, at) = with_blocks(&[32]);
         pools.give(at[0], Some(A));
-        assert_eq!(pools.take(POOL, A, 20 * MIB, Waste::Little), None);
-        assert_eq!(pools.take(POOL, A, 20 * MIB, Waste::Any), Some(at[0]));
+        assert_eq!(pools.take(POOL, A, 20 * MIB, Waste::Little, &ALL), None);
+        assert_eq!(pools.take(POOL, A, 20 * MIB, Waste::Any, &ALL), Some(at[0]));
     }
 
     #[test]
@@ -476,8 +428,8 @@ mod tests {
         let mut pools = StreamPools::default();
         pools.add(POOL, 0x1000, 700, &[]);
         pools.give(0x1000, Some(A));
-        assert_eq!(pools.take(POOL, A, 5000, Waste::Any), None);
-        assert_eq!(pools.take(POOL, A, 1000, Waste::Little), Some(0x1000));
+        assert_eq!(pools.take(POOL, A, 5000, Waste::Any, &ALL), None);
+        assert_eq!(pools.take(POOL, A, 1000, Waste::Little, &ALL), Some(0x1000));
     }
 
     #[test]
@@ -490,7 +442,7 @@ mod tests {
         pools.clocks.settled(A, 1);
         assert_eq!(pools.trim(POOL, 8 * MIB), [0_u64; 0]);
         assert_eq!(pools.trim(POOL, 4 * MIB), [at[0]]);
-        assert_eq!(pools.take(POOL, A, 4 * MIB, Waste::Any), None);
+        assert_eq!(pools.take(POOL, A, 4 * MIB, Waste::Any, &ALL), None);
     }
 
     #[test]
