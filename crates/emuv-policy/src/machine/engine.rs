@@ -1,18 +1,23 @@
 //! Virtual time: from one moment at which something ends to the next.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     fmt,
 };
 
 use super::{Action, Cost, FreeBytes, MOST_AHEAD, Machine, Placement, Script, Turn, script::Step};
 use crate::Tier;
 
-/// What changing mappings takes beside copies (H200, driver 580), in microseconds: of VRAM, whatever the size; of 32 MiB of RAM.
-const VRAM_MAP_US: f64 = 60.0;
-const VRAM_UNMAP_US: f64 = 45.0;
+/// What changing mappings takes emuV's mover (H200, driver 580; `docs/measurements.md`), in microseconds: of VRAM, whatever the size;
+/// of 32 MiB of RAM.
+const VRAM_MAP_US: f64 = 40.0;
+const VRAM_UNMAP_US: f64 = 27.0;
 const RAM_MAP_US: f64 = 359.0;
 const RAM_UNMAP_US: f64 = 99.0;
+
+/// What memory in VRAM takes to make and to release, in microseconds: a chunk of another size needs other memory.
+const VRAM_MAKE_US: f64 = 24.0;
+const VRAM_RELEASE_US: f64 = 32.0;
 
 /// How long the way out goes on until it is quiet: it has to be while something is mapped (emuV's mover copies into RAM in pieces, of
 /// which one and a half are left on average).
@@ -96,8 +101,10 @@ pub(super) struct Engine<'a, P> {
     free_vram: u64,
     free_ram: u64,
     /// Places in VRAM that no chunk has, by size; and how many there have been.
-    places: HashMap<u64, VecDeque<u32>>,
+    places: BTreeMap<u64, VecDeque<u32>>,
     all_places: u32,
+    /// The bytes of all that there are, whoever has them.
+    places_bytes: u64,
     // The program.
     next_step: usize,
     cpu_free_at: f64,
@@ -132,8 +139,9 @@ impl<'a, P: Placement> Engine<'a, P> {
             chunks: vec![Chunk { tier: Tier::Ram, shown: true, place: None }; script.chunks.len()],
             free_vram: machine.vram_bytes,
             free_ram: machine.ram_bytes,
-            places: HashMap::new(),
+            places: BTreeMap::new(),
             all_places: 0,
+            places_bytes: 0,
             next_step: 0,
             cpu_free_at: 0.0,
             held_since: None,
@@ -339,7 +347,11 @@ impl<'a, P: Placement> Engine<'a, P> {
         let bytes = self.bytes(chunk);
         let copied = if copy { bytes } else { 0 };
         let left = self.chunks[chunk as usize].place;
-        let place = (to == Tier::Vram).then(|| self.take_place(bytes, left));
+        let place = (to == Tier::Vram).then(|| {
+            let (place, micros) = self.take_place(bytes, left);
+            self.mover_free_at = self.now + micros;
+            place
+        });
         let is_there = place.is_some() && place == left;
         let copying = Copying { chunk, to, map, copy, place, is_there, left: precise(copied) };
         let copies = if to == Tier::Vram {
@@ -354,18 +366,39 @@ impl<'a, P: Placement> Engine<'a, P> {
         if copy { copies.push_back(copying) } else { self.copied.push_back(copying) }
     }
 
-    /// A place in VRAM: best the one that is still mapped there, then one that is mapped nowhere, else the one that has been free for
-    /// longest.
-    fn take_place(&mut self, bytes: u64, left: Option<u32>) -> u32 {
+    /// A place in VRAM, and what that takes: best the one that is still mapped there, then one that is mapped nowhere, else the one that
+    /// has been free for longest. Where there is none of that size one is made, and others are given up for it if need be.
+    fn take_place(&mut self, bytes: u64, left: Option<u32>) -> (u32, f64) {
         let without = self.chunks.iter().filter(|chunk| chunk.tier == Tier::Ram);
         let left_somewhere: HashSet<u32> = without.filter_map(|chunk| chunk.place).collect();
         let free = self.places.entry(bytes).or_default();
         let own = free.iter().position(|place| Some(*place) == left);
         let at = own.or_else(|| free.iter().position(|place| !left_somewhere.contains(place))).unwrap_or(0);
-        free.remove(at).unwrap_or_else(|| {
-            self.all_places += 1;
-            self.all_places
-        })
+        if let Some(place) = free.remove(at) {
+            return (place, 0.0);
+        }
+        let mut micros = VRAM_MAKE_US;
+        while self.places_bytes + bytes > self.machine.vram_bytes
+            && let Some(more) = self.give_up_place()
+        {
+            micros += more;
+        }
+        self.all_places += 1;
+        self.places_bytes += bytes;
+        (self.all_places, micros)
+    }
+
+    /// Gives one of the largest free places up, and says what that takes. `None`: there is none.
+    fn give_up_place(&mut self) -> Option<f64> {
+        let (&bytes, free) = self.places.iter_mut().rev().find(|(_, free)| !free.is_empty())?;
+        let gone = free.pop_front();
+        self.places_bytes -= bytes;
+        let mut micros = VRAM_RELEASE_US;
+        for chunk in self.chunks.iter_mut().filter(|chunk| chunk.tier == Tier::Ram && chunk.place == gone) {
+            chunk.place = None;
+            micros += VRAM_UNMAP_US;
+        }
+        Some(micros)
     }
 
     fn leave_place(&mut self, bytes: u64, place: Option<u32>) {
@@ -464,7 +497,7 @@ impl<'a, P: Placement> Engine<'a, P> {
         let place = match tier {
             Tier::Vram => {
                 self.free_vram -= bytes;
-                Some(self.take_place(bytes, None))
+                Some(self.take_place(bytes, None).0)
             }
             Tier::Ram => {
                 self.free_ram = self.free_ram.saturating_sub(bytes);
