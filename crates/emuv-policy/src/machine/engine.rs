@@ -483,6 +483,8 @@ impl<'a, P: Placement> Engine<'a, P> {
                 }
                 true
             }
+            // The driver lets nothing in while it changes a mapping.
+            Step::Work(_) if self.mover_free_at > self.now => false,
             Step::Work(work) => self.issue(work),
         };
         self.next_step += usize::from(went_on);

@@ -8,7 +8,8 @@
 //!   link, whichever is longer: what it touches in RAM, times its kind's slowness.
 //! - Copies run one after the other in each direction, both directions at once. What is read in place and what is copied
 //!   in share the way in equally; both ways together carry no more than the link does.
-//! - When a copy is over the mover, one thread, replaces the mapping. That takes what was measured on an H200.
+//! - When a copy is over the mover, one thread, replaces the mapping. That takes what was measured on an H200, and no work is issued
+//!   meanwhile. A chunk needs memory of its own size; where there is none, other memory is given up for it.
 
 mod engine;
 mod online;

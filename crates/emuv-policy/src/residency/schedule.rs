@@ -13,9 +13,13 @@ use std::collections::BinaryHeap;
 /// Parts of a round that are looked at.
 const PARTS: usize = 96;
 
-/// What a change of mapping costs, as much as copying this many bytes. What holds nothing mostly comes to where it is still mapped:
-/// out and in again it is taken for one change.
+/// What a change of mapping costs, as much as copying this many bytes.
 const REMAP_BYTES: f64 = 3e6;
+
+/// The same of a chunk that holds nothing, out and in again. Nothing of it hides behind a copy; while it is mapped nothing goes out and the
+/// program's launches wait; and it needs memory of its own size, which is mostly small: others' is given up for that and made again
+/// (tuned in the simulator, which has all of that, on the workloads of `emuv bench`).
+const EXCHANGE_BYTES: f64 = 15e6;
 
 /// What a chunk costs that no work of the round uses: it goes once, if it is not out already, and does not come back.
 const UNUSED_BYTES: f64 = 1e5;
@@ -68,7 +72,7 @@ impl Gap {
         match self.in_place {
             Some(times) => bytes * times + REMAP_BYTES / 2.0,
             None if self.unused => UNUSED_BYTES,
-            None if self.dead => REMAP_BYTES,
+            None if self.dead => EXCHANGE_BYTES,
             None => bytes * 1.2 + 2.0 * REMAP_BYTES,
         }
     }
