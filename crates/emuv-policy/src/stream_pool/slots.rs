@@ -64,8 +64,8 @@ impl Like<'_> {
     /// Whether nobody got any of this memory while it lived.
     pub fn had_to_itself(&self, address: u64, bytes: u64) -> bool {
         let until = self.slot.freed.min(self.slots.position());
-        let meanwhile = (self.place + 1..until).filter_map(|position| self.slots.at(position));
-        meanwhile.into_iter().all(|other| !other.overlaps(address, bytes))
+        let mut meanwhile = (self.place + 1..until).filter_map(|position| self.slots.at(position));
+        meanwhile.all(|other| !other.overlaps(address, bytes))
     }
 }
 

@@ -1,8 +1,8 @@
-//! Mappings that outlive their chunk's memory. A chunk that holds nothing gives its memory in VRAM to another one, and may be given the
-//! same memory again when it is next used. So its mapping is left as it is: nothing need be unmapped while something waits for the memory,
-//! and nothing mapped if it is the same. The program does not touch what is nobody's (it would touch other data there with any allocator that uses memory again), and
-//! whatever is given to it is held until it has memory of its own. The mapping is taken away when other memory is to be behind the
-//! address, or when the memory is released.
+//! Mappings that outlive their chunk's memory. A chunk that holds nothing gives its memory in VRAM to another one, and may be given
+//! the same memory again when it is next used. So its mapping is left as it is: nothing need be unmapped while something waits
+//! for the memory, and nothing mapped if it is the same. The program does not touch what is nobody's (it would touch other data
+//! there with any allocator that uses memory again), and whatever is given to it is held until it has memory of its own. The
+//! mapping is taken away when other memory is to be behind the address, or when the memory is released.
 
 use std::collections::HashMap;
 
