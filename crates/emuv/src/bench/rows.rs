@@ -34,6 +34,8 @@ pub struct Row {
     pub vram_bytes: Option<u64>,
     /// Everything in VRAM.
     pub plain_seconds: Option<f64>,
+    /// The slowest plain run's median to the fastest one's: below that, nothing can be said of a ratio.
+    pub plain_spread: Option<f64>,
     /// `emuv run`.
     pub emuv: Option<Cell>,
     /// `emuv run --policy static`.
@@ -59,6 +61,7 @@ impl Row {
             peak_bytes: None,
             vram_bytes: None,
             plain_seconds: None,
+            plain_spread: None,
             emuv: None,
             fixed: None,
             offload: None,
@@ -93,6 +96,7 @@ pub fn rows(workload: &'static str, samples: &[Sample], ratios: &[Ratio], link: 
     let plain_only = Row {
         peak_bytes: Some(work.peak_bytes),
         plain_seconds: Some(work.seconds),
+        plain_spread: spread(&outcomes),
         why: (!steady).then(|| "two plain runs differ".to_owned()),
         same_bits: (outcomes.len() > 1).then_some(steady),
         ..Row::empty(workload)
@@ -127,6 +131,13 @@ pub fn rows(workload: &'static str, samples: &[Sample], ratios: &[Ratio], link: 
             }
         })
         .collect()
+}
+
+fn spread(plain: &[&Outcome]) -> Option<f64> {
+    let medians: Vec<f64> = plain.iter().filter_map(|run| median(run.counted().to_vec())).collect();
+    let most = medians.iter().copied().reduce(f64::max)?;
+    let least = medians.iter().copied().reduce(f64::min)?;
+    (medians.len() > 1).then_some(most / least)
 }
 
 fn cell(sample: &Sample, plain: &Outcome, plain_seconds: f64, vram: u64) -> Cell {
@@ -192,7 +203,7 @@ pub mod tests {
         let found = made(&samples);
         assert_eq!(found.len(), 1, "nothing ran at 0.8");
         let row = &found[0];
-        assert_eq!(row.plain_seconds, Some(0.002), "both plain runs count");
+        assert_eq!((row.plain_seconds, row.plain_spread), (Some(0.002), Some(3.0)), "both plain runs count");
         assert_eq!(row.emuv.as_ref().unwrap().ratio, Some(12.5));
         assert_eq!(row.fixed.as_ref().unwrap().ratio, Some(25.0));
         // 1 GB at 50 GB/s.
@@ -216,7 +227,7 @@ pub mod tests {
         let samples = [ran(Baseline::Plain, None, 0.001, "a"), failed(Baseline::Emuv, Some(1.5), "out of memory")];
         let found = made(&samples);
         assert_eq!(found[0].emuv.as_ref().unwrap().why.as_deref(), Some("out of memory"));
-        assert_eq!((found[0].percent_of_bound, found[0].same_bits), (None, None));
+        assert_eq!((found[0].percent_of_bound, found[0].same_bits, found[0].plain_spread), (None, None, None));
     }
 
     #[test]

@@ -24,6 +24,9 @@ const HEAD: [&str; 13] = [
 /// The first is aligned to the left, as is the last.
 const LAST: usize = HEAD.len() - 1;
 
+/// From this ratio between plain runs on it is said that they differ.
+const UNEVEN: f64 = 1.1;
+
 /// What the columns mean.
 const LEGEND: &str = "\
 at: peak / VRAM budget. Times are medians per iteration; ratio, static and offload are ratios to plain (all in VRAM).
@@ -102,7 +105,9 @@ fn whys(row: &Row) -> String {
             _ => None,
         }
     });
-    row.why.clone().into_iter().chain(of_cells).collect::<Vec<_>>().join("; ")
+    let uneven = row.plain_spread.filter(|spread| *spread >= UNEVEN);
+    let uneven = uneven.map(|spread| format!("plain runs differ by {:.0} %", 100.0 * (spread - 1.0)));
+    row.why.clone().into_iter().chain(uneven).chain(of_cells).collect::<Vec<_>>().join("; ")
 }
 
 fn three_digits(value: f64) -> String {
@@ -125,6 +130,17 @@ mod tests {
         },
         *,
     };
+
+    #[test]
+    fn plain_runs_that_take_different_times_are_named() {
+        let plain = |seconds| ran(Baseline::Plain, None, seconds, "a");
+        let last = |second| {
+            let samples = [plain(0.002), ran(Baseline::Emuv, Some(1.5), 0.025, "a"), plain(second)];
+            table(&rows("decode-1", &samples, &[Ratio(1.5)], Some(&LINK))).lines().nth(1).unwrap().to_owned()
+        };
+        assert!(last(0.0027).ends_with("yes  plain runs differ by 35 %"), "{}", last(0.0027));
+        assert!(last(0.0021).ends_with("yes"), "{}", last(0.0021));
+    }
 
     #[test]
     fn columns_are_aligned_and_what_failed_says_why() {
