@@ -206,7 +206,7 @@ impl Pools {
             if let Some(address) = take(Waste::Any) {
                 return Ok(address);
             }
-            self.make_room(session, &device.arena, size, true);
+            self.make_room(session, arena, size, true);
         }
         match self.new_block(session, device, pool, bytes) {
             Err(Refusal::NoRoom) if !capturing => self.wait_for_another(session, pool, bytes, stream, on),

@@ -115,7 +115,8 @@ impl StreamPools {
                 waited || freed.stream == stream || clocks.is_done(freed)
             })
         };
-        let found = self.pools.get_mut(&pool)?.take(block_bytes(bytes), Waste::Any, None, &usable);
+        let tight = self.tight.as_ref().map(|slots| (slots, &(|_| true) as Stayed<'_>));
+        let found = self.pools.get_mut(&pool)?.take(block_bytes(bytes), Waste::Any, tight, &usable);
         found.map(|(address, block_bytes)| self.hand_out(pool, address, bytes, block_bytes))
     }
 

@@ -89,9 +89,9 @@ impl Pool {
             return same;
         }
         let runs = self.runs(need, usable).filter(|(_, bytes)| *bytes <= most);
-        let mut others: Vec<(u64, u64)> = runs.filter(|run| all_stayed(*run)).collect();
-        others.sort_by_key(|(_, bytes)| *bytes);
-        others.into_iter().find(|(address, bytes)| like.had_to_itself(*address, *bytes)).or(same)
+        let free =
+            runs.filter(|(address, bytes)| all_stayed((*address, *bytes)) && like.had_to_itself(*address, *bytes));
+        free.min_by_key(|(_, bytes)| *bytes).or(same)
     }
 
     /// Whether the chunks from `address` on are free, `usable`, and make up exactly `bytes`.

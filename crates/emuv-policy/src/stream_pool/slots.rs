@@ -82,24 +82,23 @@ impl Slots {
         self.log.iter().rev().take(CONTEXT_SLOTS).fold(mix(size), |context, slot| mix(context ^ slot.size))
     }
 
-    fn place(&self, size: u64) -> Option<u64> {
+    /// Where the log is followed to, if the size agrees.
+    fn next(&self, size: u64) -> Option<u64> {
         let next = self.follow.map(|follow| follow + 1);
-        let follows = next.filter(|next| self.at(*next).is_some_and(|slot| slot.size == size));
-        follows.or_else(|| self.seen.get(&self.context(size)).copied())
+        next.filter(|next| self.at(*next).is_some_and(|slot| slot.size == size))
     }
 
     /// The like of an allocation of `size` that is about to be made, if there is one.
     pub fn like(&self, size: u64) -> Option<Like<'_>> {
-        let place = self.place(size)?;
+        let place = self.next(size).or_else(|| self.seen.get(&self.context(size)).copied())?;
         Some(Like { slots: self, place, slot: self.at(place)? })
     }
 
     /// `size` was asked for, and these `bytes` at `address` were given.
     pub fn note(&mut self, size: u64, address: u64, bytes: u64) {
-        let context = self.context(size);
-        self.follow = self.place(size);
-        let position = self.position();
-        self.seen.insert(context, position);
+        let (position, next) = (self.position(), self.next(size));
+        let before = self.seen.insert(self.context(size), position);
+        self.follow = next.or(before);
         self.held.insert(address, position);
         self.log.push_back(Slot { size, address, bytes, freed: NEVER });
         if self.log.len() > LOG_SLOTS {

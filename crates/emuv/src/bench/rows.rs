@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{
     bound::{Bound, Link, bound},
     plan::{Baseline, Ratio},
-    sample::{Outcome, Sample, median, work},
+    sample::{Outcome, Sample, work},
 };
 
 /// One baseline's part of a row.
@@ -134,7 +134,7 @@ pub fn rows(workload: &'static str, samples: &[Sample], ratios: &[Ratio], link: 
 }
 
 fn spread(plain: &[&Outcome]) -> Option<f64> {
-    let medians: Vec<f64> = plain.iter().filter_map(|run| median(run.counted().to_vec())).collect();
+    let medians: Vec<f64> = plain.iter().filter_map(|run| run.median_seconds()).collect();
     let most = medians.iter().copied().reduce(f64::max)?;
     let least = medians.iter().copied().reduce(f64::min)?;
     (medians.len() > 1).then_some(most / least)
@@ -144,7 +144,7 @@ fn cell(sample: &Sample, plain: &Outcome, plain_seconds: f64, vram: u64) -> Cell
     let Some(outcome) = sample.outcome() else {
         return Cell { seconds: None, ratio: None, same_bits: None, why: sample.why().map(Into::into) };
     };
-    let seconds = median(outcome.counted().to_vec());
+    let seconds = outcome.median_seconds();
     // Only the framework decides what its offload keeps in VRAM.
     let over = outcome.peak_allocated_bytes.filter(|&bytes| sample.baseline == Baseline::Offload && bytes > vram);
     Cell {

@@ -130,6 +130,11 @@ impl Outcome {
         second_half(&self.seconds)
     }
 
+    /// The median of those.
+    pub fn median_seconds(&self) -> Option<f64> {
+        median(self.counted().to_vec())
+    }
+
     /// Whether both computed the same, as far as both went: every output of every iteration, to the bit.
     pub fn same_bits(&self, other: &Self) -> bool {
         let both = self.digests.len().min(other.digests.len());
