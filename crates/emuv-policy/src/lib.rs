@@ -36,7 +36,7 @@ pub use memory::{
 };
 pub use residency::{
     Begin, Begun, Heat, Hint, HoldId, LastRound, Looped, Manner, Mode, MoveRoom, Policy, ReadInPlace, Residency,
-    RoundChunk, SearchRanges, Sight, Step, Touch, Why, Work,
+    RoundChunk, SearchRanges, Sight, Step, Touch, Unfenced, Why, Work,
 };
 pub use stream_clock::{Freed, StreamClocks, StreamId};
 pub use stream_pool::{Block, PoolId, PoolUse, Stayed, StreamPools, Waste, block_bytes};

@@ -23,8 +23,9 @@ const VRAM_RELEASE_US: f64 = 32.0;
 /// which one and a half are left on average).
 const DRAIN_US: f64 = 110.0;
 
-/// Works between two fences.
+/// Works between two fences, at most, and the bytes that they touch.
 const WORKS_PER_FENCE: u32 = 16;
+const BYTES_PER_FENCE: u64 = 1 << 30;
 
 /// How long a work waits for data, in microseconds.
 const PATIENCE_US: f64 = 100_000.0;
@@ -114,6 +115,7 @@ pub(super) struct Engine<'a, P> {
     issued: u32,
     done: u32,
     fences: BTreeSet<u64>,
+    unfenced_bytes: u64,
     /// For each round that has begun: how many works came before it.
     marks: VecDeque<u32>,
     // The mover.
@@ -149,6 +151,7 @@ impl<'a, P: Placement> Engine<'a, P> {
             issued: 0,
             done: 0,
             fences: BTreeSet::new(),
+            unfenced_bytes: 0,
             marks: VecDeque::new(),
             mover_free_at: 0.0,
             remapping: None,
@@ -540,7 +543,9 @@ impl<'a, P: Placement> Engine<'a, P> {
         let woken = if self.held_since.take().is_some() { self.machine.wake_us } else { 0.0 };
         self.cpu_free_at = self.now + self.machine.issue_us + woken;
         self.issued += 1;
-        if self.issued.is_multiple_of(WORKS_PER_FENCE) {
+        self.unfenced_bytes += work.chunks.iter().map(|chunk| self.bytes(*chunk)).sum::<u64>();
+        if self.issued.is_multiple_of(WORKS_PER_FENCE) || self.unfenced_bytes >= BYTES_PER_FENCE {
+            self.unfenced_bytes = 0;
             self.record_fence();
         }
         true

@@ -44,8 +44,9 @@ const READ_ONCE_UNFORESEEN: f64 = 0.3;
 /// A kind that was only timed beside copies is timed again where there are none, or after so many runs.
 const RUNS_UNSURE: u32 = 16;
 
-/// A work that seems so much faster than the link has not read all of its data in RAM.
-const FASTER_THAN_LINK: f64 = 1.1;
+/// A work that seems so much faster than the link has not read all of its data in RAM. (Optimizers seem a quarter faster: they take several
+/// works for one tensor, each of which touches all of it.)
+const FASTER_THAN_LINK: f64 = 1.4;
 
 /// What a work takes at least, and what it does in VRAM: for estimates of when things happen in a round.
 const WORK_US: f64 = 5.0;
@@ -500,9 +501,11 @@ mod tests {
         let weights = weights(&mut foresight, 10);
         rounds(&mut foresight, &weights, 2);
         assert_eq!(foresight.manner(1), Some(Manner::Move));
-        // Nothing reads faster than the link.
-        foresight.measured(4, 86 << 20, 700.0, QUIET);
+        // Nothing reads faster than the link; what seems a little faster names more than it reads.
+        foresight.measured(4, 86 << 20, 600.0, QUIET);
         assert_eq!(foresight.manner(4), None);
+        foresight.measured(4, 86 << 20, 700.0, QUIET);
+        assert_eq!(foresight.manner(4), Some(Manner::InPlace));
     }
 
     #[test]

@@ -108,6 +108,15 @@ impl Begun {
     }
 }
 
+/// What a stream has been given behind its last fence ([`Residency::issued`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Unfenced {
+    /// How many works.
+    pub works: u64,
+    /// What they touch, as often as they do.
+    pub bytes: u64,
+}
+
 /// Names a work that is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HoldId(u64);
@@ -195,8 +204,9 @@ struct Extent {
 #[derive(Debug, Default)]
 struct Lane {
     begun: u64,
-    /// The last work that a fence covers.
+    /// The last work that a fence covers, and what works behind it touch.
     fenced: u64,
+    unfenced_bytes: u64,
     done: u64,
     /// Begun, and the call has not returned yet.
     open: Vec<u64>,

@@ -72,8 +72,8 @@ enum Before {
     Anything,
 }
 
-/// Who goes first, the greatest: how much it is to be in VRAM, whether it is planned to be out, whether what it holds will
-/// still be needed, and when it is used.
+/// Who goes first, the greatest: how much it is to be in VRAM, whether what it holds is planned to be out, whether that will
+/// still be needed, and when it is used. (What nobody will read again, but has not been freed yet, would be copied for nothing.)
 type Rank = (Heat, bool, bool, u64);
 
 /// Room that is not promised to anybody yet, in bytes.
@@ -467,7 +467,7 @@ impl Residency {
             }
             // Without a forecast: the least recently used.
             let later = if next == NEVER { NEVER - chunk.history.last() } else { next };
-            let rank = (heat, planned, !dies, later);
+            let rank = (heat, planned && !dies, !dies, later);
             if best.is_some_and(|(other, ..)| other >= rank) {
                 continue;
             }

@@ -1,8 +1,8 @@
 //! Works: from the moment the program is about to give one to the GPU until it is known to be done.
 
 use super::{
-    Begin, Begun, ChunkState, ExtentId, Held, HoldId, Lane, Manner, Policy, Residency, Use, Work, history::Decision,
-    index_of,
+    Begin, Begun, ChunkState, ExtentId, Held, HoldId, Lane, Manner, Policy, Residency, Unfenced, Use, Work,
+    history::Decision, index_of,
 };
 use crate::{
     GRANULE, StreamId, Tier,
@@ -59,12 +59,13 @@ impl Residency {
             self.in_place.begun(work.kind, ram_bytes)
         };
         let lane = self.lane(work.stream);
+        let position = self.foresight.position();
+        let bytes = self.foresee(work, touched);
         let state = &mut self.lanes[lane as usize];
         state.begun += 1;
+        state.unfenced_bytes += bytes;
         let number = state.begun;
         state.open.push(number);
-        let position = self.foresight.position();
-        self.foresee(work, touched);
         let (place, turns) = (self.foresight.place(), self.foresight.turns());
         for &index in touched {
             if let Some(chunk) = self.chunks[index as usize].as_mut() {
@@ -106,7 +107,8 @@ impl Residency {
         (self.insist(hold, &touched, promote), ready)
     }
 
-    fn foresee(&mut self, work: &Work<'_>, touched: &[u32]) {
+    /// Gives how many bytes it touches that move, as far as that is known.
+    fn foresee(&mut self, work: &Work<'_>, touched: &[u32]) -> u64 {
         let mut extents: Vec<ExtentId> = std::mem::take(&mut self.extent_scratch);
         extents.clear();
         let mut bytes = 0;
@@ -119,6 +121,7 @@ impl Residency {
         }
         self.foresight.note(work.kind, &extents, bytes);
         self.extent_scratch = extents;
+        bytes
     }
 
     pub(super) fn offsets(&self, chunks: &[u32]) -> Vec<u64> {
@@ -163,18 +166,19 @@ impl Residency {
         chunks.filter(|chunk| chunk.tier == Tier::Ram && !chunk.fixed).map(|chunk| chunk.bytes).sum()
     }
 
-    /// The call of a work that has begun has returned. Gives how many works of its stream no fence covers.
-    pub fn issued(&mut self, begun: &Begun) -> u64 {
-        let Some(lane) = self.lanes.get_mut(begun.lane as usize) else { return 0 };
+    /// The call of a work that has begun has returned. Gives what of its stream no fence covers.
+    pub fn issued(&mut self, begun: &Begun) -> Unfenced {
+        let Some(lane) = self.lanes.get_mut(begun.lane as usize) else { return Unfenced::default() };
         lane.open.retain(|number| *number != begun.number);
-        lane.begun - lane.fenced
+        Unfenced { works: lane.begun - lane.fenced, bytes: lane.unfenced_bytes }
     }
 
     /// A fence is about to be recorded on the stream: the number that it covers, as [`Self::fence`].
     pub fn record_fence(&mut self, stream: StreamId) -> Option<u64> {
         let number = self.fence(stream)?;
         let index = *self.names.get(&stream)?;
-        self.lanes[index as usize].fenced = number;
+        let lane = &mut self.lanes[index as usize];
+        (lane.fenced, lane.unfenced_bytes) = (number, 0);
         Some(number)
     }
 
@@ -200,7 +204,7 @@ impl Residency {
     pub fn stream_gone(&mut self, stream: StreamId) {
         if let Some(index) = self.names.remove(&stream) {
             let lane = &mut self.lanes[index as usize];
-            (lane.done, lane.fenced) = (lane.begun, lane.begun);
+            (lane.done, lane.fenced, lane.unfenced_bytes) = (lane.begun, lane.begun, 0);
             lane.open.clear();
             self.everything.retain(|(other, _)| *other != index);
         }
@@ -318,4 +322,35 @@ pub(super) fn note_use(uses: &mut Vec<Use>, lane: u32, number: u64) {
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Of a positive number.
 fn whole(number: f64) -> u64 {
     number as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_fence_covers_is_counted_in_works_and_in_bytes() {
+        const STREAM: StreamId = StreamId(1);
+        let mut residency = Residency::new(Policy::Dynamic { safe: false });
+        residency.add_chunk(0, 4 * GRANULE, Tier::Vram, false);
+        residency.add_extent(0, 4 * GRANULE);
+        let work = Work {
+            stream: STREAM,
+            offsets: &[0],
+            everything: false,
+            may_store_pointers: false,
+            may_bring_pointers: false,
+            maker: 0,
+            kind: 1,
+            patient: false,
+        };
+        let mut run = |residency: &mut Residency| {
+            let Begin::Go(begun) = residency.begin(&work, None) else { panic!("held") };
+            residency.issued(&begun)
+        };
+        assert_eq!(run(&mut residency), Unfenced { works: 1, bytes: 4 * GRANULE });
+        assert_eq!(run(&mut residency), Unfenced { works: 2, bytes: 8 * GRANULE });
+        assert_eq!(residency.record_fence(STREAM), Some(2));
+        assert_eq!(run(&mut residency), Unfenced { works: 1, bytes: 4 * GRANULE });
+    }
 }

@@ -8,7 +8,7 @@
 use std::{cell::Cell, collections::VecDeque};
 
 use emuv_cuda::{CUresult, types::CUstream};
-use emuv_policy::{Owner, StreamId, hash::FastMap};
+use emuv_policy::{Owner, StreamId, Unfenced, hash::FastMap};
 
 use crate::{
     arena::{Arena, lock},
@@ -24,10 +24,12 @@ use crate::{
 };
 
 /// Works between two fences of a stream, at least and at most, and the time between two that makes the difference, in
-/// microseconds.
+/// microseconds. Works that touch so many bytes take the GPU long enough for one fence more, and what they free is worth
+/// knowing of.
 const WORKS_PER_FENCE: u64 = 16;
 const MOST_WORKS_PER_FENCE: u64 = 256;
 const MICROS_PER_FENCE: u64 = 100;
+const BYTES_PER_FENCE: u64 = 1 << 30;
 
 /// `CU_STREAM_LEGACY` and `CU_STREAM_PER_THREAD` as handles, which mean the same in every form of a call.
 const LEGACY: usize = 1;
@@ -141,11 +143,11 @@ impl Lanes {
         self.works.fetch_add(1, Ordering::Relaxed).is_multiple_of(WORKS_PER_FENCE)
     }
 
-    /// A call on the stream has returned, the last of `unfenced` that no fence covers: fences it if it is time to.
-    pub fn issued(&self, real: &Real, arena: &Arena, lane: Lane, unfenced: u64, now: bool) {
+    /// A call on the stream has returned, the last of those that no fence covers: fences it if it is time to.
+    pub fn issued(&self, real: &Real, arena: &Arena, lane: Lane, unfenced: Unfenced, now: bool) {
         let late = || self.micros().saturating_sub(self.fenced_micros.load(Ordering::Relaxed)) >= MICROS_PER_FENCE;
-        let due = unfenced >= WORKS_PER_FENCE && (unfenced >= MOST_WORKS_PER_FENCE || late());
-        if now || lane.private || due {
+        let many = unfenced.works >= WORKS_PER_FENCE && (unfenced.works >= MOST_WORKS_PER_FENCE || late());
+        if now || lane.private || many || unfenced.bytes >= BYTES_PER_FENCE {
             self.fence(real, arena, lane);
         }
     }
