@@ -344,7 +344,7 @@ mod tests {
             kind: 1,
             patient: false,
         };
-        let mut run = |residency: &mut Residency| {
+        let run = |residency: &mut Residency| {
             let Begin::Go(begun) = residency.begin(&work, None) else { panic!("held") };
             residency.issued(&begun)
         };
