@@ -31,6 +31,7 @@ class Workload:
     pass_bytes      or: the bytes that each of those passes touches, where they differ
     clean_bytes     bytes that no iteration changes: their copy in RAM stays good
     stack           activations made by the forward part are used up by the backward part in reverse
+    sweep_bytes     bytes that the iteration's last part (`mark_sweep`) goes through, each of them once
     random_bytes    bytes of which each iteration touches `touched_bytes`, drawn anew and evenly
     final           final() gives tensors whose exact bytes are hashed after the last iteration
     """
@@ -41,6 +42,7 @@ class Workload:
     pass_bytes: list = None
     clean_bytes: int = 0
     stack: bool = False
+    sweep_bytes: int = 0
     random_bytes: int = 0
     touched_bytes: int = 0
     final: object = None
@@ -63,7 +65,7 @@ class Setting:
         self.generator = torch.Generator(device=self.device).manual_seed(options.seed)
         self.scale_chosen = options.scale
         self.resident_bytes = 0
-        self._middle = None
+        self._middle = self._sweep = None
 
     def normal(self, *shape, std=1.0, dtype=None):
         """Random numbers, made where they stay: no copy in another type, none on the host."""
@@ -90,9 +92,14 @@ class Setting:
         """Called by a step between its forward and its backward part."""
         self._middle = now(self.cuda)
 
-    def take_mark(self):
-        middle, self._middle = self._middle, None
-        return middle
+    def mark_sweep(self):
+        """Called by a step where its last part begins, which goes through `sweep_bytes`."""
+        self._sweep = now(self.cuda)
+
+    def take_marks(self):
+        marks = self._middle, self._sweep
+        self._middle = self._sweep = None
+        return marks
 
     def no_offload(self, why):
         """For workloads that no framework offloads."""
@@ -176,12 +183,14 @@ def measure(setting, workload, iterations, seconds):
     if setting.cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    ends, middles = [now(setting.cuda)], []
+    ends, middles, sweeps = [now(setting.cuda)], [], []
     deadline = time.monotonic() + seconds
     for iteration in range(iterations):
         output = workload.step(iteration)
         digests[iteration] = digest(output)
-        middles.append(setting.take_mark())
+        middle, sweep = setting.take_marks()
+        middles.append(middle)
+        sweeps.append(sweep)
         ends.append(now(setting.cuda))
         if iteration >= 2 and time.monotonic() > deadline:
             break
@@ -196,6 +205,7 @@ def measure(setting, workload, iterations, seconds):
         "iterations": done,
         "seconds": [seconds_between(start, end) for start, _, end in spans],
         "forward_seconds": [seconds_between(start, middle) for start, middle, _ in spans] if middles[0] else None,
+        "sweep_seconds": [seconds_between(*span) for span in zip(sweeps, ends[1:])] if sweeps[0] else None,
         "digests": [f"{value & (1 << 64) - 1:016x}" for value in digests[:done].tolist()],
         "final_sha256": sha256(workload.final()) if workload.final else None,
         "peak_allocated_bytes": peak,
@@ -207,6 +217,7 @@ def measure(setting, workload, iterations, seconds):
         "pass_bytes": workload.pass_bytes or [peak] * workload.passes,
         "clean_bytes": workload.clean_bytes,
         "stack": workload.stack,
+        "sweep_bytes": workload.sweep_bytes,
         "random_bytes": workload.random_bytes,
         "touched_bytes": workload.touched_bytes,
     }

@@ -42,6 +42,7 @@ def _trainer(setting, model, texts, optimizer):
             loss = cross_entropy(logits.float().flatten(0, 1), text[:, 1:].flatten())
         setting.mark()
         loss.backward()
+        setting.mark_sweep()
         optimizer.step()
         return loss.detach()
 
@@ -59,7 +60,9 @@ def finetune(setting):
     model = Model(setting, shape, blocks, torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     step = _trainer(setting, model, _texts(setting, batch, tokens), optimizer)
-    return Workload(step, {"layers": layers, "batch": batch}, final=model.parameters)
+    # AdamW goes through weights, gradients and both moments.
+    sweep = sum(4 * weight.numel() * weight.element_size() for weight in model.parameters())
+    return Workload(step, {"layers": layers, "batch": batch}, sweep_bytes=sweep, final=model.parameters)
 
 
 class Adapted(torch.nn.Module):

@@ -11,6 +11,8 @@
 //! - Both ways and the computing can at best overlap: T >= max(C, in / h2d, out / d2h, (in + out) / both).
 //! - Activations are last in, first out: they go out while the forward part makes them and come in while the backward
 //!   part uses them up, so T >= max(C_f, out / d2h) + max(C_b, in / h2d).
+//! - A last part that goes through S' bytes once (an optimizer's step) finds at most V of them in VRAM when it begins, whatever was
+//!   done before, so T >= (C - C') + max(C', (S' - V) / h2d) with C' its time when everything is in VRAM.
 //! - Of memory that is drawn from at random, what is in VRAM is hit in proportion: in = touched * X / random. This is
 //!   the expected value for whoever cannot foresee the draws.
 
@@ -34,6 +36,8 @@ pub struct Work {
     pub seconds: f64,
     /// Seconds of its forward part, if what it makes is used up in reverse by the rest.
     pub stack_forward_seconds: Option<f64>,
+    /// Seconds of its last part, and the bytes that this goes through, each of them once.
+    pub sweep: Option<(f64, u64)>,
     /// The most that is live at once.
     pub peak_bytes: u64,
     /// What each pass over the memory touches.
@@ -73,7 +77,11 @@ pub fn bound(work: &Work, vram_bytes: u64, link: &Link) -> Bound {
         let backward = (work.seconds - forward).max(0.0);
         forward.max(way_out) + backward.max(way_in)
     });
-    Bound { seconds: overlapped.max(stacked), bytes_in, bytes_out }
+    let swept = work.sweep.map_or(0.0, |(seconds, bytes)| {
+        let outside = bytes.saturating_sub(vram_bytes) as f64;
+        (work.seconds - seconds).max(0.0) + seconds.max(outside / link.h2d_bytes_per_second)
+    });
+    Bound { seconds: overlapped.max(stacked).max(swept), bytes_in, bytes_out }
 }
 
 /// What must come in when what is outside is chosen from the memory that is drawn from at random, as far as it
@@ -96,6 +104,7 @@ mod tests {
         Work {
             seconds,
             stack_forward_seconds: None,
+            sweep: None,
             peak_bytes: 10 * GB,
             pass_bytes: vec![10 * GB],
             clean_bytes: 0,
@@ -155,6 +164,14 @@ mod tests {
         // The part that is longer than the link hides it.
         let training = Work { stack_forward_seconds: Some(0.05), ..work(0.15) };
         expect(&training, 8 * GB, 0.15, (2.0, 2.0));
+    }
+
+    #[test]
+    fn a_sweep_at_the_end_brings_what_vram_does_not_hold_when_it_begins() {
+        // 9 GB are swept in 5 ms, of which 1 GB takes 20 ms to come.
+        let training = Work { sweep: Some((0.005, 9 * GB)), ..work(0.1) };
+        expect(&training, 8 * GB, 0.115, (2.0, 2.0));
+        expect(&training, 9 * GB, 0.1, (1.0, 1.0));
     }
 
     #[test]

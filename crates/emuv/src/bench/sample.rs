@@ -22,6 +22,7 @@ pub struct Outcome {
     pub python: Option<String>,
     pub seconds: Vec<f64>,
     pub forward_seconds: Option<Vec<f64>>,
+    pub sweep_seconds: Option<Vec<f64>>,
     pub digests: Vec<String>,
     pub final_sha256: Option<String>,
     pub peak_allocated_bytes: Option<u64>,
@@ -33,6 +34,7 @@ pub struct Outcome {
     pub pass_bytes: Vec<Option<u64>>,
     pub clean_bytes: u64,
     pub stack: bool,
+    pub sweep_bytes: u64,
     pub random_bytes: u64,
     pub touched_bytes: u64,
 }
@@ -162,12 +164,17 @@ pub fn median(mut values: Vec<f64>) -> Option<f64> {
 pub fn work(plain: &[&Outcome]) -> Option<Work> {
     let first = plain.first()?;
     let seconds = median(plain.iter().flat_map(|run| run.counted().iter().copied()).collect())?;
-    let forward = plain.iter().filter_map(|run| run.forward_seconds.as_deref());
-    let forward = median(forward.flat_map(|values| second_half(values).iter().copied()).collect());
+    let part = |seconds: fn(&Outcome) -> Option<&[f64]>| {
+        let runs = plain.iter().filter_map(|run| seconds(run));
+        median(runs.flat_map(|values| second_half(values).iter().copied()).collect())
+    };
+    let forward = part(|run| run.forward_seconds.as_deref());
+    let sweep = part(|run| run.sweep_seconds.as_deref());
     let peak_bytes = first.peak_allocated_bytes.filter(|&bytes| bytes > 0)?;
     Some(Work {
         seconds,
         stack_forward_seconds: forward.filter(|_| first.stack),
+        sweep: sweep.filter(|_| first.sweep_bytes > 0).map(|seconds| (seconds, first.sweep_bytes)),
         peak_bytes,
         pass_bytes: first.pass_bytes.iter().map(|bytes| bytes.unwrap_or(peak_bytes)).collect(),
         clean_bytes: first.clean_bytes,
@@ -232,16 +239,18 @@ mod tests {
     }
 
     #[test]
-    fn work_needs_a_peak_and_stacks_only_where_the_workload_says_so() {
+    fn work_needs_a_peak_and_stacks_or_sweeps_only_where_the_workload_says_so() {
         let run = Outcome {
             seconds: vec![1.0],
             forward_seconds: Some(vec![0.4]),
+            sweep_seconds: Some(vec![0.1]),
             peak_allocated_bytes: Some(7),
             pass_bytes: vec![None, Some(3)],
             ..Outcome::default()
         };
         let found = work(&[&run]).unwrap();
-        assert_eq!((found.stack_forward_seconds, found.pass_bytes), (None, vec![7, 3]));
+        assert_eq!((found.stack_forward_seconds, found.sweep, found.pass_bytes), (None, None, vec![7, 3]));
+        assert_eq!(work(&[&Outcome { sweep_bytes: 5, ..run.clone() }]).unwrap().sweep, Some((0.1, 5)));
         assert_eq!(work(&[&Outcome { stack: true, ..run.clone() }]).unwrap().stack_forward_seconds, Some(0.4));
         assert_eq!(work(&[&Outcome { peak_allocated_bytes: None, ..run }]), None);
     }
