@@ -26,6 +26,11 @@ const COMPUTES: f64 = 0.75;
 /// it need not be copied out, and a copy comes in faster than kernels read.
 const IN_PLACE: f64 = 0.5;
 
+/// So much more than what does not fit is to be read once for that: of twice as much the chunks can be chosen that one work of a round
+/// reads; of just enough, those come along that several read, each over the link (an optimizer's weights, which the forward part reads
+/// too).
+const CHOICE: f64 = 1.2;
+
 /// A round is the same one as long as its length differs by less than this part.
 const SAME_PERIOD: u64 = 16;
 
@@ -76,9 +81,9 @@ impl Residency {
             && link_micros > round.micros * IN_PLACE
             && planned()
                 .filter(|(_, chunk)| self.is_read_once(chunk, place))
-                .map(|(_, chunk)| chunk.bytes)
-                .sum::<u64>()
-                >= out_bytes;
+                .map(|(_, chunk)| chunk.bytes as f64)
+                .sum::<f64>()
+                >= out_bytes as f64 * CHOICE;
         let mut gaps = Vec::new();
         let mut owners = Vec::new();
         for (index, chunk) in planned() {
