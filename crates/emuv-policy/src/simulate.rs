@@ -97,7 +97,7 @@ pub struct Comparison {
 impl Comparison {
     /// What no schedule undercuts, in microseconds per iteration.
     pub fn bound_micros(&self) -> f64 {
-        self.bound.link_us.max(self.in_vram_micros)
+        self.bound.link_us.max(self.bound.parts_us).max(self.in_vram_micros)
     }
 }
 
