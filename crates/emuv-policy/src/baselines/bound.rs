@@ -105,7 +105,7 @@ fn cuts(script: &Script, first: u32, end: u32) -> Vec<u32> {
     let piece_us = works.iter().map(|work| work.micros).sum::<f64>() / PIECES as f64;
     let (mut cuts, mut micros) = (vec![first], 0.0);
     for (number, work) in (first..end).zip(works) {
-        if micros >= piece_us {
+        if micros > 0.0 && micros >= piece_us {
             cuts.push(number);
             micros = 0.0;
         }

@@ -26,10 +26,10 @@ const COMPUTES: f64 = 0.75;
 /// it need not be copied out, and a copy comes in faster than kernels read.
 const IN_PLACE: f64 = 0.5;
 
-/// So much more than what does not fit is to be read once for that: of twice as much the chunks can be chosen that one work of a round
-/// reads; of just enough, those come along that several read, each over the link (an optimizer's weights, which the forward part reads
-/// too).
-const CHOICE: f64 = 1.2;
+/// How often what does not fit may cross the link at most when it is read in place, each time that a work reads it: moved, it goes and
+/// comes once. So an optimizer's moments stay, which one work of a round reads; where weights would have to stay with them, which the forward part
+/// reads as well, everything is moved.
+const MOST_CROSSINGS: f64 = 1.2;
 
 /// A round is the same one as long as its length differs by less than this part.
 const SAME_PERIOD: u64 = 16;
@@ -79,11 +79,7 @@ impl Residency {
         // Whether it changes is only seen when it moves.
         let in_place = self.changes().unwrap_or(!self.planned.stayed)
             && link_micros > round.micros * IN_PLACE
-            && planned()
-                .filter(|(_, chunk)| self.is_read_once(chunk, place))
-                .map(|(_, chunk)| chunk.bytes as f64)
-                .sum::<f64>()
-                >= out_bytes as f64 * CHOICE;
+            && self.crossings(planned().map(|(_, chunk)| chunk), place, out_bytes) <= MOST_CROSSINGS;
         let mut gaps = Vec::new();
         let mut owners = Vec::new();
         for (index, chunk) in planned() {
@@ -150,6 +146,23 @@ impl Residency {
             (bytes + more, changing + if changes { more } else { 0 })
         });
         (bytes > 0).then_some(changing * 2 >= bytes)
+    }
+
+    /// How often `out_bytes` of these chunks cross the link in a round if they are read in place, those first that least works read; without
+    /// end if not so many can be.
+    #[allow(clippy::cast_precision_loss)] // An estimate.
+    fn crossings<'a>(&self, chunks: impl Iterator<Item = &'a ChunkState>, place: u64, out_bytes: u64) -> f64 {
+        let read_once = chunks.filter(|chunk| self.is_read_once(chunk, place));
+        let mut all: Vec<(usize, u64)> =
+            read_once.map(|chunk| (chunk.history.since(place).count(), chunk.bytes)).collect();
+        all.sort_unstable();
+        let (mut left_bytes, mut crossing) = (out_bytes, 0.0);
+        for (uses, bytes) in all {
+            let bytes = bytes.min(left_bytes);
+            crossing += uses as f64 * bytes as f64;
+            left_bytes -= bytes;
+        }
+        if left_bytes > 0 { f64::INFINITY } else { crossing / (out_bytes as f64).max(1.0) }
     }
 
     /// Whether only such use of the chunk lies behind `place` as reads each byte about once, as far as it is known.
