@@ -112,6 +112,32 @@ fn what_reads_each_byte_once_is_left_where_it_is() {
 }
 
 #[test]
+fn an_optimizers_moments_stay_where_they_are_and_not_what_other_works_read_too() {
+    // Weights are read going forward and back, and by the optimizer, with two moments each.
+    let layers = 40;
+    let sizes = vec![32 * MIB; 3 * layers];
+    let weights = (0..layers).chain((0..layers).rev());
+    let mut kernels: Vec<Kernel> = weights.map(|at| Kernel { chunks: vec![at], micros: 30.0, kind: 1 }).collect();
+    kernels.extend((0..layers).map(|at| Kernel {
+        chunks: vec![at, layers + at, 2 * layers + at],
+        micros: 30.0,
+        kind: 2,
+    }));
+    let total: u64 = sizes.iter().sum();
+    let with = |vram_bytes: u64| {
+        let cost = run(&pcie5(vram_bytes), 1.05, &sizes, &kernels, 12);
+        println!("{} of {} MiB: {cost:?}", vram_bytes / MIB, total / MIB);
+        (cost.promoted_bytes, cost.in_place_bytes)
+    };
+    // A third of all does not fit: half of the moments.
+    let (brought, in_place) = with(total * 2 / 3);
+    assert!(brought <= total / 20 && in_place >= total / 4, "{brought} brought, {in_place} in place");
+    // More than all moments: weights would have to stay as well, and each of them cross the link three times.
+    let (brought, in_place) = with(total / 5);
+    assert!(brought >= total / 2 && in_place <= total / 20, "{brought} brought, {in_place} in place");
+}
+
+#[test]
 fn what_is_made_going_forward_and_used_going_back_is_moved_once_each_way() {
     // Activations of a training step: written in order, read in reverse.
     let layers = 120;
