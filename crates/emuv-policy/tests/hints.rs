@@ -35,16 +35,8 @@ fn searched(residency: &mut Residency) {
 
 /// A work on one extent; it is under way.
 fn begin(residency: &mut Residency, at: u64) -> Begun {
-    let work = Work {
-        stream: StreamId(1),
-        offsets: &[extent(at)],
-        everything: false,
-        may_store_pointers: false,
-        may_bring_pointers: false,
-        maker: 0,
-        kind: 1,
-        patient: false,
-    };
+    let offsets = [extent(at)];
+    let work = Work { kind: 1, ..Work::naming(StreamId(1), &offsets) };
     let Begin::Go(begun) = residency.begin(&work, None) else { panic!("held") };
     residency.issued(&begun);
     begun

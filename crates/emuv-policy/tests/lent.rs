@@ -20,16 +20,7 @@ fn residency() -> Residency {
 }
 
 fn work(offsets: &[u64]) -> Work<'_> {
-    Work {
-        stream: StreamId(1),
-        offsets,
-        everything: false,
-        may_store_pointers: false,
-        may_bring_pointers: false,
-        maker: 0,
-        kind: 1,
-        patient: true,
-    }
+    Work { kind: 1, patient: true, ..Work::naming(StreamId(1), offsets) }
 }
 
 fn first_move(residency: &mut Residency) -> Option<u64> {

@@ -79,17 +79,7 @@ fn pin(residency: &mut Residency, offset: u64, room: MoveRoom) -> bool {
 }
 
 fn launch(residency: &mut Residency, offset: u64) -> Option<u64> {
-    let work = Work {
-        stream: StreamId(1),
-        offsets: &[offset],
-        everything: false,
-        may_store_pointers: false,
-        may_bring_pointers: false,
-        maker: 0,
-        kind: 0,
-        patient: false,
-    };
-    match residency.begin(&work, None) {
+    match residency.begin(&Work::naming(StreamId(1), &[offset]), None) {
         Begin::Go(begun) => {
             residency.issued(&begun);
             Some(begun.number)

@@ -39,16 +39,8 @@ fn run_searched(residency: &mut Residency, stream: u64, maker: u64, extents: &[u
 
 fn give(residency: &mut Residency, stream: u64, maker: u64, extents: &[u64], (asks, searched): (bool, bool)) -> u64 {
     let offsets: Vec<u64> = extents.iter().map(|extent| extent * GRANULE).collect();
-    let work = Work {
-        stream: StreamId(stream),
-        offsets: &offsets,
-        everything: false,
-        may_store_pointers: asks,
-        may_bring_pointers: false,
-        maker,
-        kind: maker,
-        patient: true,
-    };
+    let named = Work::naming(StreamId(stream), &offsets);
+    let work = Work { may_store_pointers: asks, maker, kind: maker, patient: true, ..named };
     let Begin::Go(begun) = residency.begin(&work, None) else { panic!("held") };
     assert_eq!(begun.search, searched);
     residency.issued(&begun);
@@ -98,16 +90,8 @@ fn what_it_was_given_before_it_was_known_has_escaped_with_the_verdict() {
 #[test]
 fn nothing_moves_beside_work_until_pointers_from_elsewhere_are_found() {
     let mut residency = residency();
-    let copy = Work {
-        stream: StreamId(1),
-        offsets: &[TABLE],
-        everything: false,
-        may_store_pointers: true,
-        may_bring_pointers: true,
-        maker: 0,
-        kind: 0,
-        patient: true,
-    };
+    let named = Work::naming(StreamId(1), &[TABLE]);
+    let copy = Work { may_store_pointers: true, may_bring_pointers: true, patient: true, ..named };
     let Begin::Go(begun) = residency.begin(&copy, None) else { panic!("held") };
     residency.issued(&begun);
     run(&mut residency, 2, NO_CODE, &[5], false);

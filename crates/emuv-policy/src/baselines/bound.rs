@@ -17,7 +17,7 @@
 //! no time of its own.
 
 use super::belady::Belady;
-use crate::machine::{Link, Script, ScriptWork};
+use crate::machine::{Link, Script, ScriptChunk, ScriptWork};
 
 /// Into how many pieces a round is cut; a part is one or more of them.
 const PIECES: usize = 48;
@@ -79,23 +79,26 @@ pub fn bound(script: &Script, vram_bytes: u64, link: &Link, first: u32, end: u32
 /// Bytes that Belady's rule misses from the work `first` on.
 fn misses(script: &Script, vram_bytes: u64, first: u32, end: u32) -> u64 {
     let mut vram = Belady::new(vram_bytes);
-    let mut begun = vec![0_usize; script.chunks.len()];
     let mut missed = 0;
     for (number, work) in (0_u32..end).zip(&script.works) {
-        for &chunk in &work.chunks {
-            let at = &mut begun[chunk as usize];
-            let uses = &script.chunks[chunk as usize].uses;
-            let (bytes, fresh) = (script.chunks[chunk as usize].bytes, uses[*at].fresh);
-            *at += 1;
-            // What is overwritten then need not be kept until then.
-            let next = uses.get(*at).filter(|next| !next.fresh).map(|next| next.work);
-            let crossed = vram.touch(number, chunk, bytes, next);
-            if number >= first && !fresh {
-                missed += crossed;
-            }
-        }
-        vram.done();
+        let crossed = comes_for(script, &mut vram, number, work);
+        missed += if number >= first { crossed } else { 0 };
     }
+    missed
+}
+
+/// What a work misses, and so has to come in for it.
+fn comes_for(script: &Script, vram: &mut Belady, number: u32, work: &ScriptWork) -> u64 {
+    let mut missed = 0;
+    for &chunk in &work.chunks {
+        let ScriptChunk { bytes, uses, .. } = &script.chunks[chunk as usize];
+        let at = uses.partition_point(|used| used.work < number);
+        // What is overwritten then need not be kept until then.
+        let next = uses.get(at + 1).filter(|next| !next.fresh).map(|next| next.work);
+        let crossed = vram.touch(number, chunk, *bytes, next);
+        missed += if uses[at].fresh { 0 } else { crossed };
+    }
+    vram.done();
     missed
 }
 
@@ -112,7 +115,6 @@ fn cuts(script: &Script, first: u32, end: u32) -> Vec<u32> {
         micros += work.micros;
     }
     cuts.push(end);
-    cuts.dedup();
     cuts
 }
 
@@ -136,8 +138,9 @@ impl Parts<'_> {
         let goes: Vec<Vec<u64>> = (1..=pieces).map(|to| self.goes(to)).collect();
         let mut best = vec![0.0_f64; pieces + 1];
         for to in 1..=pieces {
-            for from in 0..to {
-                let computes: f64 = self.works(from, to).map(|(_, work)| work.micros).sum();
+            let mut computes = 0.0;
+            for from in (0..to).rev() {
+                computes += self.works(from).map(|(_, work)| work.micros).sum::<f64>();
                 let (comes, goes) = (comes[from][to - from - 1], goes[to - 1][to - from - 1]);
                 let takes = computes.max(self.link.micros(comes as f64, goes as f64));
                 best[to] = best[to].max(best[from] + takes);
@@ -146,11 +149,9 @@ impl Parts<'_> {
         best[pieces]
     }
 
-    /// The works between two cuts, with their numbers.
-    fn works(&self, from: usize, to: usize) -> impl DoubleEndedIterator<Item = (u32, &ScriptWork)> {
-        let (first, end) = (self.cuts[from], self.cuts[to]);
-        let works = &self.script.works[first as usize..end as usize];
-        works.iter().enumerate().map(move |(at, work)| (first + u32::try_from(at).unwrap_or(u32::MAX), work))
+    /// The works of a piece, with their numbers.
+    fn works(&self, piece: usize) -> impl DoubleEndedIterator<Item = (u32, &ScriptWork)> {
+        (self.cuts[piece]..self.cuts[piece + 1]).map(|number| (number, &self.script.works[number as usize]))
     }
 
     /// What has to come in from this cut to each later one: what an empty VRAM would miss, less what VRAM can hold at the start.
@@ -159,15 +160,8 @@ impl Parts<'_> {
         let mut missed = 0_u64;
         let mut all = Vec::new();
         for to in from + 1..self.cuts.len() {
-            for (number, work) in self.works(to - 1, to) {
-                for &chunk in &work.chunks {
-                    let uses = &self.script.chunks[chunk as usize].uses;
-                    let at = uses.partition_point(|used| used.work < number);
-                    let next = uses.get(at + 1).filter(|next| !next.fresh).map(|next| next.work);
-                    let crossed = vram.touch(number, chunk, self.script.chunks[chunk as usize].bytes, next);
-                    missed += if uses[at].fresh { 0 } else { crossed };
-                }
-                vram.done();
+            for (number, work) in self.works(to - 1) {
+                missed += comes_for(self.script, &mut vram, number, work);
             }
             all.push(missed.saturating_sub(self.vram_bytes));
         }
@@ -182,13 +176,13 @@ impl Parts<'_> {
         let mut missed = 0_u64;
         let mut all = Vec::new();
         for from in (0..to).rev() {
-            for (number, work) in self.works(from, from + 1).rev() {
+            for (number, work) in self.works(from).rev() {
                 for &chunk in work.chunks.iter().filter(|chunk| !self.stays[**chunk as usize]) {
-                    let uses = &self.script.chunks[chunk as usize].uses;
+                    let ScriptChunk { bytes, uses, .. } = &self.script.chunks[chunk as usize];
                     let at = uses.partition_point(|used| used.work < number);
                     let before =
                         at.checked_sub(1).filter(|_| !uses[at].fresh).map(|before| end - 1 - uses[before].work);
-                    let crossed = vram.touch(end - 1 - number, chunk, self.script.chunks[chunk as usize].bytes, before);
+                    let crossed = vram.touch(end - 1 - number, chunk, *bytes, before);
                     missed += if uses.get(at + 1).is_some_and(|next| !next.fresh) { crossed } else { 0 };
                 }
                 vram.done();

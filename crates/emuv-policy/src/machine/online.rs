@@ -60,16 +60,8 @@ impl Placement for Online<'_> {
 
     fn begin(&mut self, number: u32, patient: bool) -> Turn {
         let work = &self.script.works[number as usize];
-        let asked = Work {
-            stream: STREAM,
-            offsets: &work.named,
-            everything: work.everything,
-            may_store_pointers: false,
-            may_bring_pointers: false,
-            maker: 0,
-            kind: work.kind,
-            patient,
-        };
+        let named = Work::naming(STREAM, &work.named);
+        let asked = Work { everything: work.everything, kind: work.kind, patient, ..named };
         match self.residency.begin(&asked, self.held) {
             Begin::Go(begun) => {
                 self.held = None;

@@ -86,6 +86,22 @@ pub struct Work<'a> {
     pub patient: bool,
 }
 
+impl<'a> Work<'a> {
+    /// A work that names these offsets and stores no pointers, of no kind, and would rather not wait.
+    pub const fn naming(stream: StreamId, offsets: &'a [u64]) -> Self {
+        Self {
+            stream,
+            offsets,
+            everything: false,
+            may_store_pointers: false,
+            may_bring_pointers: false,
+            maker: 0,
+            kind: 0,
+            patient: false,
+        }
+    }
+}
+
 /// A work that has begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Begun {

@@ -162,7 +162,7 @@ impl Residency {
             crossing += uses as f64 * bytes as f64;
             left_bytes -= bytes;
         }
-        if left_bytes > 0 { f64::INFINITY } else { crossing / (out_bytes as f64).max(1.0) }
+        if left_bytes > 0 { f64::INFINITY } else { crossing / out_bytes as f64 }
     }
 
     /// Whether only such use of the chunk lies behind `place` as reads each byte about once, as far as it is known.

@@ -334,16 +334,7 @@ mod tests {
         let mut residency = Residency::new(Policy::Dynamic { safe: false });
         residency.add_chunk(0, 4 * GRANULE, Tier::Vram, false);
         residency.add_extent(0, 4 * GRANULE);
-        let work = Work {
-            stream: STREAM,
-            offsets: &[0],
-            everything: false,
-            may_store_pointers: false,
-            may_bring_pointers: false,
-            maker: 0,
-            kind: 1,
-            patient: false,
-        };
+        let work = Work::naming(STREAM, &[0]);
         let run = |residency: &mut Residency| {
             let Begin::Go(begun) = residency.begin(&work, None) else { panic!("held") };
             residency.issued(&begun)
