@@ -132,9 +132,11 @@ fn an_optimizers_moments_stay_where_they_are_and_not_what_other_works_read_too()
     // A third of all does not fit: half of the moments.
     let (brought, in_place) = with(total * 2 / 3);
     assert!(brought <= total / 20 && in_place >= total / 4, "{brought} brought, {in_place} in place");
-    // More than all moments: weights would have to stay as well, and each of them cross the link three times.
+    // More than all moments: the rest comes and goes. Weights that stayed as well would each cross the link three times.
     let (brought, in_place) = with(total / 5);
-    assert!(brought >= total / 2 && in_place <= total / 20, "{brought} brought, {in_place} in place");
+    let moments = total * 2 / 3;
+    assert!(in_place >= moments && in_place <= moments + total / 8, "{in_place} of {moments} in place");
+    assert!(brought >= total / 4 && brought <= total * 2 / 3, "{brought} brought");
 }
 
 #[test]

@@ -315,14 +315,14 @@ impl Foresight {
         times
     }
 
-    /// How a work of the log does with data in RAM.
-    pub fn manner_at(&self, position: u64) -> Option<Manner> {
-        self.manner(self.entry(position)?.kind)
+    /// What a work of the log did.
+    pub fn kind_at(&self, position: u64) -> Option<u64> {
+        Some(self.entry(position)?.kind)
     }
 
     /// How fast a work of the log reads from RAM, in bytes per microsecond, if that is known.
     pub fn rate_at(&self, position: u64) -> Option<f64> {
-        self.rate(self.entry(position)?.kind)
+        self.rate(self.kind_at(position)?)
     }
 
     /// The link's speed as far as it is known, in bytes per microsecond.
@@ -363,7 +363,7 @@ impl Foresight {
     }
 
     /// A work of that kind took `micros` with `ram_bytes` of what it touches in RAM; `traffic`: behind it. One that was faster than
-    /// the link has not read all that lay there (a workspace, say), which tells nothing. Whether the kind was only guessed at before.
+    /// the link has not read all that lay there (a workspace, say), which tells nothing. Whether the kind was unknown before, or only guessed at.
     pub fn measured(&mut self, kind: u64, ram_bytes: u64, micros: f64, traffic: Traffic) -> bool {
         #[allow(clippy::cast_precision_loss)] // A rate: the first digits count.
         let (bytes, micros) = (ram_bytes as f64, micros.max(1.0));
@@ -372,7 +372,7 @@ impl Foresight {
         }
         let timing = self.timings.entry(kind).or_default();
         let shared = timing.began.under_way > 0 || traffic.begun > timing.began.begun;
-        let news = !shared && timing.is_unsure();
+        let news = timing.read.micros == 0.0 && (!shared || timing.shared.micros == 0.0);
         let read = if shared { &mut timing.shared } else { &mut timing.read };
         read.bytes += bytes;
         read.micros += micros;

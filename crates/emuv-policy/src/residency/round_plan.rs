@@ -7,7 +7,10 @@ use super::{
     plan::Room,
     schedule::{self, Gap, Round},
 };
-use crate::Tier;
+use crate::{
+    Tier,
+    hash::{FastMap, FastSet},
+};
 
 /// VRAM that is kept for moves in flight: at most this, and at most this part of what chunks that move have. More of it
 /// lets data come earlier, which hides moves where the GPU is the limit; where the link is, it is only more that has to
@@ -20,16 +23,17 @@ const MOST_SLACK_PART: u64 = 12;
 /// The part of a round's own time up to which the link may take for a round that the GPU limits.
 const COMPUTES: f64 = 0.75;
 
-/// The part of a round's own time from which on the link is taken to be what limits it: then what is read once is read where it
-/// is, so that nothing has to go out for it, if all that does not fit can be such. Where some of it has to come all the same, the
-/// GPU would only wait for the rest, and the link have less for what comes. Nor where most of what goes has not changed (weights):
-/// it need not be copied out, and a copy comes in faster than kernels read.
+/// The part of a round's own time from which on the link is taken to be what limits it: then what is read once, and changes, is read
+/// where it is, so that it need not come and go. What has not changed (weights) need not be copied out, and a copy comes in faster than
+/// kernels read.
 const IN_PLACE: f64 = 0.5;
 
-/// How often what does not fit may cross the link at most when it is read in place, each time that a work reads it: moved, it goes and
-/// comes once. So an optimizer's moments stay, which one work of a round reads; where weights would have to stay with them, which the forward part
-/// reads as well, everything is moved.
-const MOST_CROSSINGS: f64 = 1.2;
+/// That is done if at least one in so many bytes of what does not fit can be such: who reads in place waits for the link, and what
+/// comes meanwhile has less of it.
+const LEAST_PART: u64 = 2;
+
+/// How much stays for a kind of work of which it is not known how it reads, until that is known.
+const TRY_BYTES: u64 = 64 << 20;
 
 /// A round is the same one as long as its length differs by less than this part.
 const SAME_PERIOD: u64 = 16;
@@ -76,10 +80,8 @@ impl Residency {
         // Where the link is the limit, what reads each byte once is read where it is.
         let link_micros = out_bytes as f64 / link;
         let planned = || self.live().filter(|(_, chunk)| chunk.is_planned() && chunk.heat != Heat::Hot);
-        // Whether it changes is only seen when it moves.
-        let in_place = self.changes().unwrap_or(!self.planned.stayed)
-            && link_micros > round.micros * IN_PLACE
-            && self.crossings(planned().map(|(_, chunk)| chunk), place, out_bytes) <= MOST_CROSSINGS;
+        let staying =
+            if link_micros > round.micros * IN_PLACE { self.staying(place, out_bytes) } else { FastSet::default() };
         let mut gaps = Vec::new();
         let mut owners = Vec::new();
         for (index, chunk) in planned() {
@@ -95,7 +97,7 @@ impl Residency {
                 steady: is_out || chunk.history.decision != Decision::Keep,
             };
             owners.push((index, gaps.len(), uses.len()));
-            if in_place && self.is_read_once(chunk, place) {
+            if staying.contains(&index) {
                 let slower = |position| link / self.foresight.rate_at(position).unwrap_or(link).min(link);
                 let times = uses.iter().map(|used| slower(used.position)).sum();
                 gaps.push(Gap { in_place: Some(times), start: time(uses[0].position), ..gap });
@@ -139,35 +141,50 @@ impl Residency {
         }
     }
 
-    /// Whether most of what is sent away has changed since it was sent away before, as far as that is known.
-    fn changes(&self) -> Option<bool> {
-        let known = self.live().filter_map(|(_, chunk)| Some((chunk.bytes, chunk.changes?)));
-        let (bytes, changing) = known.fold((0, 0), |(bytes, changing), (more, changes)| {
-            (bytes + more, changing + if changes { more } else { 0 })
-        });
-        (bytes > 0).then_some(changing * 2 >= bytes)
-    }
-
-    /// How often `out_bytes` of these chunks cross the link in a round if they are read in place, those first that least works read; without
-    /// end if not so many can be.
-    #[allow(clippy::cast_precision_loss)] // An estimate.
-    fn crossings<'a>(&self, chunks: impl Iterator<Item = &'a ChunkState>, place: u64, out_bytes: u64) -> f64 {
-        let read_once = chunks.filter(|chunk| self.is_read_once(chunk, place));
-        let mut all: Vec<(usize, u64)> =
-            read_once.map(|chunk| (chunk.history.since(place).count(), chunk.bytes)).collect();
-        all.sort_unstable();
-        let (mut left_bytes, mut crossing) = (out_bytes, 0.0);
-        for (uses, bytes) in all {
-            let bytes = bytes.min(left_bytes);
-            crossing += uses as f64 * bytes as f64;
-            left_bytes -= bytes;
+    /// What could stay in RAM, if that makes up enough of `out_bytes`. Moved, a chunk crosses the link once each way; read in place, once for
+    /// each work that reads it. So an optimizer's moments stay, and weights do not, which the forward part reads as well.
+    fn staying(&self, place: u64, out_bytes: u64) -> FastSet<u32> {
+        let planned = self.live().filter(|(_, chunk)| chunk.is_planned() && chunk.heat != Heat::Hot);
+        let read_once: Vec<(u32, &ChunkState, u64)> = planned
+            .filter_map(|(index, chunk)| Some((index, chunk, self.only_reader(chunk, place)?)))
+            .filter(|(.., kind)| self.foresight.manner(*kind) != Some(Manner::Move))
+            .collect();
+        // Whether it changes is only seen when it moves.
+        if !changes(read_once.iter().map(|(_, chunk, _)| *chunk)).unwrap_or(!self.planned.stayed) {
+            return FastSet::default();
         }
-        if left_bytes > 0 { f64::INFINITY } else { crossing / out_bytes as f64 }
+        let is_known = |(.., kind): &&(u32, &ChunkState, u64)| self.foresight.manner(*kind).is_some();
+        let known_bytes: u64 = read_once.iter().filter(is_known).map(|(_, chunk, _)| chunk.bytes).sum();
+        let enough = known_bytes * LEAST_PART >= out_bytes;
+        let mut tried: FastMap<u64, u64> = FastMap::default();
+        let stays = read_once.iter().filter(|reader| {
+            if is_known(reader) {
+                return enough;
+            }
+            let (_, chunk, kind) = reader;
+            let bytes = tried.entry(*kind).or_default();
+            let tries = *bytes < TRY_BYTES;
+            *bytes += chunk.bytes;
+            tries
+        });
+        stays.map(|(index, ..)| *index).collect()
     }
 
-    /// Whether only such use of the chunk lies behind `place` as reads each byte about once, as far as it is known.
-    fn is_read_once(&self, chunk: &ChunkState, place: u64) -> bool {
-        let mut manners = chunk.history.since(place).map(|used| self.foresight.manner_at(used.position)).peekable();
-        manners.peek().is_some() && manners.all(|manner| manner == Some(Manner::InPlace))
+    /// The kind of the only work behind `place` that uses the chunk. An optimizer takes several works for its tensors, and neighbours each
+    /// a part of the tensor between them: those are as one.
+    fn only_reader(&self, chunk: &ChunkState, place: u64) -> Option<u64> {
+        let mut uses = chunk.history.since(place).map(|used| used.position);
+        let first = uses.next()?;
+        let kind = self.foresight.kind_at(first)?;
+        let goes_on = |(next, position)| position == next && self.foresight.kind_at(position) == Some(kind);
+        (first + 1..).zip(uses).all(goes_on).then_some(kind)
     }
+}
+
+/// Whether most of these chunks have changed since they were sent away before, as far as that is known.
+fn changes<'a>(chunks: impl Iterator<Item = &'a ChunkState>) -> Option<bool> {
+    let known = chunks.filter_map(|chunk| Some((chunk.bytes, chunk.changes?)));
+    let (bytes, changing) = known
+        .fold((0, 0), |(bytes, changing), (more, changes)| (bytes + more, changing + if changes { more } else { 0 }));
+    (bytes > 0).then_some(changing * 2 >= bytes)
 }

@@ -149,7 +149,8 @@ impl Residency {
         let Some(chunk) = self.chunk(index).filter(|chunk| chunk.tier == Tier::Ram && !chunk.fixed) else {
             return false;
         };
-        let planned = manner.is_some() && self.brings_most();
+        let comes = self.brings_most() || chunk.history.decision == Decision::Out && self.foresight.place().is_some();
+        let planned = manner.is_some() && comes;
         let hot = || planned || chunk.history.is_hot(self.foresight.position());
         !chunk.mapped || (chunk.history.decision != Decision::Stay && hot())
     }
