@@ -141,10 +141,11 @@ impl StreamPools {
     }
 
     fn hand_out(&mut self, pool: PoolId, address: u64, bytes: u64, block_bytes: u64) -> u64 {
+        let Pool { chunks, usage, .. } = self.pools.entry(pool).or_default();
         if let Some(slots) = self.tight.as_mut().filter(|_| block_bytes > SMALL_BYTES) {
-            slots.note(self::block_bytes(bytes), address, block_bytes);
+            let chunks = chunks.range(address..address + block_bytes).map(|(start, _)| *start);
+            slots.note(self::block_bytes(bytes), address, block_bytes, chunks);
         }
-        let usage = &mut self.pools.entry(pool).or_default().usage;
         usage.used += block_bytes;
         usage.used_high = usage.used_high.max(usage.used);
         self.used.insert(address, Block { pool, bytes, block_bytes });
@@ -181,7 +182,7 @@ impl StreamPools {
     /// touch it: the addresses to give back, chunk by chunk and piece by piece.
     pub fn trim(&mut self, pool: PoolId, keep_bytes: u64) -> Vec<u64> {
         let Some(entry) = self.pools.get_mut(&pool) else { return Vec::new() };
-        let clocks = &self.clocks;
+        let (clocks, tight) = (&self.clocks, &mut self.tight);
         let settled = |freed: Option<Freed>| freed.is_none_or(|freed| clocks.is_done(freed));
         let mut gone = Vec::new();
         let mut reserved = entry.usage.reserved;
@@ -191,6 +192,9 @@ impl StreamPools {
                 reserved -= bytes;
                 gone.push(address);
                 entry.chunks.remove(&address);
+                if let Some(slots) = tight {
+                    slots.forget(address);
+                }
             }
             !go
         });

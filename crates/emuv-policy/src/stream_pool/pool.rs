@@ -31,7 +31,7 @@ pub(super) struct Pool {
 impl Pool {
     /// The runs of adjacent free chunks that are all `usable`, from each chunk on as far as is needed for `need` bytes: address and
     /// size, the lowest first.
-    fn runs(&self, need: u64, usable: &impl Fn(Option<Freed>) -> bool) -> impl Iterator<Item = (u64, u64)> {
+    fn runs(&self, need: u64, usable: &impl Fn(u64, Option<Freed>) -> bool) -> impl Iterator<Item = (u64, u64)> {
         // The run in hand: chunks (address, size) that join, and their sum.
         let mut run = VecDeque::new();
         let (mut sum, mut end) = (0, 0);
@@ -39,7 +39,7 @@ impl Pool {
         std::iter::from_fn(move || {
             while sum < need {
                 let (&address, &(bytes, freed)) = free.next()?;
-                let usable = usable(freed);
+                let usable = usable(address, freed);
                 if !usable || address != end {
                     run.clear();
                     sum = 0;
@@ -57,7 +57,7 @@ impl Pool {
     }
 
     /// The tightest of those of at most `most` bytes, of these the lowest.
-    fn find_run(&self, need: u64, most: u64, usable: &impl Fn(Option<Freed>) -> bool) -> Option<(u64, u64)> {
+    fn find_run(&self, need: u64, most: u64, usable: &impl Fn(u64, Option<Freed>) -> bool) -> Option<(u64, u64)> {
         let mut best: Option<(u64, u64)> = None;
         for (address, bytes) in self.runs(need, usable).filter(|(_, bytes)| *bytes <= most) {
             if best.is_none_or(|(_, size)| bytes < size) {
@@ -81,17 +81,15 @@ impl Pool {
         like: Like<'_>,
         stayed: Stayed<'_>,
     ) -> Option<(u64, u64)> {
-        let all_stayed =
-            |(address, bytes): (u64, u64)| self.free.range(address..address + bytes).all(|(at, _)| stayed(*at));
         let (address, bytes) = like.block();
         let same = ((need..=most).contains(&bytes) && self.is_run(address, bytes, usable)).then_some((address, bytes));
+        let all_stayed =
+            |(address, bytes): (u64, u64)| self.free.range(address..address + bytes).all(|(at, _)| stayed(*at));
         if same.is_some_and(all_stayed) {
             return same;
         }
-        let runs = self.runs(need, usable).filter(|(_, bytes)| *bytes <= most);
-        let free =
-            runs.filter(|(address, bytes)| all_stayed((*address, *bytes)) && like.had_to_itself(*address, *bytes));
-        free.min_by_key(|(_, bytes)| *bytes).or(same)
+        let free = |at, freed| usable(freed) && stayed(at) && like.had_to_itself(at);
+        self.find_run(need, most, &free).or(same)
     }
 
     /// Whether the chunks from `address` on are free, `usable`, and make up exactly `bytes`.
@@ -149,7 +147,7 @@ impl Pool {
             }
             None => self.take_hinted(size, usable).map(|address| (address, size)),
         };
-        let (address, bytes) = wanted.or_else(|| self.find_run(size, most, usable))?;
+        let (address, bytes) = wanted.or_else(|| self.find_run(size, most, &|_, freed| usable(freed)))?;
         for start in self.chunks.range(address..address + bytes).map(|(start, _)| start) {
             self.free.remove(start);
         }

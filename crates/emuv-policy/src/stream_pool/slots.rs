@@ -17,6 +17,19 @@ const CONTEXT_SLOTS: usize = 48;
 /// Not given back yet.
 const NEVER: u64 = u64::MAX;
 
+/// Base of the polynomial by which sizes in a row are told apart: sizes before the last count times powers of it.
+const BASE: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The power by which the oldest of the context's sizes counts.
+const OLDEST: u64 = {
+    let (mut power, mut slots) = (1_u64, 1);
+    while slots < CONTEXT_SLOTS {
+        power = power.wrapping_mul(BASE);
+        slots += 1;
+    }
+    power
+};
+
 #[derive(Debug, Clone, Copy)]
 struct Slot {
     /// What was asked for; and what was given, which may be more.
@@ -25,12 +38,6 @@ struct Slot {
     bytes: u64,
     /// How many allocations had been made when it was given back.
     freed: u64,
-}
-
-impl Slot {
-    fn overlaps(&self, address: u64, bytes: u64) -> bool {
-        self.address < address + bytes && address < self.address + self.bytes
-    }
 }
 
 /// See the module's head.
@@ -45,6 +52,10 @@ pub(crate) struct Slots {
     seen: FastMap<u64, u64>,
     /// What is not given back: positions by address.
     held: FastMap<u64, u64>,
+    /// The last sizes, as one number.
+    context: u64,
+    /// By chunk: the positions at which it was given. Those before `base` may be among them.
+    given: FastMap<u64, VecDeque<u64>>,
 }
 
 /// The like, a round ago, of the allocation to come.
@@ -61,11 +72,11 @@ impl Like<'_> {
         (self.slot.address, self.slot.bytes)
     }
 
-    /// Whether nobody got any of this memory while it lived.
-    pub fn had_to_itself(&self, address: u64, bytes: u64) -> bool {
-        let until = self.slot.freed.min(self.slots.position());
-        let mut meanwhile = (self.place + 1..until).filter_map(|position| self.slots.at(position));
-        meanwhile.all(|other| !other.overlaps(address, bytes))
+    /// Whether nobody got this chunk while it lived.
+    pub fn had_to_itself(&self, chunk: u64) -> bool {
+        let Some(given) = self.slots.given.get(&chunk) else { return true };
+        let next = given.get(given.partition_point(|position| *position <= self.place));
+        next.is_none_or(|next| *next >= self.slot.freed)
     }
 }
 
@@ -79,7 +90,7 @@ impl Slots {
     }
 
     fn context(&self, size: u64) -> u64 {
-        self.log.iter().rev().take(CONTEXT_SLOTS).fold(mix(size), |context, slot| mix(context ^ slot.size))
+        self.context.wrapping_mul(BASE).wrapping_add(mix(size))
     }
 
     /// Where the log is followed to, if the size agrees.
@@ -94,21 +105,36 @@ impl Slots {
         Some(Like { slots: self, place, slot: self.at(place)? })
     }
 
-    /// `size` was asked for, and these `bytes` at `address` were given.
-    pub fn note(&mut self, size: u64, address: u64, bytes: u64) {
+    /// `size` was asked for, and these `bytes` at `address` were given, which are made up of `chunks`.
+    pub fn note(&mut self, size: u64, address: u64, bytes: u64, chunks: impl Iterator<Item = u64>) {
         let (position, next) = (self.position(), self.next(size));
         let before = self.seen.insert(self.context(size), position);
         self.follow = next.or(before);
         self.held.insert(address, position);
+        let oldest = self.log.len().checked_sub(CONTEXT_SLOTS).and_then(|at| self.log.get(at));
+        let leaves = oldest.map_or(0, |slot| mix(slot.size).wrapping_mul(OLDEST));
+        self.context = self.context.wrapping_sub(leaves).wrapping_mul(BASE).wrapping_add(mix(size));
         self.log.push_back(Slot { size, address, bytes, freed: NEVER });
         if self.log.len() > LOG_SLOTS {
             self.log.pop_front();
             self.base += 1;
         }
+        for chunk in chunks {
+            let given = self.given.entry(chunk).or_default();
+            while given.front().is_some_and(|position| *position < self.base) {
+                given.pop_front();
+            }
+            given.push_back(position);
+        }
         if self.seen.len() > 4 * LOG_SLOTS {
             let base = self.base;
             self.seen.retain(|_, position| *position >= base);
         }
+    }
+
+    /// The chunk is no more.
+    pub fn forget(&mut self, chunk: u64) {
+        self.given.remove(&chunk);
     }
 
     /// What was given at `address` has been given back.
@@ -123,6 +149,8 @@ impl Slots {
 
 #[cfg(test)]
 mod tests {
+    use std::iter::once;
+
     use super::*;
 
     /// A round of layers that are alike: each gets two blocks and gives the first back; at the end all others are given back.
@@ -130,12 +158,12 @@ mod tests {
         let mut kept = Vec::new();
         for layer in 0..100 {
             let at = base + layer * 10;
-            slots.note(3, at, 3);
-            slots.note(5, at + 5, 5);
+            slots.note(3, at, 3, once(at));
+            slots.note(5, at + 5, 5, once(at + 5));
             slots.freed(at);
             kept.push(at + 5);
         }
-        slots.note(7, base + 5000, 7);
+        slots.note(7, base + 5000, 7, once(base + 5000));
         kept.push(base + 5000);
         kept.into_iter().for_each(|address| slots.freed(address));
     }
@@ -148,8 +176,8 @@ mod tests {
         for layer in 0..100 {
             let at = 20_000 + layer * 10;
             assert_eq!(slots.like(3).map(|like| like.block()), Some((at - 10_000, 3)), "layer {layer}");
-            slots.note(3, at, 3);
-            slots.note(5, at + 5, 5);
+            slots.note(3, at, 3, once(at));
+            slots.note(5, at + 5, 5, once(at + 5));
         }
     }
 
@@ -168,20 +196,21 @@ mod tests {
         round(&mut slots, 0);
         // The first block of a round lives until the second is there; the second until the end of the round.
         let first = slots.like(3).unwrap();
-        assert!(!first.had_to_itself(6, 1) && first.had_to_itself(10, 5));
-        slots.note(3, 0, 3);
+        assert!(!first.had_to_itself(5) && first.had_to_itself(10));
+        slots.note(3, 0, 3, once(0));
         let second = slots.like(5).unwrap();
-        assert!(!second.had_to_itself(12, 1) && !second.had_to_itself(5006, 9) && second.had_to_itself(5007, 9));
-        assert!(second.had_to_itself(0, 3), "given back before");
+        assert!(!second.had_to_itself(10) && !second.had_to_itself(5000) && second.had_to_itself(6000));
+        assert!(second.had_to_itself(0), "given back before");
     }
 
     #[test]
     fn what_is_long_past_is_forgotten() {
         let mut slots = Slots::default();
         for number in 0..10 * LOG_SLOTS as u64 {
-            slots.note(mix(number) % 1000, number, 1);
+            slots.note(mix(number) % 1000, number, 1, once(number % 10));
         }
         assert_eq!(slots.log.len(), LOG_SLOTS);
         assert!(slots.seen.len() <= 4 * LOG_SLOTS);
+        assert!(slots.given.values().map(VecDeque::len).sum::<usize>() <= LOG_SLOTS + 10);
     }
 }
