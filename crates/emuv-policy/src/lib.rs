@@ -32,7 +32,7 @@ pub use budget::{Budget, Budgets};
 pub use chunk::{CHUNK_CLASSES, Chunk, GRANULE};
 pub use memory::{
     Allocation, AllocationId, Answer, DeviceMemory, FreeError, HOT_BYTES, Owner, Plan, Release, Room, SMALL_BYTES,
-    SMALL_SHARE, Ticket,
+    Ticket, left_to_small_bytes,
 };
 pub use residency::{
     Begin, Begun, Heat, Hint, HoldId, LastRound, Looped, Manner, Mode, MoveRoom, Policy, ReadInPlace, Residency,

@@ -36,14 +36,22 @@ pub const HOT_BYTES: u64 = 16 << 20;
 pub(crate) const HOT_SHARE: u64 = 32;
 
 /// The part of the VRAM budget that all others leave to small allocations ([`SMALL_BYTES`]), which every kernel touches and which
-/// do not move.
-pub const SMALL_SHARE: u64 = 64;
+/// do not move: what is taken of it is made free again, so it need only last until then. At least so many bytes, of a small budget
+/// a larger part.
+const SMALL_SHARE: u64 = 256;
+const LEAST_SMALL_BYTES: u64 = 32 << 20;
+const MOST_SMALL_SHARE: u64 = 64;
+
+/// VRAM that is left to small allocations, of a budget of `limit_bytes`.
+pub fn left_to_small_bytes(limit_bytes: u64) -> u64 {
+    (limit_bytes / SMALL_SHARE).max(LEAST_SMALL_BYTES).min(limit_bytes / MOST_SMALL_SHARE)
+}
 
 /// VRAM that an allocation of `bytes` leaves to others while RAM has room, of a budget of `limit_bytes`.
 pub(crate) fn held_back(limit_bytes: u64, bytes: u64) -> u64 {
     match () {
         () if bytes <= SMALL_BYTES => 0,
-        () if bytes <= HOT_BYTES => limit_bytes / SMALL_SHARE,
+        () if bytes <= HOT_BYTES => left_to_small_bytes(limit_bytes),
         () => limit_bytes / HOT_SHARE,
     }
 }

@@ -21,7 +21,11 @@ use crate::{
     aliases::Aliases,
     contents::Contents,
     ipc::Exports,
-    sync::{Condvar, Instant, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Condvar, Instant, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        lock_soon,
+    },
 };
 
 /// Why an allocation was not made.
@@ -80,6 +84,7 @@ pub(crate) struct Arena {
     /// What other processes may have.
     pub exports: Exports,
     residency: Mutex<Residency>,
+    changes: AtomicU64,
     /// A move has ended, or a held work need not wait any longer.
     pub settled: Condvar,
     /// When recording began, if everything is recorded.
@@ -121,6 +126,7 @@ impl Arena {
             contents: Contents::default(),
             exports: Exports::default(),
             residency: Mutex::new(Residency::new(policy)),
+            changes: AtomicU64::new(0),
             settled: Condvar::new(),
             recording: None,
             hidden: None,
@@ -142,9 +148,21 @@ impl Arena {
         self.bytes
     }
 
-    /// Which chunks may move, and which works are under way.
+    /// Which chunks may move, and which works are under way; to be changed.
     pub fn residency(&self) -> MutexGuard<'_, Residency> {
-        let mut residency = lock(&self.residency);
+        let residency = self.residency_as_it_is();
+        self.changes.fetch_add(1, Ordering::Relaxed);
+        residency
+    }
+
+    /// How often [`Self::residency`] has been asked for: as long as that is the same, so is what it says.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
+    }
+
+    /// The same as [`Self::residency`], to be looked at.
+    pub fn residency_as_it_is(&self) -> MutexGuard<'_, Residency> {
+        let mut residency = lock_soon(&self.residency);
         if let (Some(since), Some(recorder)) = (self.recording, residency.recorder()) {
             recorder.set_time(u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX));
         }

@@ -173,7 +173,8 @@ impl Pools {
         let take = |waste| {
             // Locked once, if it is asked at all.
             let residency = OnceCell::new();
-            let stayed = |address: u64| residency.get_or_init(|| arena.residency()).has_stayed(address - arena.base());
+            let stayed =
+                |address: u64| residency.get_or_init(|| arena.residency_as_it_is()).has_stayed(address - arena.base());
             self.with(|pools| pools.take(pool, stream, bytes, waste, &stayed))
         };
         if let Some(address) = take(Waste::Little) {

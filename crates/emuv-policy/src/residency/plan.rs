@@ -102,7 +102,7 @@ impl Policy {
 }
 
 /// What there is to move into, in bytes: handles at hand and what may still be created.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
     /// In VRAM.
     pub vram_bytes: u64,
@@ -452,13 +452,14 @@ impl Residency {
                 continue;
             }
             let (heat, planned) = (chunk.heat, chunk.history.decision != Decision::Keep);
+            if matches!(what, Before::Position(_)) && !planned && heat != Heat::Cold {
+                continue;
+            }
             let next = chunk.history.next(position, place, turns);
             // Copied away now, it would never come back.
             let dies = chunk.history.dies() && !chunk.dead;
             let stays = match what {
-                Before::Position(before) => {
-                    !(planned || heat == Heat::Cold) || dies || next <= before.max(position + SOON_WORKS)
-                }
+                Before::Position(before) => dies || next <= before.max(position + SOON_WORKS),
                 Before::NotSoon => heat == Heat::Hot || next <= position + SOON_WORKS,
                 Before::Anything => false,
             };

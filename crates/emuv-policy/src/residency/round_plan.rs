@@ -32,6 +32,10 @@ const IN_PLACE: f64 = 0.5;
 /// comes meanwhile has less of it.
 const LEAST_PART: u64 = 2;
 
+/// Whether it changes is known if it is of one in so many bytes of what does not fit: what has moved may be what is new (a cache of keys and
+/// values), and the weights another matter.
+const KNOWN_PART: u64 = 8;
+
 /// How much stays for a kind of work of which it is not known how it reads, until that is known.
 const TRY_BYTES: u64 = 64 << 20;
 
@@ -150,7 +154,8 @@ impl Residency {
             .filter(|(.., kind)| self.foresight.manner(*kind) != Some(Manner::Move))
             .collect();
         // Whether it changes is only seen when it moves.
-        if !changes(read_once.iter().map(|(_, chunk, _)| *chunk)).unwrap_or(!self.planned.stayed) {
+        let changes = changes(read_once.iter().map(|(_, chunk, _)| *chunk), out_bytes / KNOWN_PART);
+        if !changes.unwrap_or(!self.planned.stayed) {
             return FastSet::default();
         }
         let is_known = |(.., kind): &&(u32, &ChunkState, u64)| self.foresight.manner(*kind).is_some();
@@ -181,10 +186,10 @@ impl Residency {
     }
 }
 
-/// Whether most of these chunks have changed since they were sent away before, as far as that is known.
-fn changes<'a>(chunks: impl Iterator<Item = &'a ChunkState>) -> Option<bool> {
+/// Whether most of these chunks have changed since they were sent away before; known if it is of `least_bytes`.
+fn changes<'a>(chunks: impl Iterator<Item = &'a ChunkState>, least_bytes: u64) -> Option<bool> {
     let known = chunks.filter_map(|chunk| Some((chunk.bytes, chunk.changes?)));
     let (bytes, changing) = known
         .fold((0, 0), |(bytes, changing), (more, changes)| (bytes + more, changing + if changes { more } else { 0 }));
-    (bytes > 0).then_some(changing * 2 >= bytes)
+    (bytes > least_bytes).then_some(changing * 2 >= bytes)
 }

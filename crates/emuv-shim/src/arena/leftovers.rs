@@ -2,7 +2,8 @@
 //! the same memory again when it is next used. So its mapping is left as it is: nothing need be unmapped while something waits
 //! for the memory, and nothing mapped if it is the same. The program does not touch what is nobody's (it would touch other data
 //! there with any allocator that uses memory again), and whatever is given to it is held until it has memory of its own. The
-//! mapping is taken away when other memory is to be behind the address, or when the memory is released.
+//! mapping is taken away when other memory is to be behind the address, or when the memory is released. What a chunk is being
+//! copied to is mapped at its address before, in the same way.
 
 use std::collections::HashMap;
 
@@ -106,6 +107,30 @@ impl Arena {
     /// Whether this memory is still mapped where a chunk had it.
     pub fn is_left_somewhere(&self, handle: Handle) -> bool {
         lock(&self.leftovers.state).on.contains_key(&handle)
+    }
+
+    /// Maps the memory that a chunk is about to come to at its address, where nothing of its own is, so that its bytes are copied there and
+    /// it is in place as soon as they are. Until then it is a mapping that is left over. Gives the address; `None`: its address is its own,
+    /// or nothing may be left there.
+    ///
+    /// # Errors
+    /// The driver's own.
+    pub fn map_ahead(&self, offset: u64, bytes: u64, handle: Handle) -> CuResult<Option<u64>> {
+        if !self.leaves || !self.is_hidden(offset) {
+            return Ok(None);
+        }
+        if self.leftover(offset) != Some(handle) {
+            self.clear(offset)?;
+            let peers = self.gpu.peers();
+            self.gpu.map(self.base + offset, bytes, handle)?;
+            self.leftovers.leave(offset, bytes, handle, peers);
+        }
+        Ok(Some(self.base + offset))
+    }
+
+    /// Whether [`Self::map_ahead`] has something to map.
+    pub fn maps_ahead(&self, offset: u64, handle: Handle) -> bool {
+        self.leaves && self.is_hidden(offset) && self.leftover(offset) != Some(handle)
     }
 
     /// Takes away what is left mapped at a chunk's address, if anything is.

@@ -49,7 +49,7 @@ impl Figure {
     /// A chunk has been moved with its bytes.
     pub fn moved(&mut self, device: &Device, offset: u64, bytes: u64, to: Tier) {
         if let Some(watch) = &mut self.watch {
-            let extent = device.arena.residency().extent_at(offset);
+            let extent = device.arena.residency_as_it_is().extent_at(offset);
             watch.moved(to, bytes, extent);
         }
     }
@@ -60,7 +60,7 @@ impl Figure {
         let Some(watch) = &mut self.watch else { return };
         let micros = self.since.elapsed().as_micros() as f64;
         if watch.look(micros, sight) {
-            let round = device.arena.residency().last_round();
+            let round = device.arena.residency_as_it_is().last_round();
             watch.reckon(round, device.moves.spares.free_vram_bytes(&device.arena));
         }
         watch.think(TOUCHES);

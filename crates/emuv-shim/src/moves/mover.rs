@@ -14,7 +14,7 @@ use std::{
 };
 
 use emuv_cuda::{CUresult, CuError, CuResult, Handle, types::CUdevice};
-use emuv_policy::{MoveRoom, Owner, Step, Tier, Why, machine::Link};
+use emuv_policy::{MoveRoom, Owner, Sight, Step, Tier, Why, machine::Link};
 use emuv_state::HostMemory;
 
 use super::{
@@ -93,6 +93,14 @@ struct Move {
     why: Why,
 }
 
+/// What was seen when `changes` were made.
+struct Seen {
+    changes: u64,
+    waited_for: bool,
+    searching: bool,
+    sight: Sight,
+}
+
 struct Mover {
     session: &'static Session,
     device: &'static Device,
@@ -108,6 +116,8 @@ struct Mover {
     /// Chunks that are to go, unless RAM has their bytes already, and the hasher's name of each.
     hashed: UnderWay<(Move, usize)>,
     hasher: Option<Hasher>,
+    /// What is to be mapped, and then copied to VRAM, once the way out is quiet.
+    coming: VecDeque<Job>,
     /// What is to be mapped once the way out is quiet.
     arrived: VecDeque<Job>,
     recording: Recording,
@@ -118,6 +128,9 @@ struct Mover {
     without_streams: bool,
     /// When the slice was last looked at.
     looked: Instant,
+    seen: Option<Seen>,
+    /// There was nothing to do with that room when so many changes had been made, and when that was.
+    rested: Option<(MoveRoom, u64, Instant)>,
 }
 
 /// Starts the thread.
@@ -136,12 +149,15 @@ pub(super) fn start(session: &'static Session, ordinal: CUdevice) -> io::Result<
             into_ram: Outgoing::new(),
             hashed: UnderWay::new(),
             hasher: None,
+            coming: VecDeque::new(),
             arrived: VecDeque::new(),
             recording: Recording::open(session.trace.as_deref(), ordinal),
             figure: Figure::new(session.policy),
             learned: Instant::now(),
             without_streams: false,
             looked: Instant::now(),
+            seen: None,
+            rested: None,
         };
         if catch_unwind(AssertUnwindSafe(|| mover.run())).is_err() {
             session.degrade("moving data");
@@ -190,16 +206,13 @@ impl Mover {
             }
             self.recording.write(&self.device.arena, false);
             let copying = self.is_moving();
-            let (waited_for, searching, sight) = {
-                let residency = self.device.arena.residency();
-                (residency.is_waited_for(), residency.awaits_findings() || residency.is_unsearched(), residency.sight())
-            };
-            self.figure.look(self.session, self.device, &sight);
+            let (waited_for, searching) = self.look();
             if let Some(counters) = self.session.counters(self.device.ordinal) {
                 self.device.timeline.sample_if_due(self.session.began, counters);
             }
             wait = match () {
                 () if busy || !self.arrived.is_empty() => None,
+                () if self.is_to_map() => Some(POLL),
                 () if !self.quiesced || waited_for => Some(POLL),
                 () if !self.into_ram.is_quiet() => Some(POLL_PIECES),
                 () if copying => Some(POLL_BESIDE),
@@ -207,6 +220,23 @@ impl Mover {
                 () => Some(SLEEP),
             };
         }
+    }
+
+    /// Says whether works are held, and whether searches are awaited; and tells the live figure what there is to see.
+    fn look(&mut self) -> (bool, bool) {
+        let arena = &self.device.arena;
+        if self.seen.as_ref().is_none_or(|seen| seen.changes != arena.changes()) {
+            let residency = arena.residency_as_it_is();
+            self.seen = Some(Seen {
+                changes: arena.changes(),
+                waited_for: residency.is_waited_for(),
+                searching: residency.awaits_findings() || residency.is_unsearched(),
+                sight: residency.sight(),
+            });
+        }
+        let Some(seen) = &self.seen else { return (true, true) };
+        self.figure.look(self.session, self.device, &seen.sight);
+        (seen.waited_for, seen.searching)
     }
 
     /// Waits for at most `wait`, keeps still as long as somebody wants that. False: it is over.
@@ -351,7 +381,16 @@ impl Mover {
                 vram_coming_bytes: self.coming_bytes(),
                 vram_excess_bytes: over_limit.max(excess),
             };
-            let step = arena.residency().next_step(room);
+            if self.rested.is_some_and(|(with, changes, when)| {
+                with == room && changes == arena.changes() && when.elapsed() < POLL_IDLE
+            }) {
+                break;
+            }
+            let (step, changes) = {
+                let mut residency = arena.residency();
+                (residency.next_step(room), arena.changes())
+            };
+            self.rested = (step == Step::Rest).then(|| (room, changes, Instant::now()));
             match step {
                 Step::Show { offset, bytes } => self.show(offset, bytes),
                 Step::Move { offset, bytes, to, copy, map, why } => {
@@ -377,7 +416,7 @@ impl Mover {
             }
             any = true;
         }
-        if arena.residency().is_hopeless() {
+        if arena.residency_as_it_is().is_hopeless() {
             arena.settled.notify_all();
         }
         any
@@ -452,7 +491,13 @@ impl Mover {
             hasher.wait(self.session.real);
         }
         self.hashed.drain().for_each(drop);
-        for job in self.into_vram.drain().chain(self.into_ram.drain()).chain(self.arrived.drain(..)) {
+        for job in self
+            .into_vram
+            .drain()
+            .chain(self.into_ram.drain())
+            .chain(self.coming.drain(..))
+            .chain(self.arrived.drain(..))
+        {
             self.device.moves.spares.put(job.to, job.bytes, job.handle);
         }
         arena.residency().stop();

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use emuv_cuda::{CuResult, Handle};
-use emuv_policy::{Budget, SMALL_SHARE, Tier};
+use emuv_policy::{Budget, Tier, left_to_small_bytes};
 
 use crate::{
     arena::{Arena, lock},
@@ -241,7 +241,7 @@ impl Spares {
 
 fn left(budget: &Budget, tier: Tier) -> u64 {
     match tier {
-        Tier::Vram => budget.limit_bytes() / SMALL_SHARE,
+        Tier::Vram => left_to_small_bytes(budget.limit_bytes()),
         Tier::Ram => 0,
     }
 }

@@ -34,6 +34,7 @@ struct Memory {
     bytes: u64,
     data: Data,
     mappings: u32,
+    was_mapped: bool,
 }
 
 /// What a work does.
@@ -191,7 +192,7 @@ impl Gpu {
             return None;
         }
         let handle = self.name();
-        self.memories.insert(handle, Memory { tier, bytes, data: Data::default(), mappings: 0 });
+        self.memories.insert(handle, Memory { tier, bytes, data: Data::default(), mappings: 0, was_mapped: false });
         Some(handle)
     }
 
@@ -202,7 +203,7 @@ impl Gpu {
         }
     }
 
-    /// The driver is to refuse, once, to map what is mapped elsewhere already (as only the mover does): the time after
+    /// The driver is to refuse, once, to map what has been mapped before (as only the mover does): the time after
     /// so many.
     pub fn refuse_exchange(&mut self, after: u32) {
         self.refuse_in = after + 1;
@@ -210,7 +211,7 @@ impl Gpu {
 
     /// False: refused.
     pub fn map(&mut self, address: u64, bytes: u64, handle: u64) -> bool {
-        if self.refuse_in > 0 && self.memories.get(&handle).is_some_and(|memory| memory.mappings > 0) {
+        if self.refuse_in > 0 && self.memories.get(&handle).is_some_and(|memory| memory.was_mapped) {
             self.refuse_in -= 1;
             if self.refuse_in == 0 {
                 return false;
@@ -218,7 +219,10 @@ impl Gpu {
         }
         let overlaps = self.mapped.range(..address + bytes).next_back().is_some_and(|(at, (b, _))| at + b > address);
         match self.memories.get_mut(&handle) {
-            Some(memory) if memory.bytes == bytes && !overlaps => memory.mappings += 1,
+            Some(memory) if memory.bytes == bytes && !overlaps => {
+                memory.mappings += 1;
+                memory.was_mapped = true;
+            }
             was => {
                 let what = format!("{was:?} is mapped at {address:#x} ({bytes} bytes; overlapping: {overlaps})");
                 self.complain(what);

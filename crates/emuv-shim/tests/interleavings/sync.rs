@@ -24,6 +24,9 @@ static NOW: AtomicU64 = AtomicU64::new(0);
 /// Condition variables that somebody has waited on with a limit.
 static LIMITED: Plain<Vec<Arc<shuttle::sync::Condvar>>> = Plain::new(Vec::new());
 
+/// Who locked last ([`lock_soon`]), and how many times in a row.
+static LAST: Plain<(usize, u32)> = Plain::new((0, 0));
+
 /// `std::time::Instant` of the test's own time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Instant(u64);
@@ -44,10 +47,27 @@ pub(crate) fn sleep(time: Duration) {
     shuttle::thread::yield_now();
 }
 
+/// Locks, and now and then lets the others run: under torture the mover can go on for ever without a call of the driver's, and a
+/// scheduler by priorities would let it.
+pub(crate) fn lock_soon<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    const MOST_IN_A_ROW: u32 = 256;
+    let me = usize::from(shuttle::current::me());
+    let in_a_row = {
+        let mut last = LAST.lock().expect("not poisoned");
+        *last = if last.0 == me && last.1 < MOST_IN_A_ROW { (me, last.1 + 1) } else { (me, 0) };
+        last.1
+    };
+    if in_a_row == MOST_IN_A_ROW {
+        shuttle::thread::yield_now();
+    }
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A new execution: it is midnight, and nobody waits.
 pub(crate) fn begin_execution() {
     NOW.store(0, Ordering::Relaxed);
     LIMITED.lock().expect("not poisoned").clear();
+    *LAST.lock().expect("not poisoned") = (0, 0);
 }
 
 /// Ends waits that have a limit, at random moments (and wakes who waits beside them for nothing, which the standard

@@ -1,6 +1,6 @@
 //! A chunk's move, from the memory that it moves into to the mapping.
 
-use emuv_cuda::{CUresult, Handle};
+use emuv_cuda::{CUresult, CuError, CuResult, Handle};
 use emuv_policy::Tier;
 
 use super::{Job, Move, Mover, POLL, host_has, insist};
@@ -10,6 +10,9 @@ use crate::{
     moves::copies,
     sync::{atomic::Ordering, sleep},
 };
+
+/// As long as so much is being copied to VRAM, what comes next is not mapped yet: several mappings stop the way out once.
+const LEAST_COMING_BYTES: u64 = 48 << 20;
 
 impl Mover {
     /// Starts a move. False: it cannot be made now; the chunk is as it was.
@@ -78,19 +81,12 @@ impl Mover {
             self.arrive(job);
             return true;
         }
-        let Some(copies) = &mut self.copies else { return false };
-        let started = arena
-            .aliases
-            .of(arena.gpu(), handle, bytes)
-            .and_then(|target| Ok((target, arena.readable_at(offset, bytes)?)))
-            .and_then(|(target, source)| {
-                match to {
-                    Tier::Vram => self.into_vram.push(copies.start(session.real, to, target, source, bytes)?, job),
-                    Tier::Ram => self.into_ram.push(job, target, source, bytes),
-                }
-                Ok(())
-            });
-        match started {
+        let maps_now = self.into_ram.is_quiet() && self.coming.is_empty();
+        if to == Tier::Vram && map && !maps_now && arena.maps_ahead(offset, handle) {
+            self.coming.push_back(job);
+            return true;
+        }
+        match self.start_copy(job) {
             Ok(()) => true,
             Err(error) => {
                 spares.put(to, bytes, handle);
@@ -98,6 +94,38 @@ impl Mover {
                 false
             }
         }
+    }
+
+    fn start_copy(&mut self, job: Job) -> CuResult {
+        let (arena, real) = (&self.device.arena, self.session.real);
+        let Job { offset, bytes, to, handle, map, .. } = job;
+        let Some(copies) = &mut self.copies else { return Err(CuError::INVALID_VALUE) };
+        let source = arena.readable_at(offset, bytes)?;
+        let ahead = if to == Tier::Vram && map { arena.map_ahead(offset, bytes, handle)? } else { None };
+        let target = ahead.map_or_else(|| arena.aliases.of(arena.gpu(), handle, bytes), Ok)?;
+        match to {
+            Tier::Vram => self.into_vram.push(copies.start(real, to, target, source, bytes)?, job),
+            Tier::Ram => self.into_ram.push(job, target, source, bytes),
+        }
+        Ok(())
+    }
+
+    /// Maps what is to come where it is to be, and starts to copy it there, if the way out is quiet.
+    fn let_in(&mut self) {
+        while self.into_ram.is_quiet()
+            && let Some(job) = self.coming.pop_front()
+        {
+            if let Err(error) = self.start_copy(job) {
+                self.stays(job);
+                self.fail("a copy", error);
+            }
+        }
+    }
+
+    /// Whether the way out is to become quiet, as something is to be mapped: what has arrived, or what comes once little else does.
+    pub(super) fn is_to_map(&self) -> bool {
+        let coming: u64 = self.into_vram.iter().map(|job| job.bytes).sum();
+        !self.arrived.is_empty() || (!self.coming.is_empty() && coming < LEAST_COMING_BYTES)
     }
 
     /// Ends the moves whose copies are over. Says whether there were any.
@@ -126,7 +154,7 @@ impl Mover {
         }
         if self.copies.is_none() {
             // The streams have gone with their context, and what was under way there.
-            let lost: Vec<Job> = self.into_ram.drain().collect();
+            let lost: Vec<Job> = self.into_ram.drain().chain(self.coming.drain(..)).collect();
             lost.into_iter().for_each(|job| self.stays(job));
         }
         if self.into_ram.is_quiet() {
@@ -135,8 +163,9 @@ impl Mover {
                 self.swap(job);
             }
         }
-        if let Some(copies) = &mut self.copies
-            && self.arrived.is_empty()
+        self.let_in();
+        if !self.is_to_map()
+            && let Some(copies) = &mut self.copies
         {
             self.into_ram.give(real, copies);
         }
@@ -168,7 +197,7 @@ impl Mover {
 
     /// Whether anything is on its way.
     pub(super) fn is_moving(&self) -> bool {
-        self.into_vram.len() + self.into_ram.len() + self.hashed.len() + self.arrived.len() > 0
+        self.into_vram.len() + self.into_ram.len() + self.hashed.len() + self.arrived.len() + self.coming.len() > 0
     }
 
     /// VRAM that will be left.
