@@ -259,3 +259,9 @@ fn large_allocations_leave_vram_to_hot_ones_as_long_as_there_is_ram() {
     let Answer::Place(last) = memory.allocate(Owner(1), 56 * MIB, room) else { panic!("no plan") };
     assert_eq!((last.bytes_in(Tier::Vram), last.bytes_in(Tier::Ram)), (24 * MIB, 32 * MIB));
 }
+
+#[test]
+fn small_allocations_are_left_a_256th_of_the_vram_but_some_of_a_small_budget() {
+    let left = |mib: u64| emuv_policy::left_to_small_bytes(mib << 20) >> 20;
+    assert_eq!([64 << 10, 12 << 10, 4 << 10, 1 << 10, 64].map(left), [256, 48, 32, 16, 1]);
+}

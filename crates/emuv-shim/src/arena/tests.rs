@@ -207,3 +207,26 @@ fn freeing_an_address_inside_or_twice_is_an_error() {
     assert!(arena.free(placed.address).is_ok());
     assert!(arena.free(placed.address).is_err());
 }
+
+#[test]
+fn what_comes_is_mapped_at_its_own_address_before_it_is_copied() {
+    let (gpu, mut arena) = arena(256, 256);
+    arena.may_hide(true);
+    let size = 32 * MIB;
+    let chunk = arena.allocate(Owner(1), size, room(1000)).unwrap().address - BASE;
+    let is_mapped = |at: u64| lock(&gpu.state).mapped.get(&(BASE + at)).copied();
+    let vram = lock(&arena.handles)[&chunk];
+    let (away, other) = (arena.gpu().create(Tier::Ram, size).unwrap(), arena.gpu().create(Tier::Vram, size).unwrap());
+
+    assert_eq!(arena.map_ahead(chunk, size, vram), Ok(None), "its address is its own");
+    arena.replace(chunk, size, Tier::Ram, away, false, true);
+    assert!(arena.maps_ahead(chunk, vram) && is_mapped(chunk).is_none());
+    assert_eq!(arena.map_ahead(chunk, size, vram), Ok(Some(BASE + chunk)));
+    assert!(!arena.maps_ahead(chunk, vram) && arena.is_hidden(chunk) && is_mapped(chunk) == Some(vram.0));
+
+    // That copy has failed: it comes to other memory.
+    assert_eq!(arena.map_ahead(chunk, size, other), Ok(Some(BASE + chunk)));
+    assert_eq!(is_mapped(chunk), Some(other.0));
+    assert_eq!(arena.replace(chunk, size, Tier::Vram, other, true, true), Replaced::Done(away));
+    assert!(!arena.is_hidden(chunk) && arena.leftover(chunk).is_none() && is_mapped(chunk) == Some(other.0));
+}
