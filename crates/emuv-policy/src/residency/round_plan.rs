@@ -83,12 +83,11 @@ impl Residency {
         let mut round = Round { micros: end.max(1.0), out_bytes, link, ahead_bytes: slack_bytes };
         // Where the link is the limit, what reads each byte once is read where it is.
         let link_micros = out_bytes as f64 / link;
-        let planned = || self.live().filter(|(_, chunk)| chunk.is_planned() && chunk.heat != Heat::Hot);
         let staying =
             if link_micros > round.micros * IN_PLACE { self.staying(place, out_bytes) } else { FastSet::default() };
         let mut gaps = Vec::new();
         let mut owners = Vec::new();
-        for (index, chunk) in planned() {
+        for (index, chunk) in self.to_be_planned() {
             let is_out = chunk.tier == Tier::Ram;
             let uses: Vec<_> = chunk.history.since(place).collect();
             let gap = Gap {
@@ -145,11 +144,16 @@ impl Residency {
         }
     }
 
+    /// The chunks that a plan may send away.
+    fn to_be_planned(&self) -> impl Iterator<Item = (u32, &ChunkState)> {
+        self.live().filter(|(_, chunk)| chunk.is_planned() && chunk.heat != Heat::Hot)
+    }
+
     /// What could stay in RAM, if that makes up enough of `out_bytes`. Moved, a chunk crosses the link once each way; read in place, once for
     /// each work that reads it. So an optimizer's moments stay, and weights do not, which the forward part reads as well.
     fn staying(&self, place: u64, out_bytes: u64) -> FastSet<u32> {
-        let planned = self.live().filter(|(_, chunk)| chunk.is_planned() && chunk.heat != Heat::Hot);
-        let read_once: Vec<(u32, &ChunkState, u64)> = planned
+        let read_once: Vec<(u32, &ChunkState, u64)> = self
+            .to_be_planned()
             .filter_map(|(index, chunk)| Some((index, chunk, self.only_reader(chunk, place)?)))
             .filter(|(.., kind)| self.foresight.manner(*kind) != Some(Manner::Move))
             .collect();
