@@ -214,7 +214,7 @@ fn it_is_the_simulators_when_the_program_decodes() {
 
 #[test]
 fn it_is_the_simulators_when_the_program_prefills() {
-    assert_close("llama-512-tokens.trc.gz", [(110, 3.0), (150, 3.0), (300, 3.0)]);
+    assert_close("llama-512-tokens.trc.gz", [(110, 3.0), (150, 4.0), (300, 3.0)]);
 }
 
 #[test]

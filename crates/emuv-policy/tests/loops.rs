@@ -83,8 +83,7 @@ fn a_loop_that_the_link_limits_moves_little_more_than_what_does_not_fit() {
     let cost = run(&machine, 15.0, &sizes, &kernels, 8);
     // What is brought pushes as much out: nobody can tell that it was not written to.
     let bound = 2.0 * spilled as f64 / machine.link.both_bytes_per_us;
-    // While something is mapped nothing goes out.
-    assert!(report("link-bound", cost, bound, spilled) > 84.0);
+    assert!(report("link-bound", cost, bound, spilled) > 90.0);
 }
 
 #[test]
@@ -135,8 +134,8 @@ fn an_optimizers_moments_stay_where_they_are_and_not_what_other_works_read_too()
     // More than all moments: the rest comes and goes. Weights that stayed as well would each cross the link three times.
     let (brought, in_place) = with(total / 5);
     let moments = total * 2 / 3;
-    assert!(in_place >= moments && in_place <= moments + total / 8, "{in_place} of {moments} in place");
-    assert!(brought >= total / 4 && brought <= total * 2 / 3, "{brought} brought");
+    assert!(in_place >= moments * 7 / 8 && in_place <= moments + total / 8, "{in_place} of {moments} in place");
+    assert!(brought >= total / 4 && brought <= total * 3 / 4, "{brought} brought");
 }
 
 #[test]

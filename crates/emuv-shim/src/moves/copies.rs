@@ -1,24 +1,36 @@
 //! The mover's own streams: one for each direction, so that both copy engines work at once.
 //!
 //! # Safety
-//! Each block is one driver call. Streams and events were made here, in the context that the mover has made
+//! Each block is one driver call. Streams, events and the kernel were made here, in the context that the mover has made
 //! current, and are used only while it lives (`mover.rs` gives up [`Copies`] when that context goes). The
 //! addresses of a copy are mapped: one is a settled chunk that [`emuv_policy::Residency`] has let move, the other
 //! the alias of a handle that nobody else uses.
 #![allow(unsafe_code)]
 
+use core::ffi::c_void;
 use std::collections::VecDeque;
 
-use emuv_cuda::{CUresult, CuResult, types::*};
+use emuv_cuda::{CUresult, CuError, CuResult, types::*};
 use emuv_policy::{Tier, machine::Link};
 
-use crate::{calls, real::Real};
+use crate::{calls, log, real::Real};
+
+/// The kernel that copies, as PTX source, and its threads a block and blocks: as few as fill a link of 55 GB/s (H200), so that the
+/// program's kernels have the rest of the GPU.
+const PTX: &str = include_str!("../../kernels/copy.ptx");
+const BLOCK: u32 = 256;
+const BLOCKS: u32 = 2;
+
+/// What it copies is a multiple of this.
+const STEP_BYTES: u64 = BLOCK as u64 * BLOCKS as u64 * 64;
 
 /// See the module's head.
 pub(crate) struct Copies {
     into_vram: CUstream,
     into_ram: CUstream,
     events: Vec<usize>,
+    /// Copies without an engine.
+    kernel: Option<usize>,
 }
 
 /// A stream with the highest priority, in the current context.
@@ -57,7 +69,10 @@ impl Copies {
     /// The driver's own.
     pub fn new(real: &Real) -> CuResult<Self> {
         let [into_vram, into_ram] = [high_priority_stream(real)?, high_priority_stream(real)?];
-        Ok(Self { into_vram, into_ram, events: Vec::new() })
+        let kernel = calls::load_kernel(real, PTX, c"emuv_copy")
+            .inspect_err(|error| log::debug(format_args!("nothing goes out while something is mapped: {error}")))
+            .ok();
+        Ok(Self { into_vram, into_ram, events: Vec::new(), kernel })
     }
 
     /// The stream for copies into a tier.
@@ -68,7 +83,7 @@ impl Copies {
         }
     }
 
-    /// Starts a copy of `bytes`; gives the event behind it.
+    /// Starts a copy of `bytes` by an engine; gives the event behind it.
     ///
     /// # Errors
     /// The driver's own.
@@ -77,6 +92,30 @@ impl Copies {
         let stream = self.stream(to);
         // SAFETY: see the module's head.
         unsafe { real.driver.cuMemcpyAsync(target, source, bytes as usize, stream) }.ok()?;
+        self.record(real, stream)
+    }
+
+    /// Whether [`Self::start_by_kernel`] can copy so many bytes.
+    pub fn kernel_takes(&self, bytes: u64) -> bool {
+        self.kernel.is_some() && bytes.is_multiple_of(STEP_BYTES)
+    }
+
+    /// Starts a copy into RAM by a kernel, which leaves the engine alone; gives the event behind it.
+    ///
+    /// # Errors
+    /// The driver's own; `CUDA_ERROR_INVALID_VALUE` without a kernel.
+    pub fn start_by_kernel(&mut self, real: &Real, target: u64, source: u64, bytes: u64) -> CuResult<usize> {
+        let (function, stream) = (self.kernel.ok_or(CuError::INVALID_VALUE)? as CUfunction, self.into_ram);
+        let mut arguments = [target, source, bytes];
+        let mut parameters = arguments.each_mut().map(|argument| std::ptr::from_mut(argument).cast::<c_void>());
+        let (parameters, none) = (parameters.as_mut_ptr(), std::ptr::null_mut());
+        // SAFETY: see the module's head; the parameters are those of the kernel, in order, and live until the call is over.
+        unsafe { real.driver.cuLaunchKernel(function, BLOCKS, 1, 1, BLOCK, 1, 1, 0, stream, parameters, none) }.ok()?;
+        self.record(real, stream)
+    }
+
+    /// An event behind what was started on a stream.
+    fn record(&mut self, real: &Real, stream: CUstream) -> CuResult<usize> {
         calls::record_event(real, self.events.pop(), stream).inspect_err(|_| {
             // Nothing will tell when it is over, and its memory is about to be used otherwise.
             let _ = calls::synchronize_stream(real, stream);

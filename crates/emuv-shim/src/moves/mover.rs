@@ -42,7 +42,7 @@ const POLL: Duration = Duration::from_micros(20);
 /// The same while it does not: each look takes the driver's lock, for which its launches then wait.
 const POLL_BESIDE: Duration = Duration::from_micros(100);
 
-/// The same while the way out is used: a piece takes twice as long.
+/// The same while the engine that copies out is used: a piece takes twice as long.
 const POLL_PIECES: Duration = Duration::from_micros(40);
 
 /// Between two looks at fences when nothing waits for them.
@@ -116,9 +116,9 @@ struct Mover {
     /// Chunks that are to go, unless RAM has their bytes already, and the hasher's name of each.
     hashed: UnderWay<(Move, usize)>,
     hasher: Option<Hasher>,
-    /// What is to be mapped, and then copied to VRAM, once the way out is quiet.
+    /// What is to be mapped, and then copied to VRAM, once the engine that copies out is quiet.
     coming: VecDeque<Job>,
-    /// What is to be mapped once the way out is quiet.
+    /// What is to be mapped once that engine is quiet.
     arrived: VecDeque<Job>,
     recording: Recording,
     figure: Figure,

@@ -1,9 +1,10 @@
-//! Copies into RAM, in pieces, so that the way out can be made quiet soon.
+//! Copies into RAM, in pieces, so that the engine that makes them can be made quiet soon.
 //!
-//! While the engine that copies into RAM has one operation after the other to do, making memory accessible (`cuMemSetAccess`)
-//! takes 650 us instead of 45, whatever the sizes: it has to wait for a turn on that engine (measured; `docs/measurements.md`).
-//! As soon as that engine has nothing to do it takes its turn. So no more than [`AHEAD`] pieces are given to it at a time, and none
-//! while the mover has something to map: `mover/transfers.rs`.
+//! While that engine has one operation after the other to do, making memory accessible (`cuMemSetAccess`) takes 650 us instead of
+//! 45, whatever the sizes: it has to wait for a turn on that engine (measured; `docs/measurements.md`). As soon as the engine has
+//! nothing to do it takes its turn. So no more than [`AHEAD`] pieces are given to it at a time, and none while the mover has something
+//! to map (`mover/transfers.rs`): those a kernel copies. That is no way to copy everything: it takes part of the GPU from the program's
+//! kernels, and of the link it has a third less while those compute.
 
 use std::collections::VecDeque;
 
@@ -16,7 +17,7 @@ use crate::{calls, real::Real};
 /// Large enough for the link's full speed, as long as the next one is at hand.
 const PIECE_BYTES: u64 = 4 << 20;
 
-/// Pieces that the engine has been given and not done yet.
+/// Pieces that have been given and are not done yet.
 const AHEAD: usize = 2;
 
 #[derive(Debug)]
@@ -25,19 +26,28 @@ struct Copy<T> {
     target: u64,
     source: u64,
     bytes: u64,
-    /// How much of it the engine has been given.
+    /// How much of it has been given.
     given: u64,
     /// Of which so many pieces are not known to be done.
     pieces: u32,
     result: CUresult,
 }
 
+/// What copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    /// The copy engine: at the link's full speed.
+    Engine,
+    /// A kernel: beside it mappings can be changed.
+    Kernel,
+}
+
 /// See the module's head. Copies are made, and end, in the order in which they were asked for.
 #[derive(Debug)]
 pub(super) struct Outgoing<T> {
     copies: VecDeque<Copy<T>>,
-    /// The events behind pieces that the engine has.
-    pieces: VecDeque<usize>,
+    /// Pieces that have been given: what copies each, and the event behind it.
+    pieces: VecDeque<(By, usize)>,
 }
 
 impl<T> Outgoing<T> {
@@ -53,19 +63,26 @@ impl<T> Outgoing<T> {
 
     /// Whether the engine has nothing to do.
     pub fn is_quiet(&self) -> bool {
-        self.pieces.is_empty()
+        self.pieces.iter().all(|(by, _)| *by != By::Engine)
     }
 
-    /// Gives the engine something to do, if it has not enough. What cannot be given fails.
-    pub fn give(&mut self, real: &Real, streams: &mut Copies) {
+    /// Gives the engine or the kernel something to do, if there is not enough under way. What cannot be given fails; what the kernel
+    /// cannot copy waits.
+    pub fn give(&mut self, real: &Real, streams: &mut Copies, by: By) {
         while self.pieces.len() < AHEAD {
             let Some(copy) = self.copies.iter_mut().find(|copy| copy.given < copy.bytes) else { return };
             let bytes = PIECE_BYTES.min(copy.bytes - copy.given);
-            match streams.start(real, Tier::Ram, copy.target + copy.given, copy.source + copy.given, bytes) {
+            let (target, source) = (copy.target + copy.given, copy.source + copy.given);
+            let started = match by {
+                By::Engine => streams.start(real, Tier::Ram, target, source, bytes),
+                By::Kernel if streams.kernel_takes(bytes) => streams.start_by_kernel(real, target, source, bytes),
+                By::Kernel => return,
+            };
+            match started {
                 Ok(event) => {
                     copy.given += bytes;
                     copy.pieces += 1;
-                    self.pieces.push_back(event);
+                    self.pieces.push_back((by, event));
                 }
                 Err(error) => (copy.given, copy.result) = (copy.bytes, error.code()),
             }
@@ -74,7 +91,7 @@ impl<T> Outgoing<T> {
 
     /// A copy that is over, and how it went.
     pub fn pop(&mut self, real: &Real, streams: &mut Copies) -> Option<(CUresult, T)> {
-        while let Some(&event) = self.pieces.front() {
+        while let Some(&(_, event)) = self.pieces.front() {
             let result = calls::query_event(real, event);
             if result == CUresult::CUDA_ERROR_NOT_READY {
                 break;
@@ -98,7 +115,7 @@ impl<T> Outgoing<T> {
         self.copies.iter().map(|copy| &copy.what)
     }
 
-    /// The same, to be forgotten. The engine is known to have nothing to do.
+    /// The same, to be forgotten. Nothing is known to be under way.
     pub fn drain(&mut self) -> impl Iterator<Item = T> {
         self.pieces.clear();
         self.copies.drain(..).map(|copy| copy.what)

@@ -28,6 +28,7 @@ pub const ADD_THROUGH: usize = 0x130;
 const SEARCH: usize = 0x140;
 const SEARCH_NAMED: usize = 8;
 const HASH: usize = 0x150;
+const COPY: usize = 0x160;
 const KERNELS: [(usize, usize); 4] = [(ADD, 3), (POINT, 4), (ADD_THROUGH, 3), (SEARCH, 6 + 2 * SEARCH_NAMED)];
 
 /// Driver calls that a thread makes before others have their turn.
@@ -188,8 +189,12 @@ functions! {
     fn cuModuleLoadData(module: *mut CUmodule, image: *const c_void) { give!(module, 0xD0 as CUmodule) }
     fn cuModuleGetFunction(function: *mut CUfunction, module: CUmodule, name: *const c_char) {
         // SAFETY: see the module's head; a name ends with a zero.
-        let hash = unsafe { CStr::from_ptr(name) } == c"emuv_hash";
-        give!(function, if hash { HASH } else { SEARCH } as CUfunction)
+        let kernel = match unsafe { CStr::from_ptr(name) } {
+            name if name == c"emuv_hash" => HASH,
+            name if name == c"emuv_copy" => COPY,
+            _ => SEARCH,
+        };
+        give!(function, kernel as CUfunction)
     }
 
     fn cuFuncGetParamInfo(func: CUfunction, paramIndex: usize, paramOffset: *mut usize, paramSize: *mut usize) {
@@ -216,6 +221,7 @@ functions! {
                 Work::Search((p(0), 8 * p(1)), Notes { window: (p(2), p(3)), bitmap: p(4), flag: p(5), named })
             }
             HASH => Work::Hash((p(0), 8 * p(1)), p(3)),
+            COPY => Work::Copy((p(0), p(2)), (p(1), p(2))),
             other => panic!("no kernel {other:#x}"),
         };
         call(|gpu| gpu.issue(hStream as usize, work));

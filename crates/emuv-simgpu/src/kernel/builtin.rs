@@ -34,6 +34,8 @@ pub static BUILTINS: &[Builtin] = &[
     Builtin { name: "emuv_search", parameters: &[8; 23], run: pointers::search },
     // What memory holds, in 128 bits, likewise.
     Builtin { name: "emuv_hash", parameters: &[8; 4], run: run::hash },
+    // Copies memory, likewise.
+    Builtin { name: "emuv_copy", parameters: &[8; 3], run: run::copy },
 ];
 
 impl Builtin {

@@ -245,6 +245,18 @@ pub fn hash(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
     view.store(sums.wrapping_add(8), &second_sum.to_le_bytes())
 }
 
+/// Copies `bytes` to `target` from `source` (`crates/emuv-shim/kernels/copy.ptx`).
+pub fn copy(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
+    let [target, source, bytes] = [0, 1, 2].map(|i| arguments.word(i));
+    let mut block = vec![0; 4 * crate::memory::length(BLOCK_WORDS)];
+    for (first, bytes) in blocks(bytes / 4) {
+        view.check()?;
+        view.load(element(source, first, 4)?, &mut block[..bytes])?;
+        view.store(element(target, first, 4)?, &block[..bytes])?;
+    }
+    Ok(())
+}
+
 /// For `count` pairs (address, length) in `list`: adds to the first word of every 4 KiB.
 pub fn touch(view: &mut View<'_>, arguments: &Arguments) -> Result<(), Stop> {
     let (list, count, add) = (arguments.word(0), arguments.half(1), arguments.half(2));

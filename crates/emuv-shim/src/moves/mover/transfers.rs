@@ -7,11 +7,11 @@ use super::{Job, Move, Mover, POLL, host_has, insist};
 use crate::{
     arena::Replaced,
     contents::Hash,
-    moves::copies,
+    moves::{copies, outgoing::By},
     sync::{atomic::Ordering, sleep},
 };
 
-/// As long as so much is being copied to VRAM, what comes next is not mapped yet: several mappings stop the way out once.
+/// As long as so much is being copied to VRAM, what comes next is not mapped yet: for several mappings the engine that copies out stops once.
 const LEAST_COMING_BYTES: u64 = 48 << 20;
 
 impl Mover {
@@ -110,7 +110,7 @@ impl Mover {
         Ok(())
     }
 
-    /// Maps what is to come where it is to be, and starts to copy it there, if the way out is quiet.
+    /// Maps what is to come where it is to be, and starts to copy it there, if the engine that copies out is quiet.
     fn let_in(&mut self) {
         while self.into_ram.is_quiet()
             && let Some(job) = self.coming.pop_front()
@@ -122,7 +122,8 @@ impl Mover {
         }
     }
 
-    /// Whether the way out is to become quiet, as something is to be mapped: what has arrived, or what comes once little else does.
+    /// Whether the engine that copies out is to become quiet, as something is to be mapped: what has arrived, or what comes once little else
+    /// does.
     pub(super) fn is_to_map(&self) -> bool {
         let coming: u64 = self.into_vram.iter().map(|job| job.bytes).sum();
         !self.arrived.is_empty() || (!self.coming.is_empty() && coming < LEAST_COMING_BYTES)
@@ -164,10 +165,9 @@ impl Mover {
             }
         }
         self.let_in();
-        if !self.is_to_map()
-            && let Some(copies) = &mut self.copies
-        {
-            self.into_ram.give(real, copies);
+        let by = if self.is_to_map() { By::Kernel } else { By::Engine };
+        if let Some(copies) = &mut self.copies {
+            self.into_ram.give(real, copies, by);
         }
         any
     }
@@ -189,7 +189,7 @@ impl Mover {
         self.settle(job.offset, false);
     }
 
-    /// The chunk's bytes are where they are to be. Mapping is done while the way out is quiet ([`super::Outgoing`]).
+    /// The chunk's bytes are where they are to be. Mapping is done while the engine that copies out is quiet ([`super::Outgoing`]).
     fn arrive(&mut self, job: Job) {
         let is_there = || self.device.arena.leftover(job.offset) == Some(job.handle);
         if job.map && !is_there() { self.arrived.push_back(job) } else { self.swap(job) }
