@@ -134,7 +134,7 @@ fn an_optimizers_moments_stay_where_they_are_and_not_what_other_works_read_too()
     // More than all moments: the rest comes and goes. Weights that stayed as well would each cross the link three times.
     let (brought, in_place) = with(total / 5);
     let moments = total * 2 / 3;
-    assert!(in_place >= moments * 7 / 8 && in_place <= moments + total / 8, "{in_place} of {moments} in place");
+    assert!(in_place >= moments * 7 / 8 && in_place <= moments + total / 6, "{in_place} of {moments} in place");
     assert!(brought >= total / 4 && brought <= total * 3 / 4, "{brought} brought");
 }
 

@@ -388,6 +388,7 @@ impl Residency {
             visit: 0,
             history: History::default(),
         });
+        self.planned.other_wants();
     }
 
     /// The chunk at `offset` is about to be unmapped for good. False: it is moving or being searched; try again

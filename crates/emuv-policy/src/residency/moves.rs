@@ -69,6 +69,7 @@ impl Residency {
                 chunk.mapped = !leave;
             });
         }
+        self.planned.other_wants();
         self.tell(|| Event::Finish { offset, moved });
         self.over(to, bytes);
         if self.moving() == 0 && !self.pointers.searching {

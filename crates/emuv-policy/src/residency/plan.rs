@@ -55,10 +55,17 @@ pub(super) struct Planned {
     pub(super) brings_most: bool,
     /// There has been a plan of which that was not so.
     pub(super) stayed: bool,
-    /// Chunks that are to come to VRAM, with the position at which they will be needed, the soonest last; as seen at that
-    /// position, after so many turns.
+    /// Chunks that are to come to VRAM, with the position at which they will be needed, the soonest last.
     wants: Vec<(u64, u32)>,
-    wants_at: Option<(u64, u64)>,
+    /// That is as seen after so many turns; `None`: to be looked for again.
+    wants_at: Option<u64>,
+}
+
+impl Planned {
+    /// Other chunks are to come to VRAM than before, or at other times.
+    pub(super) fn other_wants(&mut self) {
+        self.wants_at = None;
+    }
 }
 
 /// What is not sent away.
@@ -333,6 +340,7 @@ impl Residency {
         let foreseen = self.foresight.place().is_some();
         if !foreseen {
             self.planned.wants.clear();
+            self.planned.other_wants();
         }
         if !foreseen && !self.saw_hot {
             return None;
@@ -405,8 +413,8 @@ impl Residency {
         count < DEPTH_EACH && bytes < DEPTH_BYTES
     }
 
-    /// Finds the chunks that are to come to VRAM ([`Planned::wants`]), if anything has happened since that was done last. Gives how
-    /// many bytes they have.
+    /// Finds the chunks that are to come to VRAM ([`Planned::wants`]), if those may be others than when that was done last: it takes a look
+    /// at all chunks. Gives how many bytes they have.
     fn look_ahead(&mut self) -> u64 {
         let (position, place, turns) = self.now();
         let mut wants = std::mem::take(&mut self.planned.wants);
@@ -414,7 +422,8 @@ impl Residency {
             let is_out = chunk.tier == Tier::Ram && chunk.moving.is_none() && chunk.is_planned();
             is_out && chunk.history.decision != Decision::Stay
         };
-        if self.planned.wants_at == Some((position, turns)) && !wants.is_empty() {
+        let passed = wants.last().is_some_and(|(soonest, _)| *soonest <= position);
+        if self.planned.wants_at == Some(turns) && !passed {
             wants.retain(|(_, index)| self.chunk(*index).is_some_and(is_wanted));
         } else {
             wants.clear();
@@ -426,7 +435,7 @@ impl Residency {
                 }
             }
             wants.sort_unstable_by(|a, b| b.cmp(a));
-            self.planned.wants_at = Some((position, turns));
+            self.planned.wants_at = Some(turns);
         }
         let bytes = wants.iter().filter_map(|(_, index)| self.chunk(*index)).map(|chunk| chunk.bytes).sum();
         self.planned.wants = wants;

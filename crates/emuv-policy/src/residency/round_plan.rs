@@ -129,6 +129,7 @@ impl Residency {
         let brings_most = stays_bytes * 2 < round.out_bytes;
         (self.planned.slack_bytes, self.planned.brings_most) = (slack_bytes, brings_most);
         self.planned.stayed |= !brings_most;
+        self.planned.other_wants();
         for (index, first, uses) in owners {
             let decision = |gap: usize| match (chosen[gap], gaps[gap].in_place) {
                 (false, _) => Decision::Keep,

@@ -78,10 +78,11 @@ pub(crate) struct Moves {
     ended: AtomicU64,
 }
 
-/// How many moves had ended when the last one was seen to, and when that was.
+/// How many moves had ended when the last one was seen to, when that was, and for how long since then nothing could be expected to.
 struct Stillness {
     ended: u64,
     since: Instant,
+    apart: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -397,7 +398,7 @@ impl Moves {
 
     /// From now on it is looked whether anything moves.
     fn stillness(&self) -> Stillness {
-        Stillness { ended: self.ended.load(Ordering::Acquire), since: Instant::now() }
+        Stillness { ended: self.ended.load(Ordering::Acquire), since: Instant::now(), apart: Duration::ZERO }
     }
 
     /// How long no move has ended.
@@ -405,7 +406,7 @@ impl Moves {
         if self.ended.load(Ordering::Acquire) != stillness.ended {
             *stillness = self.stillness();
         }
-        stillness.since.elapsed()
+        stillness.since.elapsed().saturating_sub(stillness.apart)
     }
 
     /// The mover has something to do.

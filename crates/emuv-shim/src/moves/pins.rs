@@ -46,11 +46,11 @@ impl Moves {
     fn bring_to_pin(&self, session: &Session, device: &Device, offset: u64) -> bool {
         let arena = &device.arena;
         let (mut hold, start) = (None, Instant::now());
-        let mut stillness = self.stillness();
+        let (mut stillness, mut for_gpu) = (self.stillness(), Duration::ZERO);
         loop {
             let mut residency = arena.residency();
             let there = residency.pin(offset);
-            if there || self.still_for(&mut stillness) > PATIENCE || start.elapsed() > MOST {
+            if there || self.still_for(&mut stillness) > PATIENCE || start.elapsed() > MOST + for_gpu {
                 if !there {
                     residency.unpin(offset);
                 }
@@ -67,7 +67,11 @@ impl Moves {
             drop(residency);
             self.wake_mover();
             if self.still_for(&mut stillness) > WAIT_FOR_GPU && !session.captures.any() {
+                // However long that takes, the mover gets its time afterwards.
+                let waiting = Instant::now();
                 self.wait_for_gpu(session, device);
+                stillness.apart += waiting.elapsed();
+                for_gpu += waiting.elapsed();
                 self.wake_mover();
             }
             drop(arena.settled.wait_timeout(arena.residency(), ASK_AGAIN));
