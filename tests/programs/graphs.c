@@ -1,14 +1,15 @@
 /* Graphs, captured and built by hand, on more memory than VRAM holds: a graph keeps the addresses of its buffers and
  * is launched a thousand times without naming them again; its executable is turned to other buffers, and a clone
  * outlives the original.
- * Arguments: [buffers, default 12] [MiB of each, default 32] [launches of the small graph, default 1000] [seed] */
+ * Arguments: [buffers, default 12] [MiB of each, default 32] [launches of the small graph, default 1000] [seed]
+ * [kernels that the GPU has yet to run when the executable is turned to other buffers for the first time, default 0] */
 #include "program.h"
 
 /* At the end of each buffer is a small part that the small graph works on. */
 enum { TAIL_WORDS = 1024, NAMED = 2 };
 
 static uint64_t random_state, words;
-static size_t buffers;
+static size_t buffers, busy;
 static CUdeviceptr *buffer;
 static struct contents *contents, *tail;
 static CUstream stream, side;
@@ -86,6 +87,9 @@ static void sweeps(void) {
     for (uint32_t i = 0; i < 8; i++) {
         CUgraphExecUpdateResultInfo result;
         now = next_random(&random_state) % 2;
+        if (now) {
+            for (; busy > 0; busy--) mix_plainly(at[1], (uint32_t)busy);
+        }
         OK(cuGraphExecUpdate_v2(executable, graph[now], &result));
         CHECK(result.result == GRAPH_UPDATE_SUCCESS, "update result %d", result.result);
         launch_sweep(executable, at[now], half, 1);
@@ -196,6 +200,7 @@ int main(int argc, char **argv) {
     buffers = argument(argc, argv, 1, 12);
     size_t bytes = argument(argc, argv, 2, 32) * MIB, launches = argument(argc, argv, 3, 1000);
     random_state = seed_argument(argc, argv, 4);
+    busy = argument(argc, argv, 5, 0);
     words = bytes / 4 - TAIL_WORDS;
     CHECK(buffers >= 4 && bytes > 0, "nothing to do");
     start_gpu();

@@ -339,6 +339,8 @@ fn graphs_keep_addresses_and_name_them_no_more() {
     everywhere_and_spilled("graphs", &["12", "24", "40"]);
     // Nothing moves, except where the driver refuses to change a graph otherwise.
     Run::start("graphs", &["12", "24", "40"], STATIC).expect_code(0);
+    // That waits for what the GPU has to do, however long it takes.
+    Run::start("graphs", &["12", "24", "40", "7", "200"], STATIC).expect_code(0);
 }
 
 #[test]
