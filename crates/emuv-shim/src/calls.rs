@@ -1,11 +1,11 @@
-//! The driver calls that the session itself makes, as safe functions.
+//! The driver calls that the session itself makes, as safe functions, but for the launch of a kernel.
 //!
 //! # Safety
 //! Each block is one driver call whose out-pointers are live locals and whose handles came from the driver
 //! or the program.
 #![allow(unsafe_code)]
 
-use core::ffi::CStr;
+use core::ffi::{CStr, c_void};
 use std::ffi::CString;
 
 use emuv_cuda::{CUresult, CuError, CuResult, types::*};
@@ -284,6 +284,23 @@ pub(crate) fn load_kernel(real: &Real, source: &str, name: &CStr) -> CuResult<us
     // SAFETY: see the module's head; the module was just loaded.
     unsafe { real.driver.cuModuleGetFunction(&raw mut function, module, name.as_ptr()) }.ok()?;
     Ok(function as usize)
+}
+
+/// Launches a kernel whose parameters have 64 bits each, with so many blocks of so many threads.
+///
+/// # Safety
+/// The kernel is of the current context, as the stream is, and has as many parameters; the memory that it uses is mapped until it is done.
+pub(crate) unsafe fn launch_kernel<const N: usize>(
+    real: &Real,
+    function: usize,
+    stream: CUstream,
+    (blocks, threads): (u32, u32),
+    mut arguments: [u64; N],
+) -> CuResult {
+    let mut parameters = arguments.each_mut().map(|argument| std::ptr::from_mut(argument).cast::<c_void>());
+    let (function, parameters, none) = (function as CUfunction, parameters.as_mut_ptr(), std::ptr::null_mut());
+    // SAFETY: the caller's word; the driver has copied the arguments when the call is over.
+    unsafe { real.driver.cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, 0, stream, parameters, none) }.ok()
 }
 
 /// Memory of the host's that the GPU reaches at the same address, full of zeros, for as long as the current context lives.

@@ -116,16 +116,13 @@ impl Arena {
     /// # Errors
     /// The driver's own.
     pub fn map_ahead(&self, offset: u64, bytes: u64, handle: Handle) -> CuResult<Option<u64>> {
-        if !self.leaves || !self.is_hidden(offset) {
-            return Ok(None);
-        }
-        if self.leftover(offset) != Some(handle) {
+        if self.maps_ahead(offset, handle) {
             self.clear(offset)?;
             let peers = self.gpu.peers();
             self.gpu.map(self.base + offset, bytes, handle)?;
             self.leftovers.leave(offset, bytes, handle, peers);
         }
-        Ok(Some(self.base + offset))
+        Ok((self.leaves && self.is_hidden(offset)).then_some(self.base + offset))
     }
 
     /// Whether [`Self::map_ahead`] has something to map.

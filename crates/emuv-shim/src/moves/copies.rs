@@ -7,10 +7,9 @@
 //! the alias of a handle that nobody else uses.
 #![allow(unsafe_code)]
 
-use core::ffi::c_void;
 use std::collections::VecDeque;
 
-use emuv_cuda::{CUresult, CuError, CuResult, types::*};
+use emuv_cuda::{CUresult, CuResult, types::*};
 use emuv_policy::{Tier, machine::Link};
 
 use crate::{calls, log, real::Real};
@@ -95,23 +94,14 @@ impl Copies {
         self.record(real, stream)
     }
 
-    /// Whether [`Self::start_by_kernel`] can copy so many bytes.
-    pub fn kernel_takes(&self, bytes: u64) -> bool {
-        self.kernel.is_some() && bytes.is_multiple_of(STEP_BYTES)
-    }
-
-    /// Starts a copy into RAM by a kernel, which leaves the engine alone; gives the event behind it.
-    ///
-    /// # Errors
-    /// The driver's own; `CUDA_ERROR_INVALID_VALUE` without a kernel.
-    pub fn start_by_kernel(&mut self, real: &Real, target: u64, source: u64, bytes: u64) -> CuResult<usize> {
-        let (function, stream) = (self.kernel.ok_or(CuError::INVALID_VALUE)? as CUfunction, self.into_ram);
-        let mut arguments = [target, source, bytes];
-        let mut parameters = arguments.each_mut().map(|argument| std::ptr::from_mut(argument).cast::<c_void>());
-        let (parameters, none) = (parameters.as_mut_ptr(), std::ptr::null_mut());
-        // SAFETY: see the module's head; the parameters are those of the kernel, in order, and live until the call is over.
-        unsafe { real.driver.cuLaunchKernel(function, BLOCKS, 1, 1, BLOCK, 1, 1, 0, stream, parameters, none) }.ok()?;
-        self.record(real, stream)
+    /// Starts a copy into RAM by a kernel, which leaves the engine alone; gives the event behind it. `None`: there is no kernel, or
+    /// none that copies so many bytes.
+    pub fn start_by_kernel(&mut self, real: &Real, target: u64, source: u64, bytes: u64) -> Option<CuResult<usize>> {
+        let (function, stream) = (self.kernel.filter(|_| bytes.is_multiple_of(STEP_BYTES))?, self.into_ram);
+        // SAFETY: see the module's head; the arguments are those of the kernel, in order.
+        let launched =
+            unsafe { calls::launch_kernel(real, function, stream, (BLOCKS, BLOCK), [target, source, bytes]) };
+        Some(launched.and_then(|()| self.record(real, stream)))
     }
 
     /// An event behind what was started on a stream.

@@ -6,7 +6,6 @@
 //! has written before the event behind it was reached. The kernel only reads the chunk, which lies still and mapped meanwhile.
 #![allow(unsafe_code)]
 
-use core::ffi::c_void;
 use std::hash::BuildHasher as _;
 
 use emuv_cuda::{CUresult, CuError, CuResult, types::*};
@@ -98,18 +97,16 @@ impl Hasher {
     pub fn take(&mut self, real: &Real, address: u64, bytes: u64, event: Option<usize>) -> CuResult<(usize, usize)> {
         let slot = self.free.pop().ok_or(CuError::INVALID_VALUE)?;
         let at = self.sums + slot * BLOCKS * SUMS * 8;
-        let mut arguments = [address, bytes / 8, self.seed, at as u64];
-        let mut parameters = arguments.each_mut().map(|argument| std::ptr::from_mut(argument).cast::<c_void>());
-        let (function, stream) = (self.function as CUfunction, self.stream as CUstream);
-        let none = std::ptr::null_mut();
+        let arguments = [address, bytes / 8, self.seed, at as u64];
+        let stream = self.stream as CUstream;
         let blocks = u32::try_from(BLOCKS).unwrap_or(1);
-        // SAFETY: see the module's head; the parameters are those of the kernel, in order.
+        // SAFETY: see the module's head; the arguments are those of the kernel, in order.
         let launched = unsafe {
             // What another hash has left there is not to be taken for this one's.
             std::ptr::with_exposed_provenance_mut::<u64>(at).write_bytes(0, BLOCKS * SUMS);
-            real.driver.cuLaunchKernel(function, blocks, 1, 1, BLOCK, 1, 1, 0, stream, parameters.as_mut_ptr(), none)
+            calls::launch_kernel(real, self.function, stream, (blocks, BLOCK), arguments)
         };
-        let taken = launched.ok().and_then(|()| calls::record_event(real, event, stream));
+        let taken = launched.and_then(|()| calls::record_event(real, event, stream));
         taken.map(|event| (slot, event)).inspect_err(|_| {
             // The chunk is about to be used otherwise.
             let _ = calls::synchronize_stream(real, stream);

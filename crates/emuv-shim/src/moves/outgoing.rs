@@ -74,10 +74,10 @@ impl<T> Outgoing<T> {
             let bytes = PIECE_BYTES.min(copy.bytes - copy.given);
             let (target, source) = (copy.target + copy.given, copy.source + copy.given);
             let started = match by {
-                By::Engine => streams.start(real, Tier::Ram, target, source, bytes),
-                By::Kernel if streams.kernel_takes(bytes) => streams.start_by_kernel(real, target, source, bytes),
-                By::Kernel => return,
+                By::Engine => Some(streams.start(real, Tier::Ram, target, source, bytes)),
+                By::Kernel => streams.start_by_kernel(real, target, source, bytes),
             };
+            let Some(started) = started else { return };
             match started {
                 Ok(event) => {
                     copy.given += bytes;

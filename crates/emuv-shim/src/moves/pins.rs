@@ -70,8 +70,9 @@ impl Moves {
                 // However long that takes, the mover gets its time afterwards.
                 let waiting = Instant::now();
                 self.wait_for_gpu(session, device);
-                stillness.apart += waiting.elapsed();
-                for_gpu += waiting.elapsed();
+                let waited = waiting.elapsed();
+                stillness.apart += waited;
+                for_gpu += waited;
                 self.wake_mover();
             }
             drop(arena.settled.wait_timeout(arena.residency(), ASK_AGAIN));

@@ -17,7 +17,6 @@
 //! is unmapped meanwhile), and sets bits in the bitmap and flags behind it.
 #![allow(unsafe_code)]
 
-use core::ffi::c_void;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use emuv_cuda::{CuResult, types::*};
@@ -266,13 +265,9 @@ fn launch(real: &Real, function: usize, stream: CUstream, (address, bytes): (u64
     for (pair, (first, bytes)) in arguments[7..].as_chunks_mut::<2>().0.iter_mut().zip(aim.named) {
         *pair = [first, bytes];
     }
-    let mut parameters = arguments.each_mut().map(|argument| std::ptr::from_mut(argument).cast::<c_void>());
     let blocks = words.div_ceil(u64::from(BLOCK)).clamp(1, MOST_BLOCKS) as u32;
-    let function = function as CUfunction;
-    let none = std::ptr::null_mut();
-    // SAFETY: see the module's head; the parameters are those of the kernel, in order.
-    unsafe { real.driver.cuLaunchKernel(function, blocks, 1, 1, BLOCK, 1, 1, 0, stream, parameters.as_mut_ptr(), none) }
-        .ok()
+    // SAFETY: see the module's head; the arguments are those of the kernel, in order.
+    unsafe { calls::launch_kernel(real, function, stream, (blocks, BLOCK), arguments) }
 }
 
 #[cfg(test)]
