@@ -6,7 +6,7 @@ mod synthetic;
 use std::{fs, io::Read, path::Path};
 
 use emuv_policy::{
-    Policy, Tier,
+    LastRound, Looped, Policy, ReadInPlace, Sight, Tier,
     figure::{Card, Summary, Unknown, Watch},
     machine::{Action, Cost, FreeBytes, Link, Machine, Online, Placement, Script, Turn},
     replay::Program,
@@ -238,6 +238,28 @@ fn without_a_loop_it_is_unknown() {
     assert_possible(&run);
     let unknown = run.summary.percent_of_bound().unwrap_err();
     assert!(matches!(unknown, Unknown::NoLoop | Unknown::FewIterations), "{unknown}");
+}
+
+#[test]
+fn a_loop_that_is_only_suspected_does_not_change_which_one_was_measured() {
+    let mut watch = Watch::default();
+    watch.set_link(Link { in_bytes_per_us: 50e3, out_bytes_per_us: 50e3, both_bytes_per_us: 90e3 });
+    let look = |watch: &mut Watch, done: u64, works: u64| {
+        let looped = Some(Looped { works, turns: works });
+        let sight = Sight { begun: done, done, looped, starved: false, in_place: ReadInPlace::default() };
+        watch.look(done as f64 * 1e3, &sight)
+    };
+    for done in 0..200 {
+        if look(&mut watch, done, 10) {
+            watch.reckon(Some(LastRound::default()), 0);
+            while watch.think(1000) {}
+        }
+    }
+    // The program ends with something that looks like the beginning of a far longer round.
+    look(&mut watch, 200, 190);
+    let summary = watch.summary();
+    assert!(summary.iterations > 10, "{summary:?}");
+    assert_eq!(summary.works_per_iteration, 10);
 }
 
 #[test]

@@ -248,7 +248,9 @@ impl Watch {
                 round: None,
             });
         }
-        self.summary.works_per_iteration = looped.works;
+        if self.summary.iterations == 0 {
+            self.summary.works_per_iteration = looped.works;
+        }
         let Some(followed) = &mut self.followed else { return };
         if sight.done < followed.until {
             return;
@@ -312,6 +314,7 @@ impl Watch {
         // What was done can be done: if the link alone would have taken longer, works read less than all of what they name.
         let unsure_us = (most.max(link_us) - bound_us) + (bound_us - block.us).max(0.0);
         let summary = &mut self.summary;
+        summary.works_per_iteration = followed.works;
         summary.iterations += count;
         add(&mut summary.iterations_micros, block.us);
         add(&mut summary.in_vram_micros, least);

@@ -105,7 +105,7 @@ pub struct Summary {
     pub moved_bytes: u64,
     /// The link's speeds, in bytes a millisecond: into VRAM, into RAM, both together. 0: not known.
     pub link_bytes_per_milli: [u64; 3],
-    /// Works of the loop that was seen last.
+    /// Works of the loop of which iterations were measured last; until then, of the one that was seen last.
     pub works_per_iteration: u64,
     /// Iterations that were measured; what follows is about those.
     pub iterations: u64,
