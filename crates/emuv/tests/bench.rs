@@ -186,6 +186,24 @@ fn a_bench_compares_and_writes_everything_down() {
 }
 
 #[test]
+fn in_turns_everything_is_run_that_often_with_outputs_of_its_own() {
+    let place = Place::new();
+    let flags = ["--workload", "decode-1", "--at", "1.1,1.5", "--baselines", "emuv", "--turns", "2"];
+    let output = place.bench(&flags).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let found = place.json();
+    let of = |baseline| {
+        let samples = found["samples"].as_array().unwrap();
+        let order = samples.iter().enumerate().filter(|(_, sample)| sample["baseline"] == baseline);
+        order.map(|(at, _)| at).collect::<Vec<_>>()
+    };
+    assert_eq!((of("plain"), of("emuv")), (vec![0, 3, 6], vec![1, 2, 4, 5]));
+    assert_eq!((&found["turns"], &found["rows"][0]["emuv"]["spread"]), (&2.into(), &1.0.into()));
+    let logs = ["plain", "plain.2", "plain.3", "1.1.emuv", "1.1.emuv.2", "1.5.emuv.2"];
+    assert!(logs.iter().all(|log| place.path(&format!("out/logs/decode-1.{log}.out")).exists()));
+}
+
+#[test]
 fn other_bits_are_exit_code_1() {
     let place = Place::new();
     let flags = ["--workload", "decode-1", "--at", "1.5", "--baselines", "emuv", "--json"];

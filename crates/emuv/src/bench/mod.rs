@@ -74,6 +74,10 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repeats: u32,
 
+    /// How often everything is run, in turns; more than once where the host's cores differ in speed
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    turns: u32,
+
     /// Makes other data; the same seed gives the same bits
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -128,7 +132,7 @@ pub fn run(options: &Options) -> Result<ExitCode, Failure> {
     }
     let checked = Checked::new(options)?;
     let (runner, mut result) = checked.prepare(options)?;
-    measure(&checked, &runner, &mut result, options.quiet).map_err(|error| failed(&format!("{error}")))?;
+    measure(&checked, &runner, &mut result, options).map_err(|error| failed(&format!("{error}")))?;
     conclude(options, &checked, &runner, &result)
 }
 
@@ -250,12 +254,14 @@ fn usable_python(runner: &Runner) -> Result<runner::Python, Failure> {
 }
 
 /// Runs everything, workload by workload, and writes what there is after each.
-fn measure(checked: &Checked, runner: &Runner, result: &mut BenchResult, quiet: bool) -> io::Result<()> {
+fn measure(checked: &Checked, runner: &Runner, result: &mut BenchResult, options: &Options) -> io::Result<()> {
     let plans: Vec<_> =
         checked.workloads.iter().map(|workload| workload.runs(&checked.ratios, &checked.baselines)).collect();
-    let mut progress = Progress::new(plans.iter().map(|runs| runs.len() as u64 + 2).sum(), quiet);
+    let turns = options.turns;
+    let count = |runs: &Vec<_>| u64::from(turns) * (runs.len() as u64 + 1) + 1;
+    let mut progress = Progress::new(plans.iter().map(count).sum(), options.quiet);
     for (&workload, runs) in checked.workloads.iter().zip(&plans) {
-        one_workload(runner, result, workload, runs, &mut progress)?;
+        one_workload(runner, result, workload, runs, turns, &mut progress)?;
         result.update_rows(workload.name, &checked.ratios);
         result.write(&checked.out)?;
         if runner.interrupt.requested() {
@@ -273,6 +279,7 @@ fn one_workload(
     result: &mut BenchResult,
     workload: &'static Workload,
     runs: &[(Ratio, Baseline)],
+    turns: u32,
     progress: &mut Progress,
 ) -> io::Result<()> {
     // A run that was cut short says nothing.
@@ -282,25 +289,27 @@ fn one_workload(
         }
     };
     progress.begins(&format!("{}, plain", workload.name));
-    let sample = runner.plain(workload, None, &format!("{}.plain", workload.name))?;
+    let sample = runner.plain(workload, None, 1)?;
     let plain = sample.outcome().filter(|outcome| outcome.peak_allocated_bytes.is_some()).cloned();
     keep(sample);
     let Some(plain) = plain else {
-        progress.skips(runs.len() as u64 + 1);
+        progress.skips(u64::from(turns) * (runs.len() as u64 + 1));
         return Ok(());
     };
-    for &(ratio, baseline) in runs {
+    for turn in 1..=turns {
+        for &(ratio, baseline) in runs {
+            if runner.interrupt.requested() {
+                return Ok(());
+            }
+            progress.begins(&format!("{} at {}x, {baseline}", workload.name, ratio.0));
+            keep(runner.limited(workload, &plain, ratio, baseline, turn)?);
+        }
         if runner.interrupt.requested() {
             return Ok(());
         }
-        progress.begins(&format!("{} at {}x, {baseline}", workload.name, ratio.0));
-        keep(runner.limited(workload, &plain, ratio, baseline)?);
+        progress.begins(&format!("{}, plain again", workload.name));
+        keep(runner.plain(workload, Some(&plain), turn + 1)?);
     }
-    if runner.interrupt.requested() {
-        return Ok(());
-    }
-    progress.begins(&format!("{}, plain again", workload.name));
-    keep(runner.plain(workload, Some(&plain), &format!("{}.plain-again", workload.name))?);
     Ok(())
 }
 

@@ -37,6 +37,7 @@ pub struct BenchResult {
     torch: Option<String>,
     seed: u64,
     repeats: u32,
+    turns: u32,
     peak_bytes: u64,
     /// As measured before the first run.
     link: Option<Link>,
@@ -91,6 +92,7 @@ impl BenchResult {
             torch,
             seed: options.seed,
             repeats: options.repeats,
+            turns: options.turns,
             peak_bytes,
             link,
             rows: Vec::new(),

@@ -5,14 +5,16 @@ use serde::Serialize;
 use super::{
     bound::{Bound, Link, bound},
     plan::{Baseline, Ratio},
-    sample::{Outcome, Sample, work},
+    sample::{Outcome, Sample, median_seconds, work},
 };
 
 /// One baseline's part of a row.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Cell {
-    /// The median of the iterations that count.
+    /// The median of the iterations that count, of all its runs.
     pub seconds: Option<f64>,
+    /// The slowest run's median to the fastest one's; `None` of a single run.
+    pub spread: Option<f64>,
     /// To the plain runs.
     pub ratio: Option<f64>,
     /// Whether every output was the plain run's to the bit.
@@ -110,8 +112,9 @@ pub fn rows(workload: &'static str, samples: &[Sample], ratios: &[Ratio], link: 
         .map(|&ratio| {
             let vram = ratio.budget(work.peak_bytes);
             let cell = |baseline| {
-                let run = others.iter().find(|sample| sample.baseline == baseline && belongs(sample, ratio))?;
-                Some(cell(run, outcomes[0], work.seconds, vram))
+                let of_it = |sample: &&&Sample| sample.baseline == baseline && belongs(sample, ratio);
+                let runs: Vec<&Sample> = others.iter().filter(of_it).copied().collect();
+                (!runs.is_empty()).then(|| cell(&runs, outcomes[0], work.seconds, vram))
             };
             let [emuv, fixed, offload] = [Baseline::Emuv, Baseline::Static, Baseline::Offload].map(cell);
             let bound = link.map(|link| bound(&work, vram, link));
@@ -133,24 +136,28 @@ pub fn rows(workload: &'static str, samples: &[Sample], ratios: &[Ratio], link: 
         .collect()
 }
 
-fn spread(plain: &[&Outcome]) -> Option<f64> {
-    let medians: Vec<f64> = plain.iter().filter_map(|run| run.median_seconds()).collect();
+fn spread(runs: &[&Outcome]) -> Option<f64> {
+    let medians: Vec<f64> = runs.iter().filter_map(|run| run.median_seconds()).collect();
     let most = medians.iter().copied().reduce(f64::max)?;
     let least = medians.iter().copied().reduce(f64::min)?;
     (medians.len() > 1).then_some(most / least)
 }
 
-fn cell(sample: &Sample, plain: &Outcome, plain_seconds: f64, vram: u64) -> Cell {
-    let Some(outcome) = sample.outcome() else {
-        return Cell { seconds: None, ratio: None, same_bits: None, why: sample.why().map(Into::into) };
-    };
-    let seconds = outcome.median_seconds();
+/// From all runs of a baseline; one that failed stands for all.
+fn cell(runs: &[&Sample], plain: &Outcome, plain_seconds: f64, vram: u64) -> Cell {
+    if let Some(why) = runs.iter().find_map(|run| run.why()) {
+        return Cell { seconds: None, spread: None, ratio: None, same_bits: None, why: Some(why.to_owned()) };
+    }
+    let outcomes: Vec<&Outcome> = runs.iter().filter_map(|run| run.outcome()).collect();
+    let seconds = median_seconds(&outcomes);
     // Only the framework decides what its offload keeps in VRAM.
-    let over = outcome.peak_allocated_bytes.filter(|&bytes| sample.baseline == Baseline::Offload && bytes > vram);
+    let offloaded = runs.iter().filter(|run| run.baseline == Baseline::Offload).filter_map(|run| run.outcome());
+    let over = offloaded.filter_map(|run| run.peak_allocated_bytes).find(|&bytes| bytes > vram);
     Cell {
         seconds,
+        spread: spread(&outcomes),
         ratio: seconds.map(|seconds| seconds / plain_seconds),
-        same_bits: Some(outcome.same_bits(plain)),
+        same_bits: Some(outcomes.iter().all(|outcome| outcome.same_bits(plain))),
         why: over.map(|bytes| format!("takes {} of VRAM, more than the budget", emuv_policy::Bytes(bytes))),
     }
 }
@@ -209,6 +216,24 @@ pub mod tests {
         // 1 GB at 50 GB/s.
         assert!((row.percent_of_bound.unwrap() - 80.0).abs() < 1e-9);
         assert_eq!((row.same_bits, &row.offload, &row.why), (Some(true), &None, &None));
+    }
+
+    #[test]
+    fn all_runs_of_a_baseline_count() {
+        let emuv = |seconds, digest| ran(Baseline::Emuv, Some(1.5), seconds, digest);
+        let plain = ran(Baseline::Plain, None, 0.002, "a");
+        let found = made(&[plain.clone(), emuv(0.03, "a"), emuv(0.02, "a"), emuv(0.025, "a")]);
+        let cell = found[0].emuv.as_ref().unwrap();
+        assert_eq!((found.len(), cell.seconds, cell.spread), (1, Some(0.025), Some(1.5)));
+        let found = made(&[plain.clone(), emuv(0.03, "a"), emuv(0.02, "b")]);
+        assert_eq!(found[0].same_bits, Some(false), "one of them has other bits");
+        let found = made(&[plain, emuv(0.03, "a"), failed(Baseline::Emuv, Some(1.5), "out of memory")]);
+        let cell = found[0].emuv.as_ref().unwrap();
+        assert_eq!(
+            (cell.seconds, cell.why.as_deref()),
+            (None, Some("out of memory")),
+            "one that failed is not left out"
+        );
     }
 
     #[test]

@@ -102,13 +102,14 @@ impl Runner {
     ///
     /// # Errors
     /// It could not be started.
-    pub fn plain(&self, workload: &'static Workload, first: Option<&Outcome>, name: &str) -> io::Result<Sample> {
+    pub fn plain(&self, workload: &'static Workload, first: Option<&Outcome>, turn: u32) -> io::Result<Sample> {
+        let name = format!("{}.plain{}", workload.name, of_turn(turn));
         let mut command = self.interpreter();
         self.arguments(&mut command, workload, first, 4 * self.repeats, PLAIN_SECONDS);
-        self.sample(command, name, workload, Baseline::Plain, None, None)
+        self.sample(command, &name, workload, Baseline::Plain, None, None)
     }
 
-    /// With a part of the memory that the plain run took.
+    /// With a part of the memory that the plain run took, in this turn.
     ///
     /// # Errors
     /// It could not be started.
@@ -118,10 +119,11 @@ impl Runner {
         plain: &Outcome,
         ratio: Ratio,
         baseline: Baseline,
+        turn: u32,
     ) -> io::Result<Sample> {
         let peak = plain.peak_allocated_bytes.unwrap_or(0);
         let vram = ratio.budget(peak);
-        let name = format!("{}.{}.{baseline}", workload.name, ratio.0);
+        let name = format!("{}.{}.{baseline}{}", workload.name, ratio.0, of_turn(turn));
         let mut command = match baseline {
             Baseline::Emuv | Baseline::Static => self.under_emuv(peak, vram, baseline, &name),
             Baseline::Plain | Baseline::Offload => self.interpreter(),
@@ -206,6 +208,11 @@ impl Runner {
             report: report(&self.report_path(name)),
         })
     }
+}
+
+/// What is added to the names of a turn's outputs.
+fn of_turn(turn: u32) -> String {
+    if turn == 1 { String::new() } else { format!(".{turn}") }
 }
 
 /// Makes the folders of a run.

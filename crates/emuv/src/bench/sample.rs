@@ -134,7 +134,7 @@ impl Outcome {
 
     /// The median of those.
     pub fn median_seconds(&self) -> Option<f64> {
-        median(self.counted().to_vec())
+        median_seconds(&[self])
     }
 
     /// Whether both computed the same, as far as both went: every output of every iteration, to the bit.
@@ -160,10 +160,15 @@ pub fn median(mut values: Vec<f64>) -> Option<f64> {
     }
 }
 
+/// The median of all iterations that count.
+pub fn median_seconds(runs: &[&Outcome]) -> Option<f64> {
+    median(runs.iter().flat_map(|run| run.counted().iter().copied()).collect())
+}
+
 /// What plain runs say that an iteration does; `None` without a run, or without its peak (not on a GPU).
 pub fn work(plain: &[&Outcome]) -> Option<Work> {
     let first = plain.first()?;
-    let seconds = median(plain.iter().flat_map(|run| run.counted().iter().copied()).collect())?;
+    let seconds = median_seconds(plain)?;
     let part = |seconds: fn(&Outcome) -> Option<&[f64]>| {
         let runs = plain.iter().filter_map(|run| seconds(run));
         median(runs.flat_map(|values| second_half(values).iter().copied()).collect())

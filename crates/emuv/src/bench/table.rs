@@ -24,12 +24,12 @@ const HEAD: [&str; 13] = [
 /// The first is aligned to the left, as is the last.
 const LAST: usize = HEAD.len() - 1;
 
-/// From this ratio between plain runs on it is said that they differ.
+/// From this ratio between runs of a kind on it is said that they differ.
 const UNEVEN: f64 = 1.1;
 
 /// What the columns mean.
 const LEGEND: &str = "\
-at: peak / VRAM budget. Times are medians per iteration; ratio, static and offload are ratios to plain (all in VRAM).
+at: peak / VRAM budget. Times are medians per iteration of all runs; ratio, static and offload are ratios to plain (all in VRAM).
 static: data stays where it was put, and what lies in RAM is read and written in place; there is no other in-place policy.
 offload: accelerate for inference, save_on_cpu for training; * means that it takes more VRAM than the budget.
 bound: what the computation and the link make unavoidable, whatever the plan.
@@ -105,8 +105,11 @@ fn whys(row: &Row) -> String {
             _ => None,
         }
     });
-    let uneven = row.plain_spread.filter(|spread| *spread >= UNEVEN);
-    let uneven = uneven.map(|spread| format!("plain runs differ by {:.0} %", 100.0 * (spread - 1.0)));
+    let spreads = [("plain", row.plain_spread), ("emuV", row.emuv.as_ref().and_then(|cell| cell.spread))];
+    let uneven = spreads.into_iter().filter_map(|(name, spread)| {
+        let spread = spread.filter(|spread| *spread >= UNEVEN)?;
+        Some(format!("{name} runs differ by {:.0} %", 100.0 * (spread - 1.0)))
+    });
     row.why.clone().into_iter().chain(uneven).chain(of_cells).collect::<Vec<_>>().join("; ")
 }
 
@@ -140,6 +143,14 @@ mod tests {
         };
         assert!(last(0.0027).ends_with("yes  plain runs differ by 35 %"), "{}", last(0.0027));
         assert!(last(0.0021).ends_with("yes"), "{}", last(0.0021));
+    }
+
+    #[test]
+    fn so_are_those_under_emuv() {
+        let emuv = |seconds| ran(Baseline::Emuv, Some(1.5), seconds, "a");
+        let samples = [ran(Baseline::Plain, None, 0.002, "a"), emuv(0.02), emuv(0.03)];
+        let text = table(&rows("decode-1", &samples, &[Ratio(1.5)], Some(&LINK)));
+        assert!(text.contains("yes  emuV runs differ by 50 %"), "{text}");
     }
 
     #[test]
