@@ -6,7 +6,7 @@
 //! every round: a resident part is never disturbed, and evictions begin as soon as a gap does, not when room runs out.
 //!
 //! Where many gaps are alike, as in a cyclic scan, those are chosen that are spread evenly over the round, so that the link
-//! always has something to do.
+//! always has something to do, and of what a work needs at once not more than of others.
 
 use std::collections::BinaryHeap;
 
@@ -30,6 +30,11 @@ const STEADY: f64 = 1.05;
 /// How much a link with little to do at the time counts among gaps that are alike, also among those read in place.
 const SPREAD: f64 = 0.2;
 const SPREAD_IN_PLACE: f64 = 0.03;
+
+/// What it counts that as much as a large chunk crosses the link in the same part already: works that need several chunks at once have
+/// them all in VRAM then, and for each of them another one must be out.
+const BESIDE: f64 = 0.05;
+const BESIDE_BYTES: f64 = 32e6;
 
 /// A time in which a chunk is not used. Times are in microseconds from the beginning of the round.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -169,8 +174,13 @@ impl<'a> Plan<'a> {
         let (mut crossings, mut busy) = (0.0, 0.0);
         for at in gap.crossings() {
             let load = self.busy(at) + bytes / self.capacity;
+            let beside = self.load[self.part_of(at)] / BESIDE_BYTES;
             crossings += 1.0;
-            busy += if gap.in_place.is_some() { 1.0 + SPREAD_IN_PLACE * load } else { load.max(1.0) + SPREAD * load };
+            busy += if gap.in_place.is_some() {
+                1.0 + SPREAD_IN_PLACE * load
+            } else {
+                load.max(1.0) + SPREAD * load + BESIDE * beside
+            };
         }
         let busy = if crossings > 0.0 { busy / crossings } else { 1.0 };
         Some(Candidate { score: useful / (gap.cost() * busy) * steady, gap: index })
@@ -255,6 +265,22 @@ mod tests {
         // The same again: the plan is stable.
         let again: Vec<Gap> = gaps.iter().zip(&chosen).map(|(gap, chosen)| Gap { steady: *chosen, ..*gap }).collect();
         assert_eq!(choose(&again, &round), chosen);
+    }
+
+    #[test]
+    fn of_what_works_need_at_once_each_gives_some() {
+        // Each work needs four chunks, that of the first forty are out already.
+        let gaps: Vec<Gap> = (0..100)
+            .map(|i| {
+                let start = f64::from(i / 4) * 4e3;
+                Gap { steady: i < 40, ..gap(32 * MIB, start, start + 99_900.0) }
+            })
+            .collect();
+        let round = Round { micros: 1e5, out_bytes: 20 * 32 * MIB, link: 50e3, ahead_bytes: 128 * MIB };
+        let chosen = choose(&gaps, &round);
+        let of_works: Vec<usize> = chosen.chunks(4).map(|work| work.iter().filter(|chosen| **chosen).count()).collect();
+        assert!(of_works.iter().all(|chosen| *chosen <= 2), "{of_works:?}");
+        assert!(of_works.iter().sum::<usize>() <= 22, "{of_works:?}");
     }
 
     #[test]
