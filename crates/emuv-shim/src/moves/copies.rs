@@ -23,6 +23,9 @@ const BLOCKS: u32 = 2;
 /// What it copies is a multiple of this.
 const STEP_BYTES: u64 = BLOCK as u64 * BLOCKS as u64 * 64;
 
+/// So much each way the link is measured with, in one piece or in several: a small copy alone is slower.
+const MEASURED_BYTES: u64 = 32 << 20;
+
 /// See the module's head.
 pub(crate) struct Copies {
     into_vram: CUstream,
@@ -112,7 +115,8 @@ impl Copies {
         })
     }
 
-    /// Measures the link with copies between these, waiting for them: the best of three each time. What they held is gone.
+    /// Measures the link with copies between these, of `bytes` over and over, waiting for them: the best of three each time. What they held
+    /// is gone.
     ///
     /// # Errors
     /// The driver's own.
@@ -120,44 +124,42 @@ impl Copies {
         self.measure(real, vram, ram, bytes).inspect_err(|_| self.wait(real))
     }
 
-    #[allow(clippy::cast_precision_loss)] // Rates.
     fn measure(&self, real: &Real, vram: u64, ram: u64, bytes: u64) -> CuResult<Link> {
         let (into, out) = ((self.into_vram, vram, ram), (self.into_ram, ram, vram));
         let (mut in_best, mut out_best, mut both_best) = (0.0_f64, 0.0_f64, 0.0_f64);
         for _ in 0..3 {
-            in_best = in_best.max(bytes as f64 / Self::micros(real, &[into], bytes)?);
-            out_best = out_best.max(bytes as f64 / Self::micros(real, &[out], bytes)?);
-            both_best = both_best.max((2 * bytes) as f64 / Self::micros(real, &[into, out], bytes)?);
+            in_best = in_best.max(Self::rate(real, &[into], bytes)?);
+            out_best = out_best.max(Self::rate(real, &[out], bytes)?);
+            both_best = both_best.max(Self::rate(real, &[into, out], bytes)?);
         }
         // Neither way is slower beside nothing.
         let both = both_best.max(in_best).max(out_best);
         Ok(Link { in_bytes_per_us: in_best, out_bytes_per_us: out_best, both_bytes_per_us: both })
     }
 
-    /// How long copies (stream, to, from) of `bytes` each take that begin together.
-    #[allow(clippy::cast_possible_truncation)] // 64-bit only.
-    fn micros(real: &Real, copies: &[(CUstream, u64, u64)], bytes: u64) -> CuResult<f64> {
-        let mut events = Vec::new();
-        for &(stream, to, from) in copies {
-            let before = calls::timed_event(real, stream, false)?;
-            // SAFETY: see the module's head.
-            unsafe { real.driver.cuMemcpyAsync(to, from, bytes as usize, stream) }.ok()?;
-            events.push((before, calls::timed_event(real, stream, false)?));
+    /// How many bytes a microsecond copies (stream, to, from) of `bytes` carry together that begin together.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)] // 64-bit only, far below 2^52.
+    fn rate(real: &Real, copies: &[(CUstream, u64, u64)], bytes: u64) -> CuResult<f64> {
+        let event = |stream: CUstream| calls::timed_event(real, stream, false);
+        let before = copies.iter().map(|&(stream, ..)| event(stream)).collect::<CuResult<Vec<_>>>()?;
+        let times = (MEASURED_BYTES / bytes).max(1);
+        for _ in 0..times {
+            for &(stream, to, from) in copies {
+                // SAFETY: see the module's head.
+                unsafe { real.driver.cuMemcpyAsync(to, from, bytes as usize, stream) }.ok()?;
+            }
         }
+        let after = copies.iter().map(|&(stream, ..)| event(stream)).collect::<CuResult<Vec<_>>>()?;
         for &(stream, ..) in copies {
             // SAFETY: see the module's head.
             unsafe { real.driver.cuStreamSynchronize(stream) }.ok()?;
         }
         let mut longest = 1.0_f64;
-        let first = events.first().map_or(0, |(before, _)| *before);
-        for &(_, after) in &events {
-            longest = longest.max(calls::elapsed_micros(real, first, after)?);
+        for &after in &after {
+            longest = longest.max(calls::elapsed_micros(real, before[0], after)?);
         }
-        for (before, after) in events {
-            calls::drop_event(real, before);
-            calls::drop_event(real, after);
-        }
-        Ok(longest)
+        before.into_iter().chain(after).for_each(|event| calls::drop_event(real, event));
+        Ok((copies.len() as u64 * times * bytes) as f64 / longest)
     }
 
     /// Waits for all copies. When that fails the context is at its end, and so are they.

@@ -3,6 +3,7 @@
 //! only to search all memory for pointers, and is in nobody's way: when it dies or the driver fails, everything stays
 //! where it is and the program goes on.
 
+mod link;
 mod searches;
 mod transfers;
 
@@ -14,7 +15,7 @@ use std::{
 };
 
 use emuv_cuda::{CUresult, CuError, CuResult, Handle, types::CUdevice};
-use emuv_policy::{MoveRoom, Owner, Sight, Step, Tier, Why, machine::Link};
+use emuv_policy::{MoveRoom, Owner, Sight, Step, Tier, Why};
 use emuv_state::HostMemory;
 
 use super::{
@@ -58,9 +59,6 @@ const SLEEP: Duration = Duration::from_secs(1);
 
 /// Steps between two looks at copies and fences.
 const STEPS: u32 = 16;
-
-/// What the link is measured with, at best first.
-const MEASURED_BYTES: [u64; 3] = [32 << 20, 8 << 20, 2 << 20];
 
 /// How often to try to map again what the driver would not map.
 const REMAP_ATTEMPTS: u32 = 1000;
@@ -110,6 +108,7 @@ struct Mover {
     losses: u64,
     copies: Option<Copies>,
     prepared: bool,
+    speed: link::Speed,
     quiesced: bool,
     into_vram: UnderWay<Job>,
     into_ram: Outgoing<Job>,
@@ -144,6 +143,7 @@ pub(super) fn start(session: &'static Session, ordinal: CUdevice) -> io::Result<
             losses: 0,
             copies: None,
             prepared: false,
+            speed: link::Speed::default(),
             quiesced: false,
             into_vram: UnderWay::new(),
             into_ram: Outgoing::new(),
@@ -201,7 +201,7 @@ impl Mover {
             if reached {
                 self.device.arena.settled.notify_all();
             }
-            if self.ready() {
+            if self.ready() && !self.keeps_link_quiet() {
                 busy |= self.take_steps();
             }
             self.recording.write(&self.device.arena, false);
@@ -322,7 +322,7 @@ impl Mover {
         self.quiesced
     }
 
-    /// Loads what will be needed, and measures the link once. What fails here fails again where it matters.
+    /// Loads what will be needed, and measures the link. What fails here fails again where it matters.
     fn prepare(&mut self) {
         let (real, arena) = (self.session.real, &self.device.arena);
         if std::mem::replace(&mut self.prepared, true) {
@@ -331,35 +331,7 @@ impl Mover {
         if let Some(context) = self.context {
             let _ = self.device.moves.searcher.prepare(real, context, (arena.base(), arena.bytes()));
         }
-        // Where VRAM is full but for a little, with less of it.
-        let measured = MEASURED_BYTES.iter().find_map(|bytes| Some((*bytes, self.measure_link(*bytes)?)));
-        if measured.is_none_or(|(bytes, _)| bytes != MEASURED_BYTES[0]) {
-            // Memory of that size is of no use to chunks.
-            self.device.moves.spares.give_back(arena, u64::MAX);
-            self.device.settle_slice(self.session);
-        }
-        let Some((bytes, link)) = measured else { return };
-        let [into, out, both] =
-            [link.in_bytes_per_us, link.out_bytes_per_us, link.both_bytes_per_us].map(|rate| rate / 1e3);
-        log::debug(format_args!("link: {into:.1} GB/s to VRAM, {out:.1} to RAM, {both:.1} both at once"));
-        self.figure.set_link(link);
-        if bytes == MEASURED_BYTES[0] {
-            arena.residency().set_link(link.in_bytes_per_us);
-        }
-    }
-
-    fn measure_link(&self, bytes: u64) -> Option<Link> {
-        let (real, arena, spares) = (self.session.real, &self.device.arena, &self.device.moves.spares);
-        let copies = self.copies.as_ref()?;
-        let ram = self.spare(Tier::Ram, bytes, None, || host_has(self.session, bytes)).ok()??;
-        let measured = self.spare(Tier::Vram, bytes, None, || true).ok().flatten().and_then(|vram| {
-            let alias = |handle| arena.aliases.of(arena.gpu(), handle, bytes).ok();
-            let link = alias(ram).zip(alias(vram)).and_then(|(ram, vram)| copies.link(real, vram, ram, bytes).ok());
-            spares.put(Tier::Vram, bytes, vram);
-            link
-        });
-        spares.put(Tier::Ram, bytes, ram);
-        measured
+        self.measure_first();
     }
 
     /// Does what the state machine says, as far as it goes now. Says whether it did anything.
