@@ -23,8 +23,9 @@ const BLOCKS: u32 = 2;
 /// What it copies is a multiple of this.
 const STEP_BYTES: u64 = BLOCK as u64 * BLOCKS as u64 * 64;
 
-/// So much each way the link is measured with, in one piece or in several: a small copy alone is slower.
+/// So much each way the link is measured with, in one piece or in up to so many: a small copy alone is slower.
 const MEASURED_BYTES: u64 = 32 << 20;
+const MOST_PIECES: u64 = 4;
 
 /// See the module's head.
 pub(crate) struct Copies {
@@ -115,8 +116,7 @@ impl Copies {
         })
     }
 
-    /// Measures the link with copies between these, of `bytes` over and over, waiting for them: the best of three each time. What they held
-    /// is gone.
+    /// Measures the link with copies between these, of `bytes` each, waiting for them: the best of a few each time. What they held is gone.
     ///
     /// # Errors
     /// The driver's own.
@@ -127,23 +127,24 @@ impl Copies {
     fn measure(&self, real: &Real, vram: u64, ram: u64, bytes: u64) -> CuResult<Link> {
         let (into, out) = ((self.into_vram, vram, ram), (self.into_ram, ram, vram));
         let (mut in_best, mut out_best, mut both_best) = (0.0_f64, 0.0_f64, 0.0_f64);
-        for _ in 0..3 {
-            in_best = in_best.max(Self::rate(real, &[into], bytes)?);
-            out_best = out_best.max(Self::rate(real, &[out], bytes)?);
-            both_best = both_best.max(Self::rate(real, &[into, out], bytes)?);
+        let pieces = (MEASURED_BYTES / bytes).clamp(1, MOST_PIECES);
+        // The program may be about to end: not too many calls.
+        for _ in 0..if pieces == 1 { 3 } else { 2 } {
+            in_best = in_best.max(Self::rate(real, &[into], bytes, pieces)?);
+            out_best = out_best.max(Self::rate(real, &[out], bytes, pieces)?);
+            both_best = both_best.max(Self::rate(real, &[into, out], bytes, pieces)?);
         }
         // Neither way is slower beside nothing.
         let both = both_best.max(in_best).max(out_best);
         Ok(Link { in_bytes_per_us: in_best, out_bytes_per_us: out_best, both_bytes_per_us: both })
     }
 
-    /// How many bytes a microsecond copies (stream, to, from) of `bytes` carry together that begin together.
+    /// How many bytes a microsecond copies (stream, to, from) of `bytes` carry that begin together, each so many times.
     #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)] // 64-bit only, far below 2^52.
-    fn rate(real: &Real, copies: &[(CUstream, u64, u64)], bytes: u64) -> CuResult<f64> {
+    fn rate(real: &Real, copies: &[(CUstream, u64, u64)], bytes: u64, pieces: u64) -> CuResult<f64> {
         let event = |stream: CUstream| calls::timed_event(real, stream, false);
         let before = copies.iter().map(|&(stream, ..)| event(stream)).collect::<CuResult<Vec<_>>>()?;
-        let times = (MEASURED_BYTES / bytes).max(1);
-        for _ in 0..times {
+        for _ in 0..pieces {
             for &(stream, to, from) in copies {
                 // SAFETY: see the module's head.
                 unsafe { real.driver.cuMemcpyAsync(to, from, bytes as usize, stream) }.ok()?;
@@ -159,7 +160,7 @@ impl Copies {
             longest = longest.max(calls::elapsed_micros(real, before[0], after)?);
         }
         before.into_iter().chain(after).for_each(|event| calls::drop_event(real, event));
-        Ok((copies.len() as u64 * times * bytes) as f64 / longest)
+        Ok((copies.len() as u64 * pieces * bytes) as f64 / longest)
     }
 
     /// Waits for all copies. When that fails the context is at its end, and so are they.

@@ -108,7 +108,6 @@ struct Mover {
     losses: u64,
     copies: Option<Copies>,
     prepared: bool,
-    speed: link::Speed,
     quiesced: bool,
     into_vram: UnderWay<Job>,
     into_ram: Outgoing<Job>,
@@ -143,7 +142,6 @@ pub(super) fn start(session: &'static Session, ordinal: CUdevice) -> io::Result<
             losses: 0,
             copies: None,
             prepared: false,
-            speed: link::Speed::default(),
             quiesced: false,
             into_vram: UnderWay::new(),
             into_ram: Outgoing::new(),
@@ -201,7 +199,7 @@ impl Mover {
             if reached {
                 self.device.arena.settled.notify_all();
             }
-            if self.ready() && !self.keeps_link_quiet() {
+            if self.ready() {
                 busy |= self.take_steps();
             }
             self.recording.write(&self.device.arena, false);
