@@ -174,12 +174,11 @@ impl<'a> Plan<'a> {
         let (mut crossings, mut busy) = (0.0, 0.0);
         for at in gap.crossings() {
             let load = self.busy(at) + bytes / self.capacity;
-            let beside = self.load[self.part_of(at)] / BESIDE_BYTES;
             crossings += 1.0;
             busy += if gap.in_place.is_some() {
                 1.0 + SPREAD_IN_PLACE * load
             } else {
-                load.max(1.0) + SPREAD * load + BESIDE * beside
+                load.max(1.0) + SPREAD * load + BESIDE * (self.load[self.part_of(at)] / BESIDE_BYTES)
             };
         }
         let busy = if crossings > 0.0 { busy / crossings } else { 1.0 };

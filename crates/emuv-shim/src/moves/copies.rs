@@ -116,7 +116,7 @@ impl Copies {
         })
     }
 
-    /// Measures the link with copies between these, of `bytes` each, waiting for them: the best of a few each time. What they held is gone.
+    /// Measures the link with copies between these, of `bytes` each, waiting for them: the best of three each time. What they held is gone.
     ///
     /// # Errors
     /// The driver's own.
@@ -128,8 +128,7 @@ impl Copies {
         let (into, out) = ((self.into_vram, vram, ram), (self.into_ram, ram, vram));
         let (mut in_best, mut out_best, mut both_best) = (0.0_f64, 0.0_f64, 0.0_f64);
         let pieces = (MEASURED_BYTES / bytes).clamp(1, MOST_PIECES);
-        // The program may be about to end: not too many calls.
-        for _ in 0..if pieces == 1 { 3 } else { 2 } {
+        for _ in 0..3 {
             in_best = in_best.max(Self::rate(real, &[into], bytes, pieces)?);
             out_best = out_best.max(Self::rate(real, &[out], bytes, pieces)?);
             both_best = both_best.max(Self::rate(real, &[into, out], bytes, pieces)?);

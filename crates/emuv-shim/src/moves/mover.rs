@@ -329,7 +329,7 @@ impl Mover {
         if let Some(context) = self.context {
             let _ = self.device.moves.searcher.prepare(real, context, (arena.base(), arena.bytes()));
         }
-        self.measure_first();
+        self.measure_link();
     }
 
     /// Does what the state machine says, as far as it goes now. Says whether it did anything.

@@ -151,8 +151,8 @@ fn cell(runs: &[&Sample], plain: &Outcome, plain_seconds: f64, vram: u64) -> Cel
     let outcomes: Vec<&Outcome> = runs.iter().filter_map(|run| run.outcome()).collect();
     let seconds = median_seconds(&outcomes);
     // Only the framework decides what its offload keeps in VRAM.
-    let offloaded = runs.iter().filter(|run| run.baseline == Baseline::Offload).filter_map(|run| run.outcome());
-    let over = offloaded.filter_map(|run| run.peak_allocated_bytes).find(|&bytes| bytes > vram);
+    let is_offload = runs.iter().all(|run| run.baseline == Baseline::Offload);
+    let over = outcomes.iter().filter_map(|run| run.peak_allocated_bytes).find(|&bytes| is_offload && bytes > vram);
     Cell {
         seconds,
         spread: spread(&outcomes),

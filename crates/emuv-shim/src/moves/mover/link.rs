@@ -11,19 +11,14 @@ const BYTES: [u64; 3] = [32 << 20, 8 << 20, 2 << 20];
 impl Mover {
     /// Measures the link before anything moves: with as much memory as there is. (Where VRAM is full, and so is what is left to small
     /// allocations, there is none, and its speed stays unknown.)
-    pub(super) fn measure_first(&mut self) {
+    pub(super) fn measure_link(&mut self) {
         let measured = BYTES.iter().find_map(|bytes| Some((*bytes, self.measure(*bytes)?)));
         if measured.is_none_or(|(bytes, _)| bytes != BYTES[0]) {
             // Memory of that size is of no use to chunks.
             self.device.moves.spares.give_back(&self.device.arena, u64::MAX);
             self.device.settle_slice(self.session);
         }
-        if let Some((_, link)) = measured {
-            self.has_speed(link);
-        }
-    }
-
-    fn has_speed(&mut self, link: Link) {
+        let Some((_, link)) = measured else { return };
         let [into, out, both] =
             [link.in_bytes_per_us, link.out_bytes_per_us, link.both_bytes_per_us].map(|rate| rate / 1e3);
         log::debug(format_args!("link: {into:.1} GB/s to VRAM, {out:.1} to RAM, {both:.1} both at once"));
