@@ -220,9 +220,10 @@ impl Residency {
         self.names.iter().filter(|(_, index)| busy(index)).map(|(stream, _)| *stream).collect()
     }
 
-    /// The link's speed into VRAM, in bytes per microsecond.
+    /// The link's speed into VRAM, in bytes per microsecond. A plan that was made without it is made again soon.
     pub fn set_link(&mut self, bytes_per_micro: f64) {
         self.foresight.set_link(bytes_per_micro);
+        self.plan_soon();
         self.tell(|| Event::Link { bytes_per_milli: whole(bytes_per_micro * 1e3) });
     }
 

@@ -60,6 +60,9 @@ const SLEEP: Duration = Duration::from_secs(1);
 /// Steps between two looks at copies and fences.
 const STEPS: u32 = 16;
 
+/// How long the end of the process waits for the mover.
+const LAST_WAIT: Duration = Duration::from_secs(1);
+
 /// How often to try to map again what the driver would not map.
 const REMAP_ATTEMPTS: u32 = 1000;
 
@@ -108,6 +111,7 @@ struct Mover {
     losses: u64,
     copies: Option<Copies>,
     prepared: bool,
+    speed: link::Speed,
     quiesced: bool,
     into_vram: UnderWay<Job>,
     into_ram: Outgoing<Job>,
@@ -142,6 +146,7 @@ pub(super) fn start(session: &'static Session, ordinal: CUdevice) -> io::Result<
             losses: 0,
             copies: None,
             prepared: false,
+            speed: link::Speed::default(),
             quiesced: false,
             into_vram: UnderWay::new(),
             into_ram: Outgoing::new(),
@@ -162,7 +167,7 @@ pub(super) fn start(session: &'static Session, ordinal: CUdevice) -> io::Result<
         }
         mover.recording.write(&device.arena, true);
         mover.figure.finish(session, device);
-        mover.give_up();
+        mover.end();
     })?;
     // Not by the new thread: the process may end before that has run for the first time.
     if let Some(device) = session.device(ordinal) {
@@ -178,11 +183,9 @@ impl super::Moves {
         state.stop = true;
         state.woken = true;
         self.wake.notify_all();
-        // Bounded: a driver call that never returns must not keep the process from ending.
-        for _ in 0..100 {
-            if state.still {
-                return;
-            }
+        let began = Instant::now();
+        // Bounded: a driver call that never returns must not keep the process from ending. By time: others are told by the same signal.
+        while !state.still && began.elapsed() < LAST_WAIT {
             let waited = self.wake.wait_timeout(state, Duration::from_millis(10));
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -199,7 +202,7 @@ impl Mover {
             if reached {
                 self.device.arena.settled.notify_all();
             }
-            if self.ready() {
+            if self.ready() && !self.keeps_link_quiet() {
                 busy |= self.take_steps();
             }
             self.recording.write(&self.device.arena, false);
@@ -329,7 +332,7 @@ impl Mover {
         if let Some(context) = self.context {
             let _ = self.device.moves.searcher.prepare(real, context, (arena.base(), arena.bytes()));
         }
-        self.measure_link();
+        self.measure_first();
     }
 
     /// Does what the state machine says, as far as it goes now. Says whether it did anything.
@@ -483,13 +486,18 @@ impl Mover {
         }
         arena.residency().everything_mapped();
         arena.settled.notify_all();
-        let ends = lock(&self.device.moves.state).stop;
-        if ends {
+    }
+
+    /// The thread ends.
+    fn end(&mut self) {
+        self.give_up();
+        let moves = &self.device.moves;
+        if lock(&moves.state).stop {
             self.device.publish_the_last(self.session);
         }
-        let mut state = lock(&self.device.moves.state);
-        state.still = true;
-        self.device.moves.wake.notify_all();
+        // Not before: who finds it still takes its memory.
+        lock(&moves.state).still = true;
+        moves.wake.notify_all();
     }
 }
 

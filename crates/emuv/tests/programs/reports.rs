@@ -28,6 +28,14 @@ fn the_report_says_what_a_loop_moved_and_how_close_to_the_bound_that_was() {
 }
 
 #[test]
+fn the_link_is_measured_even_if_vram_is_full_to_the_last_byte_when_data_begins_to_move() {
+    let full = Under::Emuv(&["--sim=vram=64M", "--ram", "1G"]);
+    let run = Run::start("steady", &["60", "2", "4"], full).expect_code(0);
+    let movement = &run.report["processes"][0]["devices"][0]["movement"];
+    assert!(movement["link"]["h2d_gb_per_s"].as_f64().is_some_and(|rate| rate > 0.0), "{movement}");
+}
+
+#[test]
 fn what_does_not_move_has_no_figure() {
     for under in [NO_RAM, STATIC] {
         let run = Run::start("steady", &["7", "32", "2"], under).expect_code(0);

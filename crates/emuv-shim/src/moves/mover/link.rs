@@ -8,17 +8,53 @@ use crate::log;
 /// The size of what it is measured with, at best first.
 const BYTES: [u64; 3] = [32 << 20, 8 << 20, 2 << 20];
 
+/// Whether it is known.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Speed {
+    /// There was no memory to measure it with.
+    #[default]
+    Unknown,
+    Known,
+    /// It was tried with memory, and failed.
+    Failed,
+}
+
 impl Mover {
-    /// Measures the link before anything moves: with as much memory as there is. (Where VRAM is full, and so is what is left to small
-    /// allocations, there is none, and its speed stays unknown.)
-    pub(super) fn measure_link(&mut self) {
+    /// Measures the link before anything moves. Where VRAM is full, and so is what is left to small allocations, it cannot be done yet:
+    /// see [`Self::keeps_link_quiet`].
+    pub(super) fn measure_first(&mut self) {
         let measured = BYTES.iter().find_map(|bytes| Some((*bytes, self.measure(*bytes)?)));
         if measured.is_none_or(|(bytes, _)| bytes != BYTES[0]) {
             // Memory of that size is of no use to chunks.
             self.device.moves.spares.give_back(&self.device.arena, u64::MAX);
             self.device.settle_slice(self.session);
         }
-        let Some((_, link)) = measured else { return };
+        if let Some((_, link)) = measured {
+            self.has_speed(link);
+        }
+    }
+
+    /// Measures the link, if it could not be done before, as soon as moves have left memory on both sides. True: nothing is to
+    /// begin to move now, so that it becomes quiet.
+    pub(super) fn keeps_link_quiet(&mut self) -> bool {
+        if self.speed != Speed::Unknown || self.session.captures.any() {
+            return false;
+        }
+        let spares = &self.device.moves.spares;
+        let is_at_hand = |bytes: &&u64| [Tier::Vram, Tier::Ram].into_iter().all(|tier| spares.has(tier, **bytes));
+        let Some(&bytes) = BYTES.iter().find(is_at_hand) else { return false };
+        if self.is_moving() {
+            return true;
+        }
+        match self.measure(bytes) {
+            Some(link) => self.has_speed(link),
+            None => self.speed = Speed::Failed,
+        }
+        false
+    }
+
+    fn has_speed(&mut self, link: Link) {
+        self.speed = Speed::Known;
         let [into, out, both] =
             [link.in_bytes_per_us, link.out_bytes_per_us, link.both_bytes_per_us].map(|rate| rate / 1e3);
         log::debug(format_args!("link: {into:.1} GB/s to VRAM, {out:.1} to RAM, {both:.1} both at once"));
