@@ -240,26 +240,42 @@ fn without_a_loop_it_is_unknown() {
     assert!(matches!(unknown, Unknown::NoLoop | Unknown::FewIterations), "{unknown}");
 }
 
-#[test]
-fn a_loop_that_is_only_suspected_does_not_change_which_one_was_measured() {
+/// A watch that has seen loops: of so many works, for so many rounds, each work a millisecond.
+fn watched(loops: &[(u64, u64)]) -> Watch {
     let mut watch = Watch::default();
     watch.set_link(Link { in_bytes_per_us: 50e3, out_bytes_per_us: 50e3, both_bytes_per_us: 90e3 });
-    let look = |watch: &mut Watch, done: u64, works: u64| {
-        let looped = Some(Looped { works, turns: works });
-        let sight = Sight { begun: done, done, looped, starved: false, in_place: ReadInPlace::default() };
-        watch.look(done as f64 * 1e3, &sight)
-    };
-    for done in 0..200 {
-        if look(&mut watch, done, 10) {
-            watch.reckon(Some(LastRound::default()), 0);
-            while watch.think(1000) {}
+    let mut done = 0;
+    for &(works, rounds) in loops {
+        for _ in 0..works * rounds {
+            let looped = Some(Looped { works, turns: works });
+            let sight = Sight { begun: done, done, looped, starved: false, in_place: ReadInPlace::default() };
+            if watch.look(done as f64 * 1e3, &sight) {
+                watch.reckon(Some(LastRound::default()), 0);
+                while watch.think(1000) {}
+            }
+            done += 1;
         }
     }
+    watch
+}
+
+#[test]
+fn a_loop_that_is_only_suspected_does_not_change_which_one_was_measured() {
     // The program ends with something that looks like the beginning of a far longer round.
-    look(&mut watch, 200, 190);
-    let summary = watch.summary();
+    let summary = watched(&[(10, 20), (190, 1)]).summary();
     assert!(summary.iterations > 10, "{summary:?}");
     assert_eq!(summary.works_per_iteration, 10);
+}
+
+#[test]
+fn of_several_loops_the_one_that_took_most_time_is_told() {
+    // A setup that goes round layer by layer, the training, an evaluation, training again.
+    let mut watch = watched(&[(4, 60), (100, 20), (30, 12), (100, 20)]);
+    watch.finish();
+    let summary = watch.summary();
+    assert_eq!(summary.works_per_iteration, 100);
+    assert_eq!(summary.iterations_micros / summary.iterations, 100_000, "{summary:?}");
+    assert!(summary.iterations > 25, "{summary:?}");
 }
 
 #[test]

@@ -43,6 +43,9 @@ const AHEAD_WORKS: u64 = 128;
 /// A loop is the same one as long as its length differs by less than this part.
 const SAME_WORKS: u64 = 16;
 
+/// So many loops of a program are told apart.
+const MOST_LOOPS: usize = 8;
+
 /// What has to cross is counted again after ever more iterations, up to this.
 const MOST_ITERATIONS: u64 = 64;
 
@@ -178,6 +181,8 @@ pub struct Watch {
     slow_windows: u32,
     warning: Warning,
     costs: Costs,
+    /// What was measured of each loop: some of a program's are its setup's, or come between.
+    measured: Vec<Summary>,
     summary: Summary,
 }
 
@@ -229,7 +234,7 @@ impl Watch {
             return;
         };
         let same = |followed: &Followed| {
-            followed.turns == looped.turns && followed.works.abs_diff(looped.works) <= followed.works / SAME_WORKS
+            followed.turns == looped.turns && is_same_loop(followed.works, looped.works)
         };
         if !self.followed.as_ref().is_some_and(same) {
             self.lose();
@@ -248,9 +253,7 @@ impl Watch {
                 round: None,
             });
         }
-        if self.summary.iterations == 0 {
-            self.summary.works_per_iteration = looped.works;
-        }
+        self.summary.works_per_iteration = looped.works;
         let Some(followed) = &mut self.followed else { return };
         if sight.done < followed.until {
             return;
@@ -313,8 +316,9 @@ impl Watch {
         let bound_us = least.max(link_us);
         // What was done can be done: if the link alone would have taken longer, works read less than all of what they name.
         let unsure_us = (most.max(link_us) - bound_us) + (bound_us - block.us).max(0.0);
-        let summary = &mut self.summary;
-        summary.works_per_iteration = followed.works;
+        let works = followed.works;
+        let summary = self.of_loop(works);
+        summary.works_per_iteration = works;
         summary.iterations += count;
         add(&mut summary.iterations_micros, block.us);
         add(&mut summary.in_vram_micros, least);
@@ -325,6 +329,20 @@ impl Watch {
         summary.iterations_in_place_bytes += block.in_place.bytes;
         add(&mut summary.bound_in_bytes, in_bytes);
         add(&mut summary.bound_out_bytes, out_bytes);
+    }
+
+    /// What has been measured of the loop with so many works, to be added to. Of many loops the shortest is forgotten.
+    fn of_loop(&mut self, works: u64) -> &mut Summary {
+        let same = |loops: &Summary| is_same_loop(loops.works_per_iteration, works);
+        let at = self.measured.iter().position(same).unwrap_or_else(|| {
+            if self.measured.len() == MOST_LOOPS {
+                let shortest = (0..MOST_LOOPS).min_by_key(|&at| self.measured[at].iterations_micros);
+                self.measured.swap_remove(shortest.unwrap_or(0));
+            }
+            self.measured.push(Summary::default());
+            self.measured.len() - 1
+        });
+        &mut self.measured[at]
     }
 
     /// The last round of the loop, as [`Self::look`] wanted it, and what is free of VRAM. `None`: there is no loop any more.
@@ -480,9 +498,16 @@ impl Watch {
             in_place_bytes: self.now.in_place.bytes,
             link_bytes_per_milli: link.unwrap_or_default(),
             most_moved,
-            ..self.summary
+            moved_bytes: self.summary.moved_bytes,
+            slow: self.summary.slow,
+            ..*self.measured.iter().max_by_key(|of| of.iterations_micros).unwrap_or(&self.summary)
         }
     }
+}
+
+/// Whether so many works, and so many then, are a round of one loop.
+fn is_same_loop(works: u64, then: u64) -> bool {
+    works.abs_diff(then) <= works / SAME_WORKS
 }
 
 /// A link that has carried so much in that time can.

@@ -105,9 +105,9 @@ pub struct Summary {
     pub moved_bytes: u64,
     /// The link's speeds, in bytes a millisecond: into VRAM, into RAM, both together. 0: not known.
     pub link_bytes_per_milli: [u64; 3],
-    /// Works of the loop of which iterations were measured last; until then, of the one that was seen last.
+    /// Works of the loop in which most time was measured; until then, of the one that was seen last.
     pub works_per_iteration: u64,
-    /// Iterations that were measured; what follows is about those.
+    /// Iterations of it that were measured; what follows is about those. (Counters: another loop may come to be the one.)
     pub iterations: u64,
     /// How long they took, in microseconds.
     pub iterations_micros: u64,
