@@ -10,6 +10,7 @@ use emuv_policy::{
 const MIB: u64 = 1 << 20;
 
 /// A work of the loop: which chunks it touches, by number.
+#[derive(Clone)]
 struct Kernel {
     chunks: Vec<usize>,
     micros: f64,
@@ -18,6 +19,16 @@ struct Kernel {
 
 /// Runs `rounds` rounds; gives the cost of the last one.
 fn run(machine: &Machine, slowness: f64, sizes: &[u64], kernels: &[Kernel], rounds: usize) -> Cost {
+    run_each(machine, slowness, sizes, std::iter::repeat_n(kernels.to_vec(), rounds)).pop().unwrap()
+}
+
+/// Runs these rounds; gives the cost of each.
+fn run_each(
+    machine: &Machine,
+    slowness: f64,
+    sizes: &[u64],
+    rounds: impl IntoIterator<Item = Vec<Kernel>>,
+) -> Vec<Cost> {
     let mut program = Vec::new();
     let mut offsets = Vec::new();
     let mut offset = 0;
@@ -26,7 +37,7 @@ fn run(machine: &Machine, slowness: f64, sizes: &[u64], kernels: &[Kernel], roun
         offsets.push(offset);
         offset += bytes.next_multiple_of(GRANULE);
     }
-    for _ in 0..rounds {
+    for kernels in rounds {
         program.push(Op::Round);
         for kernel in kernels {
             program.push(Op::Work(GpuWork {
@@ -38,7 +49,7 @@ fn run(machine: &Machine, slowness: f64, sizes: &[u64], kernels: &[Kernel], roun
             }));
         }
     }
-    machine.run(&program, Policy::Dynamic { safe: false }).pop().unwrap()
+    machine.run(&program, Policy::Dynamic { safe: false })
 }
 
 /// The works of a network's forward passes: each reads a weight of its own and a few hot buffers.
@@ -155,4 +166,43 @@ fn what_is_made_going_forward_and_used_going_back_is_moved_once_each_way() {
     let (forwards, backwards) = (170.0 * layers as f64, 340.0 * layers as f64);
     let link = spilled as f64 / machine.link.in_bytes_per_us;
     assert!(report("training", cost, forwards.max(link) + backwards.max(link), spilled) > 70.0);
+}
+
+#[test]
+fn experts_that_nobody_can_foresee_cost_little_more_than_reading_them_where_they_are() {
+    const LAYERS: usize = 7;
+    const EXPERTS: usize = 16;
+    const TOKENS: usize = 40;
+    // Every layer has four weights that are always read, and experts of three weights, of which two are.
+    const LAYER: usize = 4 + 3 * EXPERTS;
+    let sizes: Vec<u64> = (0..LAYERS * LAYER).map(|at| if at % LAYER < 4 { 8 * MIB } else { 12 * MIB }).collect();
+    let total: u64 = sizes.iter().sum();
+    let machine = pcie5(total * 2 / 3);
+    let mut state = 1_u64;
+    let mut any_expert = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).unwrap() % EXPERTS
+    };
+    let mut token = |_| {
+        let mut kernels = Vec::new();
+        for layer in 0..LAYERS {
+            let mut read = |at: usize, kind: u64| {
+                kernels.push(Kernel { chunks: vec![layer * LAYER + at], micros: 10.0, kind });
+            };
+            (0..4).for_each(|part| read(part, 100 + part as u64));
+            for expert in [any_expert(), any_expert()] {
+                (0..3).for_each(|part| read(4 + 3 * expert + part, 200 + part as u64));
+            }
+        }
+        kernels
+    };
+    let costs = run_each(&machine, 1.05, &sizes, (0..TOKENS).map(&mut token));
+    let settled = &costs[TOKENS / 4..];
+    let micros: f64 = settled.iter().map(|cost| cost.micros).sum::<f64>() / settled.len() as f64;
+    let promoted: u64 = settled.iter().map(|cost| cost.promoted_bytes).sum::<u64>() / settled.len() as u64;
+    // A third of everything is in RAM.
+    let read_bytes = (LAYERS * (4 * 8 + 2 * 3 * 12)) as f64 * MIB as f64 / 3.0;
+    let in_place = (LAYERS * 10) as f64 * 10.0 + read_bytes / machine.link.in_bytes_per_us;
+    println!("{micros:.0} us a token instead of {in_place:.0}, {} MiB brought for each", promoted / MIB);
+    assert!(micros < 1.05 * in_place);
 }

@@ -233,9 +233,7 @@ impl Watch {
             self.lose();
             return;
         };
-        let same = |followed: &Followed| {
-            followed.turns == looped.turns && is_same_loop(followed.works, looped.works)
-        };
+        let same = |followed: &Followed| followed.turns == looped.turns && is_same_loop(followed.works, looped.works);
         if !self.followed.as_ref().is_some_and(same) {
             self.lose();
             self.followed = Some(Followed {

@@ -7,7 +7,8 @@
 //! do not, so they only confirm it. How long "long ago" is follows from the length of the loop.
 //!
 //! The forecast is believed while it comes true, by bytes. A loop is foreseen from its second round on, a change of phase
-//! is noticed soon, and what never repeats is never foreseen.
+//! is noticed soon, and what never repeats is never foreseen. What repeats in part (layers whose experts nobody can foresee) begins to
+//! come true again and again, and then does not: each time the next beginning must come true for longer before it is believed.
 
 use std::collections::VecDeque;
 
@@ -28,6 +29,9 @@ const SLOW_DECAY: f64 = 1.0 - 1.0 / 4096.0;
 
 /// The part of the bytes that must have been foreseen for the forecast to be believed.
 const BELIEVED: f64 = 0.6;
+
+/// For so many works a beginning must come true, once one has disappointed.
+const LEAST_PATIENCE: u64 = 4;
 
 /// Works that are remembered.
 const LOG_WORKS: usize = 1 << 16;
@@ -139,6 +143,9 @@ pub struct Foresight {
     follow: Option<u64>,
     /// How often the forecast has begun, ended, or gone on elsewhere.
     turns: u64,
+    /// Where it began to come true, and for how many works it must before it is believed.
+    begun: u64,
+    patience: u64,
     /// Averages: bytes that were foreseen, bytes touched; how long ago works' likes came, its square.
     foreseen: f64,
     touched: f64,
@@ -180,8 +187,9 @@ impl Foresight {
         let touches = u32::try_from(extents.len()).unwrap_or(u32::MAX);
         self.log.push_back(Entry { kind, first_touch, touches, bytes });
         self.touches.extend(extents);
-        let expected = self.place().map(|place| place + 1);
+        let (expected, begun) = (self.place().map(|place| place + 1), self.begun);
         self.advance(position, kind, extents, bytes);
+        self.learn_patience(expected.is_some(), begun, position);
         self.turns += u64::from(match (expected, self.place()) {
             (Some(expected), Some(place)) => place.abs_diff(expected) > NEAR,
             (expected, place) => expected.is_some() != place.is_some(),
@@ -234,9 +242,24 @@ impl Foresight {
             if identified.is_some() {
                 // Another beginning: to be judged by what comes now.
                 (self.foreseen, self.touched) = (0.0, 0.0);
+                self.begun = position;
             }
             identified.or(near).or(next)
         };
+    }
+
+    /// What was believed and did not hold for a round makes what comes next wait for longer; what holds is forgiven.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Numbers of works.
+    fn learn_patience(&mut self, believed: bool, begun: u64, position: u64) {
+        let round = self.length() as u64;
+        if believed && (self.place().is_none() || self.begun != begun) {
+            if position - begun < round {
+                self.patience = (2 * self.patience).clamp(LEAST_PATIENCE, (round / 4).max(LEAST_PATIENCE));
+            }
+            self.begun = position;
+        } else if believed && position - begun >= round {
+            self.patience = 0;
+        }
     }
 
     /// Whether the work at `then` is the one at `now`, a round earlier: of the same kind, on the same extents as far as
@@ -264,7 +287,8 @@ impl Foresight {
 
     /// Where to read the forecast, if it is to be believed: the position in the past that corresponds to the last work.
     pub fn place(&self) -> Option<u64> {
-        self.follow.filter(|_| self.foreseen > 0.0 && self.foreseen >= self.touched * BELIEVED)
+        let is_due = self.position() >= self.begun + self.patience;
+        self.follow.filter(|_| is_due && self.foreseen > 0.0 && self.foreseen >= self.touched * BELIEVED)
     }
 
     fn drop_oldest(&mut self) {

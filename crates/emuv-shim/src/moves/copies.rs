@@ -138,17 +138,20 @@ impl Copies {
         Ok(Link { in_bytes_per_us: in_best, out_bytes_per_us: out_best, both_bytes_per_us: both })
     }
 
-    /// How many bytes a microsecond copies (stream, to, from) of `bytes` carry that begin together, each so many times.
+    /// How many bytes a microsecond copies (stream, to, from) of `bytes` carry that begin together, each so many times. One more of
+    /// each goes before: until the first has been handed over the program's own calls may have the driver for longer than it takes.
     #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)] // 64-bit only, far below 2^52.
     fn rate(real: &Real, copies: &[(CUstream, u64, u64)], bytes: u64, pieces: u64) -> CuResult<f64> {
         let event = |stream: CUstream| calls::timed_event(real, stream, false);
-        let before = copies.iter().map(|&(stream, ..)| event(stream)).collect::<CuResult<Vec<_>>>()?;
-        for _ in 0..pieces {
-            for &(stream, to, from) in copies {
+        let copy_all = || {
+            copies.iter().try_for_each(|&(stream, to, from)| {
                 // SAFETY: see the module's head.
-                unsafe { real.driver.cuMemcpyAsync(to, from, bytes as usize, stream) }.ok()?;
-            }
-        }
+                unsafe { real.driver.cuMemcpyAsync(to, from, bytes as usize, stream) }.ok()
+            })
+        };
+        copy_all()?;
+        let before = copies.iter().map(|&(stream, ..)| event(stream)).collect::<CuResult<Vec<_>>>()?;
+        (0..pieces).try_for_each(|_| copy_all())?;
         let after = copies.iter().map(|&(stream, ..)| event(stream)).collect::<CuResult<Vec<_>>>()?;
         for &(stream, ..) in copies {
             // SAFETY: see the module's head.
