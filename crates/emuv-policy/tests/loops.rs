@@ -169,10 +169,10 @@ fn what_is_made_going_forward_and_used_going_back_is_moved_once_each_way() {
 }
 
 #[test]
-fn experts_that_nobody_can_foresee_cost_little_more_than_reading_them_where_they_are() {
+fn experts_that_nobody_can_foresee_are_read_where_they_are_and_what_is_always_read_comes_to_vram() {
     const LAYERS: usize = 7;
     const EXPERTS: usize = 16;
-    const TOKENS: usize = 40;
+    const TOKENS: usize = 160;
     // Every layer has four weights that are always read, and experts of three weights, of which two are.
     const LAYER: usize = 4 + 3 * EXPERTS;
     let sizes: Vec<u64> = (0..LAYERS * LAYER).map(|at| if at % LAYER < 4 { 8 * MIB } else { 12 * MIB }).collect();
@@ -197,12 +197,12 @@ fn experts_that_nobody_can_foresee_cost_little_more_than_reading_them_where_they
         kernels
     };
     let costs = run_each(&machine, 1.05, &sizes, (0..TOKENS).map(&mut token));
-    let settled = &costs[TOKENS / 4..];
+    let settled = &costs[TOKENS / 2..];
     let micros: f64 = settled.iter().map(|cost| cost.micros).sum::<f64>() / settled.len() as f64;
     let promoted: u64 = settled.iter().map(|cost| cost.promoted_bytes).sum::<u64>() / settled.len() as u64;
-    // A third of everything is in RAM.
+    // A third of everything is in RAM. (What is always read comes to VRAM in the end.)
     let read_bytes = (LAYERS * (4 * 8 + 2 * 3 * 12)) as f64 * MIB as f64 / 3.0;
     let in_place = (LAYERS * 10) as f64 * 10.0 + read_bytes / machine.link.in_bytes_per_us;
     println!("{micros:.0} us a token instead of {in_place:.0}, {} MiB brought for each", promoted / MIB);
-    assert!(micros < 1.05 * in_place);
+    assert!(micros < 0.85 * in_place);
 }

@@ -13,6 +13,32 @@ const MOST_USES: usize = 4096;
 const HOT_USES: usize = 8;
 const HOT_WORKS: u64 = 256;
 
+/// Where nothing is foreseen, a chunk in RAM is worth the room of the coldest in VRAM if it has been used so often since that one was. (Of
+/// experts that are drawn alike the coldest has not been used for many tokens either.)
+const USES_SINCE_COLDEST: usize = 8;
+
+/// It is looked for anew after so many works.
+const COLDEST_WORKS: u64 = 256;
+
+/// When what has not been used for longest of all that lies in VRAM was used last.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Coldest {
+    last: u64,
+    seen: Option<u64>,
+}
+
+impl Coldest {
+    /// Whether it is to be looked for.
+    pub fn is_due(self, position: u64) -> bool {
+        self.seen.is_none_or(|seen| position >= seen + COLDEST_WORKS)
+    }
+
+    /// What there was to see.
+    pub fn set(&mut self, last: Option<u64>, position: u64) {
+        (self.last, self.seen) = (last.unwrap_or(0), Some(position));
+    }
+}
+
 /// Not foreseen.
 pub(super) const NEVER: u64 = u64::MAX;
 
@@ -100,6 +126,12 @@ impl History {
     pub fn is_hot(&self, position: u64) -> bool {
         let recent = position.saturating_sub(HOT_WORKS);
         self.uses.len() - self.uses.partition_point(|used| used.position < recent) >= HOT_USES
+    }
+
+    /// Whether it has been used far more often than the coldest of what lies in VRAM.
+    pub fn is_worth_room_of(&self, coldest: Coldest) -> bool {
+        let before = self.uses.partition_point(|used| used.position <= coldest.last);
+        coldest.seen.is_some() && self.uses.len() - before >= USES_SINCE_COLDEST
     }
 
     /// The uses behind `place`.

@@ -282,6 +282,7 @@ pub struct Residency {
     held: Vec<Held>,
     next_hold: u64,
     foresight: Foresight,
+    coldest: history::Coldest,
     planned: Planned,
     /// Kinds of work that are being timed.
     measuring: Vec<u64>,
@@ -328,6 +329,7 @@ impl Residency {
             planned: Planned::default(),
             measuring: Vec::new(),
             in_place: sight::InPlace::default(),
+            coldest: history::Coldest::default(),
             saw_hot: false,
             saw_pins: false,
             visit: 0,

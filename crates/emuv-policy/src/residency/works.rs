@@ -36,6 +36,9 @@ impl Residency {
         self.saw_everything |= work.everything;
         let ram_bytes = self.movable_ram_bytes(touched);
         let manner = if ram_bytes > 0 { self.foresight.manner(work.kind) } else { None };
+        if manner == Some(Manner::InPlace) {
+            self.look_for_coldest();
+        }
         let wanted =
             || manner == Some(Manner::Move) || touched.iter().any(|index| self.is_better_brought(*index, manner));
         let promote = ram_bytes > 0 && work.patient && self.policy.promotes() && !self.has_no_hope(hold) && wanted();
@@ -145,17 +148,32 @@ impl Residency {
             && (self.escaped == 0 || self.live().all(|(_, chunk)| !chunk.escaped || in_place(chunk)))
     }
 
-    /// Whether a work that could read the chunk in place waits for it all the same: it would have to be mapped there, it is on
-    /// its way by plan (what is read in place meanwhile makes that later still; but how a kind does that has to be seen once),
-    /// or it is used so often that it never lies idle, as it must to be brought.
+    /// Whether a work that could read the chunk in place waits for it all the same. By plan: it would have to be mapped there, it is on its
+    /// way (what is read in place meanwhile makes that later still; but how a kind does that has to be seen once), or it is used so
+    /// often that it never lies idle, as it must to be brought. Where nothing is foreseen it is mapped there, which pushes nothing out,
+    /// unless it is used far more often than something in VRAM.
     fn is_better_brought(&self, index: u32, manner: Option<Manner>) -> bool {
         let Some(chunk) = self.chunk(index).filter(|chunk| chunk.tier == Tier::Ram && !chunk.fixed) else {
             return false;
         };
-        let comes = self.brings_most() || chunk.history.decision == Decision::Out && self.foresight.place().is_some();
+        let foreseen = self.foresight.place().is_some();
+        let comes = self.brings_most() || chunk.history.decision == Decision::Out && foreseen;
         let planned = manner.is_some() && comes;
         let hot = || planned || chunk.history.is_hot(self.foresight.position());
+        if !foreseen && manner == Some(Manner::InPlace) {
+            return hot() || chunk.history.is_worth_room_of(self.coldest);
+        }
         !chunk.mapped || (chunk.history.decision != Decision::Stay && hot())
+    }
+
+    fn look_for_coldest(&mut self) {
+        let position = self.foresight.position();
+        if self.foresight.place().is_some() || !self.coldest.is_due(position) {
+            return;
+        }
+        let in_vram = self.live().filter(|(_, chunk)| chunk.tier == Tier::Vram && !chunk.fixed && !chunk.dead);
+        let last = in_vram.map(|(_, chunk)| chunk.history.last()).min();
+        self.coldest.set(last, position);
     }
 
     /// What lies in RAM of what these offsets name, in bytes.
