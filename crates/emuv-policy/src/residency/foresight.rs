@@ -252,7 +252,7 @@ impl Foresight {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Numbers of works.
     fn learn_patience(&mut self, believed: bool, begun: u64, position: u64) {
         let round = self.length() as u64;
-        if believed && (self.place().is_none() || self.begun != begun) {
+        if believed && self.place().is_none() {
             if position - begun < round {
                 self.patience = (2 * self.patience).clamp(LEAST_PATIENCE, (round / 4).max(LEAST_PATIENCE));
             }
