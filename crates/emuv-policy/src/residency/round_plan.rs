@@ -15,8 +15,8 @@ use crate::{
 /// VRAM that is kept for moves in flight: at most this, and at most this part of what chunks that move have. More of it
 /// lets data come earlier, which hides moves where the GPU is the limit; where the link is, it is only more that has to
 /// move.
-const SLACK_BYTES: u64 = 64 << 20;
-const SLACK_PART: u64 = 48;
+const SLACK_BYTES: u64 = 96 << 20;
+const SLACK_PART: u64 = 32;
 const MOST_SLACK_BYTES: u64 = 768 << 20;
 const MOST_SLACK_PART: u64 = 12;
 
