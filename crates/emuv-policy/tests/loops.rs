@@ -2,6 +2,8 @@
 //! allows.
 #![allow(clippy::print_stdout, clippy::cast_precision_loss, clippy::unwrap_used)]
 
+mod synthetic;
+
 use emuv_policy::{
     GRANULE, Policy,
     machine::{Cost, GpuWork, Link, Machine, Op},
@@ -178,11 +180,8 @@ fn experts_that_nobody_can_foresee_are_read_where_they_are_and_what_is_always_re
     let sizes: Vec<u64> = (0..LAYERS * LAYER).map(|at| if at % LAYER < 4 { 8 * MIB } else { 12 * MIB }).collect();
     let total: u64 = sizes.iter().sum();
     let machine = pcie5(total * 2 / 3);
-    let mut state = 1_u64;
-    let mut any_expert = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(state >> 33).unwrap() % EXPERTS
-    };
+    let mut number = synthetic::numbers(1);
+    let mut any_expert = || usize::try_from(number()).unwrap() % EXPERTS;
     let mut token = |_| {
         let mut kernels = Vec::new();
         for layer in 0..LAYERS {

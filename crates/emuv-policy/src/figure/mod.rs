@@ -183,6 +183,7 @@ pub struct Watch {
     costs: Costs,
     /// What was measured of each loop: some of a program's are its setup's, or come between.
     measured: Vec<Summary>,
+    /// What is not about one of them.
     summary: Summary,
 }
 

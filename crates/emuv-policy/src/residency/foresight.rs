@@ -187,9 +187,12 @@ impl Foresight {
         let touches = u32::try_from(extents.len()).unwrap_or(u32::MAX);
         self.log.push_back(Entry { kind, first_touch, touches, bytes });
         self.touches.extend(extents);
-        let (expected, begun) = (self.place().map(|place| place + 1), self.begun);
+        let expected = self.place().map(|place| place + 1);
+        let held_works = expected.map(|_| position - self.begun);
         self.advance(position, kind, extents, bytes);
-        self.learn_patience(expected.is_some(), begun, position);
+        if let Some(works) = held_works {
+            self.learn_patience(works, position);
+        }
         self.turns += u64::from(match (expected, self.place()) {
             (Some(expected), Some(place)) => place.abs_diff(expected) > NEAR,
             (expected, place) => expected.is_some() != place.is_some(),
@@ -248,16 +251,18 @@ impl Foresight {
         };
     }
 
-    /// What was believed and did not hold for a round makes what comes next wait for longer; what holds is forgiven.
+    /// A forecast was believed that had come true for so many works, and this is how it went on: one that does not hold for a round makes
+    /// what comes next wait for longer, one that does is forgiven.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Numbers of works.
-    fn learn_patience(&mut self, believed: bool, begun: u64, position: u64) {
+    fn learn_patience(&mut self, works: u64, position: u64) {
         let round = self.length() as u64;
-        if believed && self.place().is_none() {
-            if position - begun < round {
-                self.patience = (2 * self.patience).clamp(LEAST_PATIENCE, (round / 4).max(LEAST_PATIENCE));
-            }
+        let is_over = self.place().is_none();
+        if is_over {
             self.begun = position;
-        } else if believed && position - begun >= round {
+        }
+        if is_over && works < round {
+            self.patience = (2 * self.patience).clamp(LEAST_PATIENCE, (round / 4).max(LEAST_PATIENCE));
+        } else if !is_over && works >= round {
             self.patience = 0;
         }
     }

@@ -24,18 +24,19 @@ const COLDEST_WORKS: u64 = 256;
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Coldest {
     last: u64,
-    seen: Option<u64>,
+    /// The position from which on it is to be looked for anew.
+    due: u64,
 }
 
 impl Coldest {
     /// Whether it is to be looked for.
     pub fn is_due(self, position: u64) -> bool {
-        self.seen.is_none_or(|seen| position >= seen + COLDEST_WORKS)
+        position >= self.due
     }
 
     /// What there was to see.
     pub fn set(&mut self, last: Option<u64>, position: u64) {
-        (self.last, self.seen) = (last.unwrap_or(0), Some(position));
+        (self.last, self.due) = (last.unwrap_or(0), position + COLDEST_WORKS);
     }
 }
 
@@ -130,12 +131,11 @@ impl History {
 
     /// Whether it has been used far more often than the coldest of what lies in VRAM.
     pub fn is_worth_room_of(&self, coldest: Coldest) -> bool {
-        let before = self.uses.partition_point(|used| used.position <= coldest.last);
-        coldest.seen.is_some() && self.uses.len() - before >= USES_SINCE_COLDEST
+        self.since(coldest.last).len() >= USES_SINCE_COLDEST
     }
 
     /// The uses behind `place`.
-    pub fn since(&self, place: u64) -> impl Iterator<Item = &ChunkUse> {
+    pub fn since(&self, place: u64) -> impl ExactSizeIterator<Item = &ChunkUse> {
         self.uses.range(self.uses.partition_point(|used| used.position <= place)..)
     }
 

@@ -156,14 +156,13 @@ impl Residency {
         let Some(chunk) = self.chunk(index).filter(|chunk| chunk.tier == Tier::Ram && !chunk.fixed) else {
             return false;
         };
-        let foreseen = self.foresight.place().is_some();
-        let comes = self.brings_most() || chunk.history.decision == Decision::Out && foreseen;
-        let planned = manner.is_some() && comes;
-        let hot = || planned || chunk.history.is_hot(self.foresight.position());
-        if !foreseen && manner == Some(Manner::InPlace) {
-            return hot() || chunk.history.is_worth_room_of(self.coldest);
+        let is_hot = || chunk.history.is_hot(self.foresight.position());
+        if self.foresight.place().is_none() && manner == Some(Manner::InPlace) {
+            return is_hot() || chunk.history.is_worth_room_of(self.coldest);
         }
-        !chunk.mapped || (chunk.history.decision != Decision::Stay && hot())
+        let comes = self.brings_most() || chunk.history.decision == Decision::Out && self.foresight.place().is_some();
+        let planned = manner.is_some() && comes;
+        !chunk.mapped || (chunk.history.decision != Decision::Stay && (planned || is_hot()))
     }
 
     fn look_for_coldest(&mut self) {

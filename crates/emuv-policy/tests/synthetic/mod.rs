@@ -59,12 +59,17 @@ impl Loop {
 
     /// Any chunk, at random: there is no loop.
     pub fn random(&self, works: u64, seed: u64) -> Program {
-        let mut state = seed;
-        let mut order = Vec::new();
-        for _ in 0..works {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            order.push((state >> 33) % self.chunks);
-        }
+        let mut number = numbers(seed);
+        let order: Vec<u64> = (0..works).map(|_| number() % self.chunks).collect();
         self.program(1, |_| order.clone())
+    }
+}
+
+/// Numbers at random, of 31 bits.
+pub fn numbers(seed: u64) -> impl FnMut() -> u64 {
+    let mut state = seed;
+    move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state >> 33
     }
 }

@@ -111,7 +111,8 @@ struct Mover {
     losses: u64,
     copies: Option<Copies>,
     prepared: bool,
-    speed: link::Speed,
+    /// The link's speed is known, or could not be measured though there was memory for it.
+    link_is_settled: bool,
     quiesced: bool,
     into_vram: UnderWay<Job>,
     into_ram: Outgoing<Job>,
@@ -146,7 +147,7 @@ pub(super) fn start(session: &'static Session, ordinal: CUdevice) -> io::Result<
             losses: 0,
             copies: None,
             prepared: false,
-            speed: link::Speed::default(),
+            link_is_settled: false,
             quiesced: false,
             into_vram: UnderWay::new(),
             into_ram: Outgoing::new(),

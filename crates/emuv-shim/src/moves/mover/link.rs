@@ -8,17 +8,6 @@ use crate::log;
 /// The size of what it is measured with, at best first.
 const BYTES: [u64; 3] = [32 << 20, 8 << 20, 2 << 20];
 
-/// Whether it is known.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Speed {
-    /// There was no memory to measure it with.
-    #[default]
-    Unknown,
-    Known,
-    /// It was tried with memory, and failed.
-    Failed,
-}
-
 impl Mover {
     /// Measures the link before anything moves. Where VRAM is full, and so is what is left to small allocations, it cannot be done yet:
     /// see [`Self::keeps_link_quiet`].
@@ -29,6 +18,7 @@ impl Mover {
             self.device.moves.spares.give_back(&self.device.arena, u64::MAX);
             self.device.settle_slice(self.session);
         }
+        self.link_is_settled = measured.is_some();
         if let Some((_, link)) = measured {
             self.has_speed(link);
         }
@@ -37,7 +27,7 @@ impl Mover {
     /// Measures the link, if it could not be done before, as soon as moves have left memory on both sides. True: nothing is to
     /// begin to move now, so that it becomes quiet.
     pub(super) fn keeps_link_quiet(&mut self) -> bool {
-        if self.speed != Speed::Unknown || self.session.captures.any() {
+        if self.link_is_settled || self.session.captures.any() {
             return false;
         }
         let spares = &self.device.moves.spares;
@@ -46,15 +36,15 @@ impl Mover {
         if self.is_moving() {
             return true;
         }
-        match self.measure(bytes) {
-            Some(link) => self.has_speed(link),
-            None => self.speed = Speed::Failed,
+        // What fails with memory fails again.
+        self.link_is_settled = true;
+        if let Some(link) = self.measure(bytes) {
+            self.has_speed(link);
         }
         false
     }
 
     fn has_speed(&mut self, link: Link) {
-        self.speed = Speed::Known;
         let [into, out, both] =
             [link.in_bytes_per_us, link.out_bytes_per_us, link.both_bytes_per_us].map(|rate| rate / 1e3);
         log::debug(format_args!("link: {into:.1} GB/s to VRAM, {out:.1} to RAM, {both:.1} both at once"));
