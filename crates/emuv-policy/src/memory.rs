@@ -163,12 +163,12 @@ pub struct DeviceMemory {
 }
 
 impl DeviceMemory {
-    /// An empty device whose arena has `arena_bytes` of address space.
-    pub fn new(budgets: Budgets, arena_bytes: u64) -> Self {
+    /// An empty device whose arena has `arena_bytes` of address space from the address `base` on.
+    pub fn new(budgets: Budgets, base: u64, arena_bytes: u64) -> Self {
         Self {
             budgets,
             unspilled_bytes: 0,
-            space: AddressSpace::new(arena_bytes / GRANULE * GRANULE),
+            space: AddressSpace::new(base, arena_bytes / GRANULE * GRANULE),
             live: BTreeMap::new(),
             planned: BTreeMap::new(),
             dying: BTreeMap::new(),

@@ -161,7 +161,7 @@ proptest! {
     #[test]
     fn budgets_hold_and_live_memory_is_mapped(steps in proptest::collection::vec(step(), 1..120)) {
                 let mut world = World {
-            memory: DeviceMemory::new(Budgets::new(512 * MIB, 256 * MIB), 4096 * MIB),
+            memory: DeviceMemory::new(Budgets::new(512 * MIB, 256 * MIB), 0, 4096 * MIB),
             mapped: BTreeMap::new(),
             held: BTreeMap::new(),
             dying: Vec::new(),
@@ -223,7 +223,7 @@ proptest! {
 
 #[test]
 fn what_the_program_asked_for_is_what_it_gets_back() {
-    let mut memory = DeviceMemory::new(Budgets::new(64 * MIB, 0), 1024 * MIB);
+    let mut memory = DeviceMemory::new(Budgets::new(64 * MIB, 0), 0, 1024 * MIB);
     let room = Room { vram_bytes: 64 * MIB, vram_reserve_bytes: 0, ram_bytes: 0 };
     let Answer::Place(plan) = memory.allocate(Owner(1), 3 * MIB + 1, room) else { panic!("no plan") };
     assert_eq!(plan.bytes_in(Tier::Vram), 4 * MIB);
@@ -234,7 +234,7 @@ fn what_the_program_asked_for_is_what_it_gets_back() {
 
 #[test]
 fn a_whole_handle_goes_to_ram_before_it_takes_what_is_held_back_for_the_driver() {
-    let mut memory = DeviceMemory::new(Budgets::new(64 * MIB, 16 * MIB), 1024 * MIB);
+    let mut memory = DeviceMemory::new(Budgets::new(64 * MIB, 16 * MIB), 0, 1024 * MIB);
     let room = Room { vram_bytes: 40 * MIB, vram_reserve_bytes: 8 * MIB, ram_bytes: u64::MAX };
     assert_eq!(memory.charge_whole(32 * MIB, room), Some(Tier::Vram));
     let room = Room { vram_bytes: 8 * MIB, ..room };
@@ -249,7 +249,7 @@ fn a_whole_handle_goes_to_ram_before_it_takes_what_is_held_back_for_the_driver()
 
 #[test]
 fn large_allocations_leave_vram_to_hot_ones_as_long_as_there_is_ram() {
-    let mut memory = DeviceMemory::new(Budgets::new(1024 * MIB, 64 * MIB), 4096 * MIB);
+    let mut memory = DeviceMemory::new(Budgets::new(1024 * MIB, 64 * MIB), 0, 4096 * MIB);
     let room = Room { vram_bytes: 4096 * MIB, vram_reserve_bytes: 0, ram_bytes: u64::MAX };
     let Answer::Place(large) = memory.allocate(Owner(1), 1024 * MIB, room) else { panic!("no plan") };
     assert_eq!((large.bytes_in(Tier::Vram), large.bytes_in(Tier::Ram)), (992 * MIB, 32 * MIB));

@@ -113,7 +113,7 @@ impl Arena {
                 Err(_) => bytes /= 2,
             }
         };
-        let memory = Mutex::new(DeviceMemory::new(budgets, bytes));
+        let memory = Mutex::new(DeviceMemory::new(budgets, base, bytes));
         Ok(Self {
             gpu,
             base,
