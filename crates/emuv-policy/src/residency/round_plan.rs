@@ -12,13 +12,26 @@ use crate::{
     hash::{FastMap, FastSet},
 };
 
-/// VRAM that is kept for moves in flight: at most this, and at most this part of what chunks that move have. More of it
-/// lets data come earlier, which hides moves where the GPU is the limit; where the link is, it is only more that has to
-/// move.
-const SLACK_BYTES: u64 = 96 << 20;
-const SLACK_PART: u64 = 32;
-const MOST_SLACK_BYTES: u64 = 768 << 20;
-const MOST_SLACK_PART: u64 = 12;
+/// VRAM that is kept for moves in flight: at most so many bytes, and at most this part of what chunks that move have.
+struct Slack {
+    bytes: u64,
+    part: u64,
+}
+
+/// Where the link is the limit: more of it is only more that has to move. One chunk comes, one goes and one is in use.
+const SLACK: Slack = Slack { bytes: 96 << 20, part: 32 };
+
+/// The same where most of what is out has not changed: that goes without a copy, so its room is free at once.
+const UNCHANGED_SLACK: Slack = Slack { bytes: 64 << 20, part: 48 };
+
+/// Where the GPU is the limit: data comes earlier, which hides moves.
+const MOST_SLACK: Slack = Slack { bytes: 768 << 20, part: 12 };
+
+impl Slack {
+    fn of(&self, vram_bytes: u64) -> u64 {
+        self.bytes.min(vram_bytes / self.part)
+    }
+}
 
 /// The part of a round's own time up to which the link may take for a round that the GPU limits.
 const COMPUTES: f64 = 0.75;
@@ -30,7 +43,7 @@ const IN_PLACE: f64 = 0.5;
 
 /// That is done if at least one in so many bytes of what does not fit can be such: who reads in place waits for the link, and what
 /// comes meanwhile has less of it.
-const LEAST_PART: u64 = 2;
+const LEAST_PART: u64 = 3;
 
 /// Whether it changes is known if it is of one in so many bytes of what does not fit: what has moved may be what is new (a cache of keys and
 /// values), and the weights another matter.
@@ -72,7 +85,9 @@ impl Residency {
         let coming = self.into_vram.1;
         let vram_bytes = sum(Tier::Vram) + coming + room.vram_bytes;
         let ram_bytes = sum(Tier::Ram).saturating_sub(coming);
-        let mut slack_bytes = SLACK_BYTES.min(vram_bytes / SLACK_PART);
+        let unchanged = changes(self.to_be_planned().map(|(_, chunk)| chunk), ram_bytes / KNOWN_PART) == Some(false);
+        let slack = if unchanged { UNCHANGED_SLACK } else { SLACK };
+        let mut slack_bytes = slack.of(vram_bytes);
         let out_with = |slack: u64| (ram_bytes + slack).saturating_sub(room.vram_bytes);
         let out_bytes = out_with(slack_bytes);
         let times = self.foresight.times(place);
@@ -120,7 +135,7 @@ impl Residency {
         }
         let nothing_in_place = gaps.iter().all(|gap| gap.in_place.is_none());
         if out_bytes > 0 && nothing_in_place && link_micros < round.micros * COMPUTES {
-            slack_bytes = MOST_SLACK_BYTES.min(vram_bytes / MOST_SLACK_PART);
+            slack_bytes = MOST_SLACK.of(vram_bytes);
             (round.out_bytes, round.ahead_bytes) = (out_with(slack_bytes), slack_bytes);
         }
         let chosen = if out_bytes == 0 { vec![false; gaps.len()] } else { schedule::choose(&gaps, &round) };
