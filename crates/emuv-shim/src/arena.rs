@@ -424,4 +424,4 @@ impl Arena {
 
 #[cfg(test)]
 #[path = "arena/tests.rs"]
-mod tests;
+pub(crate) mod tests;

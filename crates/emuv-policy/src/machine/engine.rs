@@ -8,10 +8,10 @@ use std::{
 use super::{Action, Cost, FreeBytes, MOST_AHEAD, Machine, Placement, Script, Turn, script::Step};
 use crate::Tier;
 
-/// What changing mappings takes emuV's mover (H200, driver 580; `docs/measurements.md`), in microseconds: of VRAM, whatever the size;
-/// of 32 MiB of RAM.
-const VRAM_MAP_US: f64 = 40.0;
-const VRAM_UNMAP_US: f64 = 27.0;
+/// What changing mappings takes emuV's mover beside copies both ways (H200, driver 580; `docs/measurements.md`), in microseconds: of VRAM,
+/// whatever the size, with what it does besides for each; of 32 MiB of RAM.
+const VRAM_MAP_US: f64 = 60.0;
+const VRAM_UNMAP_US: f64 = 40.0;
 const RAM_MAP_US: f64 = 359.0;
 const RAM_UNMAP_US: f64 = 99.0;
 

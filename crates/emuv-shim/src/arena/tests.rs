@@ -10,7 +10,7 @@ const BASE: u64 = 0x10_0000_0000;
 
 /// A device that counts, and refuses what it is told to.
 #[derive(Default)]
-struct Counting {
+pub(crate) struct Counting {
     state: Mutex<State>,
 }
 
@@ -25,7 +25,7 @@ struct State {
 }
 
 #[derive(Clone, Default)]
-struct Shared(Arc<Counting>);
+pub(crate) struct Shared(Arc<Counting>);
 
 impl std::ops::Deref for Shared {
     type Target = Counting;
@@ -77,7 +77,7 @@ impl Gpu for Shared {
     }
 }
 
-fn arena(vram_mib: u64, ram_mib: u64) -> (Shared, Arena) {
+pub(crate) fn arena(vram_mib: u64, ram_mib: u64) -> (Shared, Arena) {
     let gpu = Shared::default();
     let budgets = Budgets::new(vram_mib * MIB, ram_mib * MIB);
     let arena = Arena::reserve(Box::new(gpu.clone()), 1 << 40, budgets, Policy::Static).unwrap();
