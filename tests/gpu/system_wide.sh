@@ -63,7 +63,8 @@ programs() {
 import torch
 held = [torch.full((64 << 20,), float(number), device="cuda") for number in range(8)]
 for _ in range(4):
-    held = [one + 1 for one in held]
+    for one in held:
+        one += 1
 assert [int(one[-1].item()) for one in held] == list(range(4, 12))
 print("right;", torch.cuda.mem_get_info()[1] >> 20, "MiB in all")'
         fi
