@@ -1,4 +1,4 @@
-//! Addresses that look least like data.
+//! Addresses that look least like data, by their upper half; by the lower one the address space of `emuv-policy` chooses.
 
 use emuv_cuda::{CuResult, Gpu};
 

@@ -112,47 +112,15 @@ impl Drop for Lent<'_> {
 mod tests {
     use std::{sync::mpsc, thread};
 
-    use emuv_cuda::{Gpu, types::CUmemAllocationProp};
-    use emuv_policy::{Budgets, Owner, Policy, Room, Tier};
+    use emuv_policy::{Owner, Room};
 
     use super::*;
 
     const MIB: u64 = 1 << 20;
     const ROOM: Room = Room { vram_bytes: 1 << 30, vram_reserve_bytes: 0, ram_bytes: 0 };
 
-    /// Counts handles, and has no memory.
-    #[derive(Default)]
-    struct Empty(std::sync::atomic::AtomicU64);
-
-    impl Gpu for Empty {
-        fn granularity_bytes(&self) -> u64 {
-            emuv_policy::GRANULE
-        }
-        fn reserve(&self, _: u64, _: u64) -> CuResult<u64> {
-            Ok(1 << 40)
-        }
-        fn unreserve(&self, _: u64, _: u64) -> CuResult {
-            Ok(())
-        }
-        fn create(&self, _: Tier, _: u64) -> CuResult<Handle> {
-            Ok(Handle(self.0.fetch_add(1, Ordering::Relaxed)))
-        }
-        fn release(&self, _: Handle) -> CuResult {
-            Ok(())
-        }
-        fn map(&self, _: u64, _: u64, _: Handle) -> CuResult {
-            Ok(())
-        }
-        fn ram_properties(&self) -> CuResult<CUmemAllocationProp> {
-            Err(CuError::NOT_SUPPORTED)
-        }
-        fn unmap(&self, _: u64, _: u64) -> CuResult {
-            Ok(())
-        }
-    }
-
     fn arena() -> Arena {
-        Arena::reserve(Box::<Empty>::default(), 1 << 36, Budgets::new(1 << 30, 0), Policy::Static).unwrap()
+        crate::arena::tests::arena(1024, 0).1
     }
 
     /// An allocation: where it starts, and its number.

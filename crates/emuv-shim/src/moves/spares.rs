@@ -125,13 +125,12 @@ impl Spares {
             Tier::Ram => arena.contents.of(spare.handle).is_none(),
             Tier::Vram => !arena.is_left_somewhere(spare.handle),
         };
-        let mut taken = own.or_else(|| self.take_where(tier, bytes, is_worthless));
-        if taken.is_none() && tier == Tier::Ram && self.may_keep_more(arena) {
+        let mut taken = match own.or_else(|| self.take_where(tier, bytes, is_worthless)) {
             // What they hold may be wanted again.
-            taken = self.make_or_lose(arena, bytes, &may_make)?;
-        }
-        // The one that has lain longest.
-        taken = taken.or_else(|| self.take_where(tier, bytes, |_| true));
+            None if tier == Tier::Ram && self.may_keep_more(arena) => self.make_or_lose(arena, bytes, &may_make)?,
+            None => self.take_longest(tier, bytes),
+            taken => taken,
+        };
         if taken.is_none() && may_make() {
             taken = self.make(arena, tier, bytes, true)?;
         }
@@ -148,14 +147,19 @@ impl Spares {
             lock(&self.0).lost_bytes -= worth_bytes;
             return Ok(Some(made));
         }
-        let taken = self.take_where(Tier::Ram, bytes, |_| true);
+        let taken = self.take_longest(Tier::Ram, bytes);
         if taken.is_some() {
             lock(&self.0).lost_bytes += bytes;
         }
         Ok(taken)
     }
 
-    /// The spare that has lain longest of those that `is_right`.
+    /// The spare that has lain longest.
+    fn take_longest(&self, tier: Tier, bytes: u64) -> Option<Handle> {
+        self.take_where(tier, bytes, |_| true)
+    }
+
+    /// The same of those that `is_right`.
     fn take_where(&self, tier: Tier, bytes: u64, is_right: impl Fn(&Spare) -> bool) -> Option<Handle> {
         let mut state = lock(&self.0);
         let spares = state.of(tier).0.get_mut(&bytes)?;
