@@ -153,9 +153,10 @@ impl Pools {
         on: On,
     ) -> Result<u64, Refusal> {
         let address = self.find_or_make(session, device, pool, bytes, on)?;
-        if block_bytes(bytes) > SMALL_BYTES {
-            let block = self.find(address).map_or(0, |(_, block)| block.block_bytes);
-            device.arena.add_extent(address, block);
+        // What of a larger block it did not ask for, it does not touch: that stays where it is.
+        let size = block_bytes(bytes);
+        if size > SMALL_BYTES {
+            device.arena.add_extent(address, size);
         }
         Ok(address)
     }

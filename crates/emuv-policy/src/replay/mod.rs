@@ -6,7 +6,7 @@ mod reader;
 use std::collections::{HashMap, HashSet};
 
 use crate::{
-    Block, GRANULE, PoolId, StreamId, StreamPools, Waste, block_bytes,
+    GRANULE, PoolId, StreamId, StreamPools, Waste, block_bytes,
     chunk::{Rooms, place},
     machine::{GpuWork, Op},
     trace::Event,
@@ -383,9 +383,8 @@ impl Memory {
             self.pools.add(POOL, start, size, &chunks);
             start
         });
-        let held = self.pools.find(at).map_or(size, |(_, Block { block_bytes, .. })| block_bytes);
         self.places.insert(name, at);
-        ops.push(Op::Allocate { offset: at, bytes: held });
+        ops.push(Op::Allocate { offset: at, bytes: size });
     }
 
     fn free(&mut self, name: Name, ops: &mut Vec<Op>) {

@@ -59,10 +59,22 @@ pub(super) enum Decision {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ChunkUse {
     pub position: u64,
+    /// So many works later the program gave up what the chunk holds.
+    kept: u32,
     /// What the chunk held before was nobody's.
     pub fresh: bool,
     /// For the time behind it.
     pub decision: Decision,
+}
+
+/// It has not given it up.
+const KEPT: u32 = u32::MAX;
+
+impl ChunkUse {
+    /// The work before which the program gave up what the chunk holds; [`NEVER`]: it has not.
+    pub fn given_up(&self) -> u64 {
+        if self.kept == KEPT { NEVER } else { self.position + u64::from(self.kept) }
+    }
 }
 
 /// See the module's head.
@@ -83,12 +95,19 @@ impl History {
         // A round later the same is done as a round before.
         let like = place.and_then(|place| self.like(place));
         self.decision = like.map_or_else(Decision::default, |like| like.decision);
-        self.uses.push_back(ChunkUse { position, fresh, decision: self.decision });
+        self.uses.push_back(ChunkUse { position, kept: KEPT, fresh, decision: self.decision });
         let oldest = place.unwrap_or(0).saturating_sub(NEAR);
         while self.uses.len() > MOST_USES || self.uses.front().is_some_and(|first| first.position < oldest) {
             self.uses.pop_front();
         }
         self.foresee(position, place, turns);
+    }
+
+    /// The program has given up what the chunk holds; the work at `position` is the next.
+    pub fn died(&mut self, position: u64) {
+        if let Some(last) = self.uses.back_mut().filter(|last| last.kept == KEPT) {
+            last.kept = u32::try_from(position - last.position).unwrap_or(KEPT);
+        }
     }
 
     fn foresee(&mut self, position: u64, place: Option<u64>, turns: u64) {
@@ -173,6 +192,16 @@ mod tests {
         assert_eq!(history.next(24, Some(14), 1), 30, "it was not used when it was expected");
         assert_eq!(history.next(24, None, 2), NEVER);
         assert_eq!(history.last(), 20);
+    }
+
+    #[test]
+    fn it_is_known_when_the_program_gave_up_what_a_work_left() {
+        let mut history = History::default();
+        history.note(3, true, None, 0);
+        history.died(7);
+        history.died(9); // Somebody else had it since, and no work used it.
+        history.note(12, true, None, 0);
+        assert_eq!(history.since(0).map(ChunkUse::given_up).collect::<Vec<_>>(), [7, NEVER]);
     }
 
     #[test]

@@ -459,8 +459,9 @@ impl Residency {
         self.free_extents.push(id);
         self.foresight.gone(extent.id);
         self.tell(|| Event::Freed { offset });
-        let dead = self.quiesced;
+        let (dead, position) = (self.quiesced, self.foresight.position());
         self.each_in(extent.offset, extent.bytes, |chunk| {
+            chunk.history.died(position);
             chunk.extent = NONE;
             chunk.heat = Heat::default();
             chunk.dead = dead && !chunk.fixed;

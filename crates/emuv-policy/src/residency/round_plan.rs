@@ -3,7 +3,7 @@
 
 use super::{
     ChunkState, Heat, Manner, Residency,
-    history::Decision,
+    history::{Decision, NEVER},
     plan::Room,
     schedule::{self, Gap, Round},
 };
@@ -12,24 +12,28 @@ use crate::{
     hash::{FastMap, FastSet},
 };
 
-/// VRAM that is kept for moves in flight: at most so many bytes, and at most this part of what chunks that move have.
+/// VRAM that is kept for moves in flight: at most so many bytes, and at most this part of what chunks that move have; or up to twice that
+/// part, if so many chunks need it.
 struct Slack {
     bytes: u64,
     part: u64,
+    chunks: u64,
 }
 
 /// Where the link is the limit: more of it is only more that has to move. One chunk comes, one goes and one is in use.
-const SLACK: Slack = Slack { bytes: 96 << 20, part: 32 };
+const SLACK: Slack = Slack { bytes: 96 << 20, part: 32, chunks: 2 };
 
 /// The same where most of what is out has not changed: that goes without a copy, so its room is free at once.
-const UNCHANGED_SLACK: Slack = Slack { bytes: 64 << 20, part: 48 };
+const UNCHANGED_SLACK: Slack = Slack { bytes: 64 << 20, part: 48, chunks: 1 };
 
 /// Where the GPU is the limit: data comes earlier, which hides moves.
-const MOST_SLACK: Slack = Slack { bytes: 768 << 20, part: 12 };
+const MOST_SLACK: Slack = Slack { bytes: 768 << 20, part: 12, chunks: 2 };
 
 impl Slack {
-    fn of(&self, vram_bytes: u64) -> u64 {
-        self.bytes.min(vram_bytes / self.part)
+    /// Of chunks that are so large.
+    fn of(&self, vram_bytes: u64, chunk_bytes: u64) -> u64 {
+        let part = vram_bytes / self.part;
+        self.bytes.min(part).max((self.chunks * chunk_bytes).min(2 * part))
     }
 }
 
@@ -87,7 +91,8 @@ impl Residency {
         let ram_bytes = sum(Tier::Ram).saturating_sub(coming);
         let unchanged = changes(self.to_be_planned().map(|(_, chunk)| chunk), ram_bytes / KNOWN_PART) == Some(false);
         let slack = if unchanged { UNCHANGED_SLACK } else { SLACK };
-        let mut slack_bytes = slack.of(vram_bytes);
+        let chunk_bytes = usual_bytes(self.to_be_planned().map(|(_, chunk)| chunk.bytes));
+        let mut slack_bytes = slack.of(vram_bytes, chunk_bytes);
         let out_with = |slack: u64| (ram_bytes + slack).saturating_sub(room.vram_bytes);
         let out_bytes = out_with(slack_bytes);
         let times = self.foresight.times(place);
@@ -100,6 +105,11 @@ impl Residency {
         let link_micros = out_bytes as f64 / link;
         let staying =
             if link_micros > round.micros * IN_PLACE { self.staying(place, out_bytes) } else { FastSet::default() };
+        let computes = out_bytes > 0 && staying.is_empty() && link_micros < round.micros * COMPUTES;
+        if computes {
+            slack_bytes = MOST_SLACK.of(vram_bytes, chunk_bytes);
+            (round.out_bytes, round.ahead_bytes) = (out_with(slack_bytes), slack_bytes);
+        }
         let mut gaps = Vec::new();
         let mut owners = Vec::new();
         for (index, chunk) in self.to_be_planned() {
@@ -130,13 +140,11 @@ impl Residency {
                 let end = next.map_or_else(|| time(uses[0].position) + round.micros, |next| time(next.position));
                 let dead = next.map_or(uses[0].fresh, |next| next.fresh);
                 let steady = used.decision != Decision::Keep || (next.is_none() && is_out);
-                gaps.push(Gap { start: time(used.position + 1), end, dead, steady, ..gap });
+                // What nobody will read again lies in VRAM until it is given up. (Large slack has room for it.)
+                let from =
+                    if dead && !computes && used.given_up() != NEVER { used.given_up() } else { used.position + 1 };
+                gaps.push(Gap { start: time(from).min(end), end, dead, steady, ..gap });
             }
-        }
-        let nothing_in_place = gaps.iter().all(|gap| gap.in_place.is_none());
-        if out_bytes > 0 && nothing_in_place && link_micros < round.micros * COMPUTES {
-            slack_bytes = MOST_SLACK.of(vram_bytes);
-            (round.out_bytes, round.ahead_bytes) = (out_with(slack_bytes), slack_bytes);
         }
         let chosen = if out_bytes == 0 { vec![false; gaps.len()] } else { schedule::choose(&gaps, &round) };
         let stays = gaps.iter().zip(&chosen).filter(|(gap, chosen)| **chosen && gap.in_place.is_some());
@@ -204,6 +212,13 @@ impl Residency {
         let goes_on = |(next, position)| position == next && self.foresight.kind_at(position) == Some(kind);
         (first + 1..).zip(uses).all(goes_on).then_some(kind)
     }
+}
+
+/// The size of the chunk that a byte of these lies in, on average.
+fn usual_bytes(chunks: impl Iterator<Item = u64>) -> u64 {
+    let (bytes, squares) =
+        chunks.fold((0, 0), |(sum, squares), bytes| (sum + bytes, squares + u128::from(bytes).pow(2)));
+    u64::try_from(squares / u128::from(bytes.max(1))).unwrap_or(bytes)
 }
 
 /// Whether most of these chunks have changed since they were sent away before; known if it is of `least_bytes`.

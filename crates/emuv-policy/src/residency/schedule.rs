@@ -8,9 +8,13 @@
 //! Where many gaps are alike, as in a cyclic scan, those are chosen that are spread evenly over the round, so that the link
 //! always has something to do, and of what a work needs at once not more than of others.
 
-use std::collections::BinaryHeap;
+use std::{collections::BinaryHeap, ops::Range};
 
-/// Parts of a round that are looked at.
+/// Moments of a round at which enough is to be out. Of a gap those count that lie in it: were there few, much of a short gap would be for
+/// nothing.
+const MOMENTS: usize = 384;
+
+/// Parts of a round in which what crosses the link is added up.
 const PARTS: usize = 96;
 
 /// What a change of mapping costs, as much as copying this many bytes.
@@ -96,16 +100,20 @@ impl Gap {
         self.in_place.is_some() || self.unused || (self.end - self.start) * stretch >= 2.0 * moved / round.link
     }
 
-    /// The parts of the round that it covers wholly: the first, and how many.
+    /// The moments of the round at which it is out; what reaches into the next round is at its beginning.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)] // Small numbers.
-    fn parts(&self, round: &Round) -> (usize, usize) {
+    fn moments(&self, round: &Round) -> [Range<usize>; 2] {
         if self.in_place.is_some() {
-            return (0, PARTS);
+            return [0..MOMENTS, 0..0];
         }
-        let part = round.micros / PARTS as f64;
-        let first = (self.start / part).ceil() as usize;
-        let last = (self.end / part).floor() as usize;
-        (first, last.saturating_sub(first).min(PARTS))
+        let moment = round.micros / MOMENTS as f64;
+        // What holds nothing goes and comes as soon as the mapping is changed.
+        let change = if self.dead && !self.unused { REMAP_BYTES / round.link } else { 0.0 };
+        let first = ((self.start + change) / moment).ceil() as usize;
+        let last = ((self.end - change) / moment).floor() as usize;
+        let (start, count) = (first % MOMENTS, last.saturating_sub(first).min(MOMENTS));
+        let end = start + count;
+        [start..end.min(MOMENTS), 0..end.saturating_sub(MOMENTS)]
     }
 }
 
@@ -113,8 +121,8 @@ impl Gap {
 struct Plan<'a> {
     gaps: &'a [Gap],
     round: &'a Round,
-    /// What must still be out, by part of the round.
-    need: [f64; PARTS],
+    /// What must still be out, by moment of the round.
+    need: [f64; MOMENTS],
     /// What goes out and comes in, by the part in which it may go or has to be there.
     load: [f64; PARTS],
     /// How many parts on either side the link can make up for, and what it can carry in all of these, both ways.
@@ -155,17 +163,17 @@ impl<'a> Plan<'a> {
         let part_bytes = (round.micros * stretch / PARTS as f64 * round.link).max(1.0);
         let reach = ((round.ahead_bytes as f64 / part_bytes).ceil() as usize).clamp(1, PARTS / 4);
         let capacity = part_bytes * (2 * reach + 1) as f64 * 2.0;
-        Self { gaps, round, need: [round.out_bytes as f64; PARTS], load: [0.0; PARTS], reach, capacity }
+        Self { gaps, round, need: [round.out_bytes as f64; MOMENTS], load: [0.0; PARTS], reach, capacity }
     }
 
-    /// `None`: it covers nothing that still needs covering.
+    /// `None`: it covers nothing that still needs covering, or not for longer than a moment.
     #[allow(clippy::cast_precision_loss)] // Estimates.
     fn candidate(&self, index: usize) -> Option<Candidate> {
         let gap = &self.gaps[index];
-        let (first, count) = gap.parts(self.round);
         let bytes = gap.bytes as f64;
-        let useful: f64 = (first..first + count).map(|part| self.need[part % PARTS].clamp(0.0, bytes)).sum();
-        if useful <= 0.0 {
+        let need = gap.moments(self.round).into_iter().flat_map(|moments| &self.need[moments]);
+        let useful: f64 = need.map(|need| need.clamp(0.0, bytes)).sum();
+        if useful <= bytes {
             return None;
         }
         let steady = if gap.steady { STEADY } else { 1.0 };
@@ -199,10 +207,9 @@ impl<'a> Plan<'a> {
     #[allow(clippy::cast_precision_loss)] // Estimates.
     fn take(&mut self, index: usize) {
         let gap = &self.gaps[index];
-        let (first, count) = gap.parts(self.round);
         let bytes = gap.bytes as f64;
-        for part in first..first + count {
-            self.need[part % PARTS] -= bytes;
+        for moments in gap.moments(self.round) {
+            self.need[moments].iter_mut().for_each(|need| *need -= bytes);
         }
         for at in gap.crossings() {
             self.load[self.part_of(at)] += bytes;
