@@ -21,13 +21,13 @@ struct Slack {
 }
 
 /// Where the link is the limit: more of it is only more that has to move. One chunk comes, one goes and one is in use.
-const SLACK: Slack = Slack { bytes: 96 << 20, part: 32, chunks: 2 };
+const SLACK: Slack = Slack { bytes: 96 << 20, part: 32, chunks: 3 };
 
 /// The same where most of what is out has not changed: that goes without a copy, so its room is free at once.
-const UNCHANGED_SLACK: Slack = Slack { bytes: 64 << 20, part: 48, chunks: 1 };
+const UNCHANGED_SLACK: Slack = Slack { bytes: 64 << 20, part: 48, chunks: 2 };
 
 /// Where the GPU is the limit: data comes earlier, which hides moves.
-const MOST_SLACK: Slack = Slack { bytes: 768 << 20, part: 12, chunks: 2 };
+const MOST_SLACK: Slack = Slack { bytes: 768 << 20, part: 12, chunks: 3 };
 
 impl Slack {
     /// Of chunks that are so large.
