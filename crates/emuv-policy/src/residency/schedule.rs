@@ -290,6 +290,16 @@ mod tests {
     }
 
     #[test]
+    fn of_gaps_that_are_short_against_the_round_little_is_for_nothing() {
+        // Forty chunks, each used in each sixteenth of the round; ten are to be out.
+        let starts = (0..16 * 40).map(|number| f64::from(number) * 250.0);
+        let gaps: Vec<Gap> = starts.map(|start| gap(32 * MIB, start + 250.0, start + 10e3)).collect();
+        let round = Round { micros: 160e3, out_bytes: 10 * 32 * MIB, link: 50e3, ahead_bytes: 128 * MIB };
+        let chosen = choose(&gaps, &round).iter().filter(|chosen| **chosen).count();
+        assert!((164..190).contains(&chosen), "{chosen} moves for 164");
+    }
+
+    #[test]
     fn of_activations_the_first_are_out_longest() {
         // Layer i is made at i ms and used again at 200 - i ms.
         let gaps: Vec<Gap> = (0..100).map(|i| gap(32 * MIB, f64::from(i) * 1e3, 200e3 - f64::from(i) * 1e3)).collect();
