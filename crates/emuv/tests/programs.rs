@@ -395,8 +395,7 @@ fn faults_while_data_moves_cost_time_and_no_data() {
         let sim = format!("vram=256M,{fault}");
         // Long enough that the sixth unmapping is the mover's. Of a mover that is very slow it is the program's own at its end,
         // and a chunk of memory cannot be given back.
-        let unmaps = fault.contains("cuMemUnmap");
-        let (rounds, slack_mib) = if unmaps { ("10", "32") } else { ("2", "0") };
+        let (rounds, slack_mib) = if fault.contains("cuMemUnmap") { ("10", "32") } else { ("2", "0") };
         for under in [MOVED, TORTURED] {
             let variables = [("EMUV_SIM", OsStr::new(&sim)), ("EMUV_TEST_SLACK_MIB", OsStr::new(slack_mib))];
             let run = Run::start_with("steady", &["12", "24", rounds, "2"], under, &variables);
