@@ -70,6 +70,18 @@ fn what_is_cold_goes_first_and_what_is_hot_last() {
 }
 
 #[test]
+fn nothing_is_said_of_the_rest_of_a_chunk_behind_its_allocation() {
+    let mut residency = Residency::new(Policy::Dynamic { safe: false });
+    residency.add_chunk(0, 4 * GRANULE, Tier::Vram, false);
+    residency.add_extent(0, 3 * GRANULE);
+    residency.quiesced();
+    searched(&mut residency);
+    run(&mut residency, 0);
+    residency.hint(3 * GRANULE + 1, 5, Hint::Discard);
+    assert_eq!(goes(&mut residency, 1), [(0, true)]);
+}
+
+#[test]
 fn heat_can_be_taken_back_and_ends_with_the_allocation() {
     let mut residency = residency(&[Tier::Vram; 3]);
     (0..3).for_each(|at| run(&mut residency, at));

@@ -175,7 +175,7 @@ impl Arena {
         lock(&self.residency).record();
     }
 
-    /// The program has got this block of a pool (`bytes` of whole chunks at `address`).
+    /// The program has got `bytes` (whole granules) at `address`, in a block of a pool that may be larger.
     pub fn add_extent(&self, address: u64, bytes: u64) {
         self.residency().add_extent(address - self.base, bytes);
     }

@@ -37,11 +37,13 @@ impl Residency {
     pub fn hint(&mut self, offset: u64, bytes: u64, hint: Hint) {
         let Some((start, size)) = self.extent_at(offset) else { return };
         let end = offset.saturating_add(bytes).min(start + size);
+        // A chunk may be larger than what of it is the allocation's.
+        let bytes = end.saturating_sub(offset);
         match hint {
             Hint::Heat(heat) => {
                 let mut news = false;
                 self.saw_hot |= heat == Heat::Hot;
-                self.each_in(offset, end - offset, |chunk| {
+                self.each_in(offset, bytes, |chunk| {
                     news |= chunk.heat != heat;
                     chunk.heat = heat;
                     if heat == Heat::Hot {
@@ -54,7 +56,7 @@ impl Residency {
             }
             Hint::Discard if self.quiesced => {
                 let is_inside = |chunk: &ChunkState| chunk.offset >= offset && chunk.offset + chunk.bytes <= end;
-                self.each_in(offset, end - offset, |chunk| {
+                self.each_in(offset, bytes, |chunk| {
                     chunk.dead |= is_inside(chunk) && chunk.extent != NONE && !chunk.fixed && !chunk.escaped;
                 });
             }

@@ -71,9 +71,9 @@ pub(super) struct ChunkUse {
 const KEPT: u32 = u32::MAX;
 
 impl ChunkUse {
-    /// The work before which the program gave up what the chunk holds; [`NEVER`]: it has not.
-    pub fn given_up(&self) -> u64 {
-        if self.kept == KEPT { NEVER } else { self.position + u64::from(self.kept) }
+    /// The work before which the program gave up what the chunk holds, if it has.
+    pub fn given_up(&self) -> Option<u64> {
+        (self.kept != KEPT).then(|| self.position + u64::from(self.kept))
     }
 }
 
@@ -201,7 +201,7 @@ mod tests {
         history.died(7);
         history.died(9); // Somebody else had it since, and no work used it.
         history.note(12, true, None, 0);
-        assert_eq!(history.since(0).map(ChunkUse::given_up).collect::<Vec<_>>(), [7, NEVER]);
+        assert_eq!(history.since(0).map(ChunkUse::given_up).collect::<Vec<_>>(), [Some(7), None]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use super::{
     ChunkState, Heat, Manner, Residency,
-    history::{Decision, NEVER},
+    history::Decision,
     plan::Room,
     schedule::{self, Gap, Round},
 };
@@ -141,9 +141,9 @@ impl Residency {
                 let dead = next.map_or(uses[0].fresh, |next| next.fresh);
                 let steady = used.decision != Decision::Keep || (next.is_none() && is_out);
                 // What nobody will read again lies in VRAM until it is given up. (Large slack has room for it.)
-                let from =
-                    if dead && !computes && used.given_up() != NEVER { used.given_up() } else { used.position + 1 };
-                gaps.push(Gap { start: time(from).min(end), end, dead, steady, ..gap });
+                let given_up = used.given_up().filter(|_| dead && !computes);
+                let start = time(given_up.unwrap_or(used.position + 1)).min(end);
+                gaps.push(Gap { start, end, dead, steady, ..gap });
             }
         }
         let chosen = if out_bytes == 0 { vec![false; gaps.len()] } else { schedule::choose(&gaps, &round) };
