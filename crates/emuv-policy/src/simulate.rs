@@ -158,13 +158,8 @@ pub fn compare_telling(
     let repeated = program.repeated(setting.iterations + ROUNDS_BEHIND);
     let program = repeated.as_ref().unwrap_or(program);
     let script = Script::new(&program.ops(most_bytes));
-    let machine = Machine {
-        vram_bytes: setting.vram_bytes,
-        ram_bytes: setting.ram_bytes,
-        link: setting.link,
-        issue_us: program.issue_us,
-        wake_us: WAKE_US,
-    };
+    let machine =
+        Machine { vram_bytes: setting.vram_bytes, ram_bytes: setting.ram_bytes, link: setting.link, wake_us: WAKE_US };
     // What stays where it is put had better not be spread over more memory than there is need for: then emuV's pools
     // give out what is free whatever that wastes, and so do these.
     let tight = Script::new(&program.ops(peak_bytes));

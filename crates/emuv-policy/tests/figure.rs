@@ -152,7 +152,6 @@ fn run(program: &Program, setting: &Setting) -> Run {
         vram_bytes: setting.vram_bytes,
         ram_bytes: setting.ram_bytes,
         link: setting.link,
-        issue_us: program.issue_us,
         wake_us: WAKE_US,
     };
     let mut watched = Watched::new(&script, setting.link);

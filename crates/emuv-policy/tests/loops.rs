@@ -45,6 +45,7 @@ fn run_each(
             program.push(Op::Work(GpuWork {
                 chunks: kernel.chunks.iter().map(|chunk| offsets[*chunk]).collect(),
                 micros: kernel.micros,
+                issue_us: 5.0,
                 kind: kernel.kind,
                 everything: false,
                 slowness,
@@ -73,7 +74,7 @@ fn forward(layers: usize, weight_bytes: u64, micros: f64) -> (Vec<u64>, Vec<Kern
 }
 
 fn pcie5(vram_bytes: u64) -> Machine {
-    Machine { vram_bytes, ram_bytes: 1 << 40, link: Link::gb_per_s(54.0, 54.0, 88.0), issue_us: 5.0, wake_us: 50.0 }
+    Machine { vram_bytes, ram_bytes: 1 << 40, link: Link::gb_per_s(54.0, 54.0, 88.0), wake_us: 50.0 }
 }
 
 fn report(what: &str, cost: Cost, bound_us: f64, spilled_bytes: u64) -> f64 {

@@ -71,13 +71,7 @@ fn many_works_that_are_alike_are_a_part_of_the_loop_and_not_the_loop() {
 #[test]
 fn moving_beats_staying_and_comes_close_to_the_bound() {
     let vram_bytes = 1600 * MIB;
-    let machine = Machine {
-        vram_bytes,
-        ram_bytes: 1 << 40,
-        link: Link::gb_per_s(54.0, 54.0, 92.0),
-        issue_us: 10.0,
-        wake_us: 50.0,
-    };
+    let machine = Machine { vram_bytes, ram_bytes: 1 << 40, link: Link::gb_per_s(54.0, 54.0, 92.0), wake_us: 50.0 };
     let ops = program().ops(1 << 40);
     let last = |policy| machine.run(&ops, policy)[usize::try_from(ROUNDS).unwrap() - 1].micros;
     let (moved, stayed) = (last(Policy::Dynamic { safe: false }), last(Policy::Static));

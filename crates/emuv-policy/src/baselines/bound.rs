@@ -210,7 +210,7 @@ mod tests {
             ops.extend((0..made).map(|chunk| Op::Allocate { offset: chunk * CHUNK, bytes: CHUNK }));
             ops.extend(works.iter().map(|&(chunk, micros)| {
                 let chunks = vec![chunk * CHUNK];
-                Op::Work(GpuWork { chunks, micros, kind: 1, everything: false, slowness: 10.0 })
+                Op::Work(GpuWork { chunks, micros, issue_us: 5.0, kind: 1, everything: false, slowness: 10.0 })
             }));
             ops.extend((0..made).map(|chunk| Op::Free { offset: chunk * CHUNK }));
         }

@@ -543,7 +543,7 @@ impl<'a, P: Placement> Engine<'a, P> {
         let micros_left = work.micros;
         self.queue.push_back(Queued { work: number, micros_left, bytes_left, ram_bytes, began: self.now });
         let woken = if self.held_since.take().is_some() { self.machine.wake_us } else { 0.0 };
-        self.cpu_free_at = self.now + self.machine.issue_us + woken;
+        self.cpu_free_at = self.now + work.issue_us + woken;
         self.issued += 1;
         self.unfenced_bytes += work.chunks.iter().map(|chunk| self.bytes(*chunk)).sum::<u64>();
         if self.issued.is_multiple_of(WORKS_PER_FENCE) || self.unfenced_bytes >= BYTES_PER_FENCE {

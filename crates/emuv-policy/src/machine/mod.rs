@@ -2,7 +2,7 @@
 //! and the same every time. What it costs is compared with what physics allows, and ways of placing with each other.
 //!
 //! The model:
-//! - The program issues works in order, each `issue_us` after the last, at most [`MOST_AHEAD`] of them before the GPU has
+//! - The program issues works in order, each as long after the last as its host takes for it, at most [`MOST_AHEAD`] of them before the GPU has
 //!   done them, and is held where its [`Placement`] holds it.
 //! - The GPU works its one queue off. A work takes its own time, or as long as what it reads in place takes to cross the
 //!   link, whichever is longer: what it touches in RAM, times its kind's slowness.
@@ -64,6 +64,8 @@ pub struct GpuWork {
     pub chunks: Vec<u64>,
     /// In microseconds.
     pub micros: f64,
+    /// Until the program issues the next one, in microseconds, if nothing holds it up.
+    pub issue_us: f64,
     /// What it does: see [`crate::Work::kind`].
     pub kind: u64,
     /// It may touch anything.
@@ -105,8 +107,6 @@ pub struct Machine {
     pub ram_bytes: u64,
     /// What lies between.
     pub link: Link,
-    /// Between two works that the program issues.
-    pub issue_us: f64,
     /// Until a program that was held goes on.
     pub wake_us: f64,
 }

@@ -34,6 +34,8 @@ pub struct ScriptWork {
     /// See [`super::GpuWork`].
     pub micros: f64,
     /// See [`super::GpuWork`].
+    pub issue_us: f64,
+    /// See [`super::GpuWork`].
     pub kind: u64,
     /// See [`super::GpuWork`].
     pub everything: bool,
@@ -108,6 +110,7 @@ impl Script {
                         chunks,
                         named: work.chunks.clone(),
                         micros: work.micros,
+                        issue_us: work.issue_us,
                         kind: work.kind,
                         everything: work.everything,
                         slowness: work.slowness,

@@ -65,8 +65,8 @@ pub struct Program {
     slowness: HashMap<u64, f64>,
     /// How long each work takes with everything in VRAM, in microseconds.
     micros: Vec<f64>,
-    /// Between two works, in microseconds.
-    pub issue_us: f64,
+    /// How long after each work the program's host is ready to issue the next one, in microseconds.
+    issue_us: Vec<f64>,
     rounds: Option<Rounds>,
 }
 
@@ -81,7 +81,7 @@ impl Program {
         let mut program = Self {
             slowness: reader.slowness(&micros),
             micros,
-            issue_us: reader.issue_us(),
+            issue_us: vec![reader.issue_us(); reader.works()],
             calls: std::mem::take(&mut reader.calls),
             rounds: None,
         };
@@ -95,6 +95,13 @@ impl Program {
             if let Some(took) = took.get(took.len() / 2).filter(|took| **took > 0.0) {
                 let factor = took / program.round_micros();
                 program.micros.iter_mut().for_each(|micros| *micros *= factor);
+                let issue_us = reader.issue_us_of(rounds);
+                // The host takes no longer than the round: what is more was waiting.
+                let factor = (took / issue_us.iter().sum::<f64>()).min(1.0);
+                for round in 0..rounds.count {
+                    let there = program.issue_us[works(round)].iter_mut().zip(&issue_us);
+                    there.for_each(|(there, micros)| *there = micros * factor);
+                }
             }
         }
         program
@@ -224,6 +231,7 @@ impl Program {
         let last_work = rounds.first_work + (round + 1) * rounds.works;
         program.calls.truncate(start_of(round + 1));
         program.micros.truncate(last_work);
+        program.issue_us.truncate(last_work);
         let mut next = self.calls.iter().filter_map(|call| call.made()).max().map_or(0, |name| name + 1);
         // What each call of the round before, and of this one, has made.
         let made = |calls: &[Call]| calls.iter().map(Call::made).collect::<Vec<_>>();
@@ -242,6 +250,7 @@ impl Program {
                 program.calls.push(call.renamed(renamed));
             }
             program.micros.extend(&self.micros[last_work - rounds.works..last_work]);
+            program.issue_us.extend(&self.issue_us[last_work - rounds.works..last_work]);
             previous = now;
         }
         Some(program)
@@ -272,6 +281,7 @@ impl Program {
                     ops.push(Op::Work(GpuWork {
                         chunks: touches.iter().filter_map(|name| memory.places.get(name)).copied().collect(),
                         micros: self.micros[work],
+                        issue_us: self.issue_us[work],
                         kind: *kind,
                         everything: *everything,
                         slowness: self.slowness_of(*kind),

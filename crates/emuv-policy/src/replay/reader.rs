@@ -11,14 +11,15 @@ use std::{
     ops::Range,
 };
 
-use super::{Call, Name, WORK_US, precise};
+use super::{Call, Name, Rounds, WORK_US, precise};
 use crate::{StreamId, Tier, trace::Event};
 
 /// Bytes that a work touches in a microsecond, when it has to be guessed.
 const BYTES_PER_US: f64 = 2e6;
 
-/// Between two works of the program, in microseconds, at least.
+/// Between two works of the program, in microseconds, at least, and at most: what takes longer waits for the GPU, or happens once.
 const LEAST_ISSUE_US: f64 = 2.0;
+const MOST_ISSUE_US: f64 = 100.0;
 
 #[derive(Debug, Clone, Copy)]
 struct ReadChunk {
@@ -154,6 +155,11 @@ impl Reader {
         self.measured.iter().map(|(kind, measured)| (*kind, slowness(kind, measured))).collect()
     }
 
+    /// How many works there are.
+    pub fn works(&self) -> usize {
+        self.works.len()
+    }
+
     /// How long each work takes with everything in VRAM, in microseconds.
     pub fn durations(&self) -> Vec<f64> {
         let shares = self.shares();
@@ -203,9 +209,21 @@ impl Reader {
 
     /// How long it takes from one work to the next while the program is not held, in microseconds.
     pub fn issue_us(&self) -> f64 {
-        let pairs = self.works.windows(2).filter(|pair| !pair[1].disturbed);
-        let between: Vec<f64> = pairs.map(|pair| precise(pair[1].began.saturating_sub(pair[0].began))).collect();
+        let between = (0..self.works.len()).filter_map(|work| self.until_next(work)).collect();
         lower_quartile(between).unwrap_or(0.0).max(LEAST_ISSUE_US)
+    }
+
+    /// The same behind each work of a round: the lower quartile of what it takes at that place of all rounds.
+    pub fn issue_us_of(&self, rounds: Rounds) -> Vec<f64> {
+        let at = |place: usize| (0..rounds.count).map(move |round| rounds.first_work + round * rounds.works + place);
+        let between = |place: usize| at(place).filter_map(|work| self.until_next(work)).collect();
+        let here = |place: usize| lower_quartile(between(place)).unwrap_or(0.0).clamp(LEAST_ISSUE_US, MOST_ISSUE_US);
+        (0..rounds.works).map(here).collect()
+    }
+
+    fn until_next(&self, work: usize) -> Option<f64> {
+        let (work, next) = (self.works.get(work)?, self.works.get(work + 1)?);
+        (!next.disturbed).then_some(precise(next.began.saturating_sub(work.began)))
     }
 }
 
