@@ -148,12 +148,8 @@ fn run(program: &Program, setting: &Setting) -> Run {
     let most_bytes = setting.vram_bytes + setting.ram_bytes;
     let repeated = program.repeated(setting.iterations);
     let script = Script::new(&repeated.as_ref().unwrap_or(program).ops(most_bytes));
-    let machine = Machine {
-        vram_bytes: setting.vram_bytes,
-        ram_bytes: setting.ram_bytes,
-        link: setting.link,
-        wake_us: WAKE_US,
-    };
+    let machine =
+        Machine { vram_bytes: setting.vram_bytes, ram_bytes: setting.ram_bytes, link: setting.link, wake_us: WAKE_US };
     let mut watched = Watched::new(&script, setting.link);
     let costs = machine.play(&script, &mut watched).unwrap();
     watched.watch.finish();

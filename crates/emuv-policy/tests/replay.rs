@@ -62,6 +62,39 @@ fn rounds_durations_and_memory_are_found_in_the_trace() {
 }
 
 #[test]
+fn the_host_is_as_fast_as_it_was_at_each_place_of_a_round() {
+    // Behind one work in three the host needs 80 us, behind the others 10; behind the last it waits for the GPU. Every other round a work
+    // comes late.
+    let between = |work: u64| if work % 3 == 2 { 80 } else { 10 };
+    let mut recorder = Recorder::new();
+    for weight in 0..WEIGHTS {
+        let offset = weight * 32 * MIB;
+        recorder.record(&Event::Chunk { offset, bytes: 32 * MIB, tier: Tier::Vram, fixed: false });
+        recorder.record(&Event::Extent { offset, bytes: 32 * MIB });
+    }
+    let (stream, flags, mut time) = (StreamId(1), WorkFlags::default(), 0);
+    for round in 0..ROUNDS {
+        let late = if round % 2 == 0 { 500 } else { 0 };
+        for work in 0..WEIGHTS {
+            recorder.set_time(time);
+            let (number, chunks) = (round * WEIGHTS + work + 1, vec![work * 32 * MIB]);
+            recorder.record(&Event::Begun { stream, number, kind: 5, flags, chunks });
+            time += between(work) + if work == 7 { late } else { 0 };
+        }
+        recorder.set_time(time + 9_000);
+        recorder.record(&Event::Completed { stream, number: (round + 1) * WEIGHTS });
+        time += 10_000;
+    }
+    let program = Program::from_trace(trace::read(&recorder.take()).unwrap());
+    let ops = program.ops(u64::MAX / 2);
+    let issue_us = ops.iter().filter_map(|op| if let Op::Work(work) = op { Some(work.issue_us) } else { None });
+    let last: Vec<f64> = issue_us.skip(usize::try_from((ROUNDS - 1) * WEIGHTS).unwrap()).collect();
+    let expected = (0..WEIGHTS - 1).map(|work| between(work) as f64);
+    assert_eq!(last[..last.len() - 1], expected.collect::<Vec<_>>());
+    assert!(last[last.len() - 1] <= 100.0, "what takes as long waits for the GPU: {last:?}");
+}
+
+#[test]
 fn many_works_that_are_alike_are_a_part_of_the_loop_and_not_the_loop() {
     let program = Program::from_trace(trace::read(&recorded(4, 1000)).unwrap());
     let rounds = program.rounds().unwrap();
