@@ -4,7 +4,8 @@
 //! place. So how long a work takes with everything in VRAM is estimated: works between two moments of completion share
 //! the time between by what they touch; of works of a kind that touch as much, the lower quartile counts of those that
 //! came with nothing in RAM and nothing held (or of all, where there are none): what disturbs only ever adds. Where whole
-//! rounds went undisturbed, all is scaled to how long those took.
+//! rounds went undisturbed, all is scaled to how long those took; and how long the program's host takes from one work to the next is
+//! what it took there.
 
 use std::{
     collections::{HashMap, HashSet},
