@@ -63,11 +63,18 @@ pub struct Program {
     calls: Vec<Call>,
     /// By kind: how much slower than the link it reads RAM.
     slowness: HashMap<u64, f64>,
-    /// How long each work takes with everything in VRAM, in microseconds.
-    micros: Vec<f64>,
-    /// How long after each work the program's host is ready to issue the next one, in microseconds.
-    issue_us: Vec<f64>,
+    /// Of each work.
+    times: Vec<Times>,
     rounds: Option<Rounds>,
+}
+
+/// How long a work takes, in microseconds.
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    /// The GPU, with everything in VRAM.
+    micros: f64,
+    /// The program's host, until it is ready to issue the next one.
+    issue_us: f64,
 }
 
 impl Program {
@@ -77,11 +84,10 @@ impl Program {
         for (time, event) in events {
             reader.event(time, event);
         }
-        let micros = reader.durations();
+        let (micros, issue_us) = (reader.durations(), reader.issue_us());
         let mut program = Self {
             slowness: reader.slowness(&micros),
-            micros,
-            issue_us: vec![reader.issue_us(); reader.works()],
+            times: micros.into_iter().map(|micros| Times { micros, issue_us }).collect(),
             calls: std::mem::take(&mut reader.calls),
             rounds: None,
         };
@@ -94,13 +100,13 @@ impl Program {
             took.sort_by(f64::total_cmp);
             if let Some(took) = took.get(took.len() / 2).filter(|took| **took > 0.0) {
                 let factor = took / program.round_micros();
-                program.micros.iter_mut().for_each(|micros| *micros *= factor);
+                program.times.iter_mut().for_each(|times| times.micros *= factor);
                 let issue_us = reader.issue_us_of(rounds);
                 // The host takes no longer than the round: what is more was waiting.
                 let factor = (took / issue_us.iter().sum::<f64>()).min(1.0);
                 for round in 0..rounds.count {
-                    let there = program.issue_us[works(round)].iter_mut().zip(&issue_us);
-                    there.for_each(|(there, micros)| *there = micros * factor);
+                    let there = program.times[works(round)].iter_mut().zip(&issue_us);
+                    there.for_each(|(times, issue_us)| times.issue_us = issue_us * factor);
                 }
             }
         }
@@ -109,14 +115,15 @@ impl Program {
 
     /// How long a round takes with everything in VRAM, as far as the works go, in microseconds.
     pub fn round_micros(&self) -> f64 {
-        let Some(rounds) = self.rounds else { return self.micros.iter().sum() };
+        let sum = |times: &[Times]| times.iter().map(|times| times.micros).sum();
+        let Some(rounds) = self.rounds else { return sum(&self.times) };
         let end = rounds.first_work + rounds.count * rounds.works;
-        self.micros[end - rounds.works..end].iter().sum()
+        sum(&self.times[end - rounds.works..end])
     }
 
     /// How many works it gives the GPU.
     pub fn works(&self) -> usize {
-        self.micros.len()
+        self.times.len()
     }
 
     /// Kinds of work of which it is known how they read from RAM, and all kinds.
@@ -217,7 +224,7 @@ impl Program {
         program.rounds = Some(Rounds { count, ..rounds });
         if count <= rounds.count {
             program.calls.truncate(start_of(count));
-            program.micros.truncate(rounds.first_work + count * rounds.works);
+            program.times.truncate(rounds.first_work + count * rounds.works);
             return Some(program);
         }
         // The last of two rounds that do alike: the very last often ends otherwise.
@@ -230,8 +237,7 @@ impl Program {
         let (last, last_but_one) = (calls(round), calls(round - 1));
         let last_work = rounds.first_work + (round + 1) * rounds.works;
         program.calls.truncate(start_of(round + 1));
-        program.micros.truncate(last_work);
-        program.issue_us.truncate(last_work);
+        program.times.truncate(last_work);
         let mut next = self.calls.iter().filter_map(|call| call.made()).max().map_or(0, |name| name + 1);
         // What each call of the round before, and of this one, has made.
         let made = |calls: &[Call]| calls.iter().map(Call::made).collect::<Vec<_>>();
@@ -249,8 +255,7 @@ impl Program {
                 };
                 program.calls.push(call.renamed(renamed));
             }
-            program.micros.extend(&self.micros[last_work - rounds.works..last_work]);
-            program.issue_us.extend(&self.issue_us[last_work - rounds.works..last_work]);
+            program.times.extend(&self.times[last_work - rounds.works..last_work]);
             previous = now;
         }
         Some(program)
@@ -278,10 +283,11 @@ impl Program {
                     if self.rounds.is_some_and(|rounds| rounds.begins_at(work)) {
                         ops.push(Op::Round);
                     }
+                    let Times { micros, issue_us } = self.times[work];
                     ops.push(Op::Work(GpuWork {
                         chunks: touches.iter().filter_map(|name| memory.places.get(name)).copied().collect(),
-                        micros: self.micros[work],
-                        issue_us: self.issue_us[work],
+                        micros,
+                        issue_us,
                         kind: *kind,
                         everything: *everything,
                         slowness: self.slowness_of(*kind),

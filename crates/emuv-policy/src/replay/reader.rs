@@ -156,11 +156,6 @@ impl Reader {
         self.measured.iter().map(|(kind, measured)| (*kind, slowness(kind, measured))).collect()
     }
 
-    /// How many works there are.
-    pub fn works(&self) -> usize {
-        self.works.len()
-    }
-
     /// How long each work takes with everything in VRAM, in microseconds.
     pub fn durations(&self) -> Vec<f64> {
         let shares = self.shares();
