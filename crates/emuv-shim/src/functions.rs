@@ -145,8 +145,14 @@ impl Functions {
         shape.dimensions.iter().for_each(|part| sum.add(u64::from(*part)));
         touch.kind = sum.end();
         touch.maker = shape.function as u64;
+        let concerning = session.concerning();
+        let look_at = |word| {
+            if concerning.contains(&word) {
+                touch.look_at(session, word);
+            }
+        };
         // SAFETY: the caller's word.
-        let readable = unsafe { layout.words(kernel_params, extra, |word| touch.look_at(session, word)) };
+        let readable = unsafe { layout.words(kernel_params, extra, look_at) };
         if touch.everything || !readable {
             if !layout.is_open.swap(true, Ordering::Relaxed) {
                 let why = if readable { "is given memory of the host" } else { "has arguments that cannot be read" };

@@ -12,7 +12,7 @@
 //! which waits for readers, before the driver is asked to free it.
 #![allow(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops};
 
 use crate::sync::{
     PoisonError, RwLock,
@@ -129,9 +129,14 @@ impl HostRanges {
         result
     }
 
+    /// All ranges lie in here.
+    pub fn span(&self) -> ops::Range<u64> {
+        self.least.load(Ordering::Acquire)..self.most.load(Ordering::Acquire)
+    }
+
     /// What a word of a kernel's arguments leads to; shows `each` word of memory that is looked through.
     pub fn reach(&self, word: u64, mut each: impl FnMut(u64)) -> Reach {
-        if word < self.least.load(Ordering::Acquire) || word >= self.most.load(Ordering::Acquire) {
+        if !self.span().contains(&word) {
             return Reach::Nothing;
         }
         let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);

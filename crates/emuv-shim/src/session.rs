@@ -1,6 +1,6 @@
 //! The state of a process that runs under emuV, made on its first `cuInit`.
 
-use std::{cell::Cell, path::PathBuf};
+use std::{cell::Cell, ops::Range, path::PathBuf};
 
 use emuv_cuda::{
     CUresult, CuError,
@@ -31,7 +31,7 @@ use crate::{
     streams::Name,
     sync::{
         Instant, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
         thread_local,
     },
     system,
@@ -91,6 +91,8 @@ pub(crate) struct Session {
     /// Raised when a stream goes.
     streams_gone: AtomicU64,
     devices: [OnceLock<Option<Device>>; MAX_DEVICES],
+    /// Which of them emuV places memory on, a bit each: a launch looks at no others.
+    placed: AtomicU32,
     /// All arenas lie between these addresses, most words of a kernel's arguments do not.
     arenas: (AtomicU64, AtomicU64),
     /// Where to record what moves.
@@ -236,6 +238,7 @@ impl Session {
             keeps_timelines: on(env::TIMELINE),
             keeps_call_sites: on(env::CALL_SITES),
             devices: [const { OnceLock::new() }; MAX_DEVICES],
+            placed: AtomicU32::new(0),
             arenas: (AtomicU64::new(u64::MAX), AtomicU64::new(0)),
             trace: system::variable_os(env::TRACE).filter(|path| !path.is_empty()).map(PathBuf::from),
             spill_said: AtomicBool::new(false),
@@ -245,11 +248,13 @@ impl Session {
 
     /// The device of that ordinal; `None` where emuV cannot place memory on it (said once in the log).
     pub fn device(&self, ordinal: CUdevice) -> Option<&Device> {
-        let cell = self.devices.get(usize::try_from(ordinal).ok()?)?;
+        let index = usize::try_from(ordinal).ok()?;
+        let cell = self.devices.get(index)?;
         cell.get_or_init(|| match Device::open(self, ordinal) {
             Ok(device) => {
                 self.arenas.0.fetch_min(device.arena.base(), Ordering::Release);
                 self.arenas.1.fetch_max(device.arena.base() + device.arena.bytes(), Ordering::Release);
+                self.placed.fetch_or(1 << index, Ordering::Release);
                 Some(device)
             }
             Err(error) => {
@@ -327,7 +332,13 @@ impl Session {
 
     /// Every device that has been used.
     pub fn devices(&self) -> impl Iterator<Item = &Device> {
-        self.devices.iter().filter_map(|cell| cell.get()?.as_ref())
+        let mut left = self.placed.load(Ordering::Acquire);
+        let numbers = std::iter::from_fn(move || {
+            let number = left.trailing_zeros();
+            left &= left.checked_sub(1)?;
+            Some(number as usize)
+        });
+        numbers.filter_map(|number| self.devices.get(number)?.get()?.as_ref())
     }
 
     /// The devices but this one.
@@ -359,6 +370,13 @@ impl Session {
             return None;
         }
         self.devices().find(|device| device.arena.contains(address))
+    }
+
+    /// A word outside of these is no address of an arena and leads to no memory of the host that kernels can reach.
+    pub fn concerning(&self) -> Range<u64> {
+        let host = self.host_ranges.span();
+        let (least, most) = (self.arenas.0.load(Ordering::Acquire), self.arenas.1.load(Ordering::Acquire));
+        least.min(host.start)..most.max(host.end)
     }
 
     /// The live counters of a device.

@@ -14,15 +14,17 @@ pub(crate) use std::{
 };
 
 /// Locks what is held for a few microseconds at a time: to sleep and be woken takes longer than that, so it is tried for a while
-/// first, some 20 us.
+/// first, some 20 us, at first often.
 pub(crate) fn lock_soon<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    const TRIES: u32 = 16;
-    const PAUSES: u32 = 32;
-    for _ in 0..TRIES {
+    const TRIES: u32 = 20;
+    const MOST_PAUSES: u32 = 32;
+    for try_ in 0..TRIES {
         match mutex.try_lock() {
             Ok(guard) => return guard,
             Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => (0..PAUSES).for_each(|_| std::hint::spin_loop()),
+            Err(TryLockError::WouldBlock) => {
+                (0..(2 << (try_ / 2)).min(MOST_PAUSES)).for_each(|_| std::hint::spin_loop());
+            }
         }
     }
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -10,8 +10,9 @@
 //! is noticed soon, and what never repeats is never foreseen. What repeats in part (layers whose experts nobody can foresee) begins to
 //! come true again and again, and then does not: each time the next beginning must come true for longer before it is believed.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, ops::Range};
 
+use super::seen::Seen;
 use crate::hash::{FastMap, mix};
 
 /// A work identifies its place in the loop if it touches what the same kind of work touched at least this part (one in
@@ -35,6 +36,9 @@ const LEAST_PATIENCE: u64 = 4;
 
 /// Works that are remembered.
 const LOG_WORKS: usize = 1 << 16;
+
+/// So many works are noted together ([`Foresight::catch_up`]) at the latest.
+const NOTED_TOGETHER: u64 = 128;
 
 /// The link's speed until it has been measured: PCIe 4 x16, in bytes per microsecond.
 const USUAL_LINK: f64 = 25_000.0;
@@ -66,7 +70,7 @@ pub enum Manner {
 }
 
 /// Numbers extents in the order in which they are made; none comes twice.
-pub type ExtentId = u32;
+pub type ExtentId = u64;
 
 #[derive(Debug, Clone, Copy)]
 struct Entry {
@@ -74,16 +78,9 @@ struct Entry {
     /// Number of its first touch, counted from the beginning.
     first_touch: u64,
     touches: u32,
+    /// How many extents had been made when it began.
+    made: u64,
     bytes: u64,
-}
-
-#[derive(Debug, Default)]
-struct Life {
-    /// How many works had begun when it was made.
-    born: u64,
-    /// Works in the log that touched it.
-    uses: u32,
-    gone: bool,
 }
 
 /// How works of a kind do that began with data in RAM.
@@ -135,10 +132,10 @@ pub struct Foresight {
     base: u64,
     touches: VecDeque<ExtentId>,
     touches_base: u64,
-    lives: FastMap<ExtentId, Life>,
     next_extent: ExtentId,
-    /// By kind of work and extent: where they were seen together last.
-    seen: FastMap<u64, u64>,
+    /// By kind of work and extent: where they were seen together last, of the works before `noted`.
+    seen: Seen,
+    noted: u64,
     /// The position in the past that corresponds to the last work.
     follow: Option<u64>,
     /// How often the forecast has begun, ended, or gone on elsewhere.
@@ -160,19 +157,8 @@ impl Foresight {
     /// An extent has been made.
     pub fn born(&mut self) -> ExtentId {
         let id = self.next_extent;
-        self.next_extent = id.wrapping_add(1);
-        self.lives.insert(id, Life { born: self.position(), ..Life::default() });
+        self.next_extent += 1;
         id
-    }
-
-    /// An extent has been given back.
-    pub fn gone(&mut self, extent: ExtentId) {
-        if let Some(life) = self.lives.get_mut(&extent) {
-            life.gone = true;
-            if life.uses == 0 {
-                self.lives.remove(&extent);
-            }
-        }
     }
 
     /// How many works have begun: the position of the next one.
@@ -185,11 +171,11 @@ impl Foresight {
         let position = self.position();
         let first_touch = self.touches_base + self.touches.len() as u64;
         let touches = u32::try_from(extents.len()).unwrap_or(u32::MAX);
-        self.log.push_back(Entry { kind, first_touch, touches, bytes });
+        self.log.push_back(Entry { kind, first_touch, touches, made: self.next_extent, bytes });
         self.touches.extend(extents);
         let expected = self.place().map(|place| place + 1);
         let held_works = expected.map(|_| position - self.begun);
-        self.advance(position, kind, extents, bytes);
+        self.advance(position, kind, bytes);
         if let Some(works) = held_works {
             self.learn_patience(works, position);
         }
@@ -197,32 +183,18 @@ impl Foresight {
             (Some(expected), Some(place)) => place.abs_diff(expected) > NEAR,
             (expected, place) => expected.is_some() != place.is_some(),
         });
-        for extent in extents {
-            if let Some(life) = self.lives.get_mut(extent) {
-                life.uses += 1;
-            }
-        }
         if self.log.len() > LOG_WORKS {
             self.drop_oldest();
         }
     }
 
     #[allow(clippy::cast_precision_loss)] // Averages.
-    fn advance(&mut self, position: u64, kind: u64, extents: &[ExtentId], bytes: u64) {
+    fn advance(&mut self, position: u64, kind: u64, bytes: u64) {
         let next = self.follow.map(|follow| follow + 1).filter(|next| *next < position);
         let hit = next.is_some_and(|next| self.agrees(next, position));
-        // Only asked for where the forecast has failed.
-        let mut befores = Vec::new();
-        for &extent in extents {
-            let key = mix(kind ^ mix(u64::from(extent)));
-            let Some(before) = self.seen.insert(key, position).filter(|before| *before >= self.base) else { continue };
-            let gap = (position - before) as f64;
-            self.gaps = self.gaps * SLOW_DECAY + gap;
-            self.squared_gaps = self.squared_gaps * SLOW_DECAY + gap * gap;
-            if !hit {
-                befores.push(before);
-            }
-        }
+        // Where the works' likes were is only asked for where the forecast has failed.
+        let is_asked = !hit || self.noted + NOTED_TOGETHER <= position;
+        let befores = if is_asked { self.catch_up() } else { Vec::new() };
         self.foreseen = self.foreseen * DECAY + if hit { bytes as f64 } else { 0.0 };
         self.touched = self.touched * DECAY + bytes as f64;
         if hit {
@@ -251,6 +223,28 @@ impl Foresight {
         };
     }
 
+    /// Notes where the last works were seen. Many at a time: what that needs is not in the caches, and then is. Gives where the last one's
+    /// likes were before.
+    #[allow(clippy::cast_precision_loss)] // Averages.
+    fn catch_up(&mut self) -> Vec<u64> {
+        let mut befores = Vec::new();
+        let now = self.position();
+        for position in std::mem::replace(&mut self.noted, now)..now {
+            befores.clear();
+            let Some(&entry) = self.entry(position) else { continue };
+            for at in self.touches_of(&entry) {
+                let Some(extent) = self.touches.get(at) else { break };
+                let before = self.seen.insert(mix(entry.kind ^ mix(*extent)), position);
+                let Some(before) = before.filter(|before| *before >= self.base) else { continue };
+                let gap = (position - before) as f64;
+                self.gaps = self.gaps * SLOW_DECAY + gap;
+                self.squared_gaps = self.squared_gaps * SLOW_DECAY + gap * gap;
+                befores.push(before);
+            }
+        }
+        befores
+    }
+
     /// A forecast was believed that had come true for so many works, and this is how it went on: one that does not hold for a round makes
     /// what comes next wait for longer, one that does is forgiven.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Numbers of works.
@@ -274,14 +268,19 @@ impl Foresight {
         if a.kind != b.kind || a.touches != b.touches {
             return false;
         }
-        let lived = |extent: &ExtentId| self.lives.get(extent).is_some_and(|life| life.born <= then);
+        let lived = |extent| extent < a.made;
         let (before, after) = (self.extents(a), self.extents(b));
-        before.zip(after).all(|(before, after)| before == after || !lived(&after))
+        before.zip(after).all(|(before, after)| before == after || !lived(after))
     }
 
     fn extents(&self, entry: &Entry) -> impl Iterator<Item = ExtentId> {
+        self.touches_of(entry).filter_map(|at| self.touches.get(at).copied())
+    }
+
+    /// Which of the touches are the entry's.
+    fn touches_of(&self, entry: &Entry) -> Range<usize> {
         let from = usize::try_from(entry.first_touch.saturating_sub(self.touches_base)).unwrap_or(usize::MAX);
-        (from..from.saturating_add(entry.touches as usize)).filter_map(|at| self.touches.get(at).copied())
+        from..from.saturating_add(entry.touches as usize)
     }
 
     /// About how many works the loop has: the mean distance of a work to its like, by distance. A work that comes once a
@@ -298,22 +297,11 @@ impl Foresight {
 
     fn drop_oldest(&mut self) {
         let Some(entry) = self.log.pop_front() else { return };
-        for _ in 0..entry.touches {
-            let Some(extent) = self.touches.pop_front() else { break };
-            let Some(life) = self.lives.get_mut(&extent) else { continue };
-            life.uses -= 1;
-            if life.gone && life.uses == 0 {
-                self.lives.remove(&extent);
-            }
-        }
+        self.touches.drain(..entry.touches as usize);
         self.touches_base += u64::from(entry.touches);
         self.base += 1;
         if self.follow.is_some_and(|follow| follow < self.base) {
             self.follow = None;
-        }
-        if self.seen.len() > 4 * LOG_WORKS {
-            let base = self.base;
-            self.seen.retain(|_, position| *position >= base);
         }
     }
 
@@ -447,7 +435,7 @@ mod tests {
         let weights = weights(&mut foresight, 10);
         let mut made = Vec::new();
         for _ in 0..3 {
-            made.drain(..).for_each(|extent| foresight.gone(extent));
+            made.clear();
             for weight in &weights {
                 made.push(foresight.born());
                 foresight.note(1, &[*weight, made[made.len() - 1]], 1);
@@ -501,15 +489,11 @@ mod tests {
     }
 
     #[test]
-    fn the_log_is_bounded_and_old_extents_are_forgotten() {
+    fn the_log_is_bounded() {
         let mut foresight = Foresight::default();
-        let first = foresight.born();
-        foresight.note(1, &[first], 1);
-        foresight.gone(first);
         let weights = weights(&mut foresight, 2);
         rounds(&mut foresight, &weights, u32::try_from(LOG_WORKS).unwrap());
-        assert_eq!(foresight.log.len(), LOG_WORKS);
-        assert!(!foresight.lives.contains_key(&first));
+        assert_eq!((foresight.log.len(), foresight.touches.len()), (LOG_WORKS, LOG_WORKS));
     }
 
     #[test]

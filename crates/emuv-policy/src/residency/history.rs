@@ -92,15 +92,17 @@ pub(super) struct History {
 impl History {
     /// The chunk is used by the work at `position`, to which the one at `place` corresponds.
     pub fn note(&mut self, position: u64, fresh: bool, place: Option<u64>, turns: u64) {
+        let mut at = place.map_or(0, |place| self.before(place));
         // A round later the same is done as a round before.
-        let like = place.and_then(|place| self.like(place));
+        let like = place.and_then(|place| self.like(at, place));
         self.decision = like.map_or_else(Decision::default, |like| like.decision);
         self.uses.push_back(ChunkUse { position, kept: KEPT, fresh, decision: self.decision });
         let oldest = place.unwrap_or(0).saturating_sub(NEAR);
         while self.uses.len() > MOST_USES || self.uses.front().is_some_and(|first| first.position < oldest) {
             self.uses.pop_front();
+            at = at.saturating_sub(1);
         }
-        self.foresee(position, place, turns);
+        self.foresee(at, position, place, turns);
     }
 
     /// The program has given up what the chunk holds; the work at `position` is the next.
@@ -110,10 +112,30 @@ impl History {
         }
     }
 
-    fn foresee(&mut self, position: u64, place: Option<u64>, turns: u64) {
+    /// How many uses are before `position`. What is asked for is mostly a round ago, and near it lies the oldest that is remembered:
+    /// looked for from there, it takes a look at a cache line or two.
+    fn before(&self, position: u64) -> usize {
+        let is_before = |at: usize| self.uses.get(at).is_some_and(|used| used.position < position);
+        let (mut least, mut step) = (0, 1);
+        while is_before(least + step - 1) {
+            (least, step) = (least + step, 2 * step);
+        }
+        let mut most = (least + step - 1).min(self.uses.len());
+        while least < most {
+            let middle = usize::midpoint(least, most);
+            if is_before(middle) { least = middle + 1 } else { most = middle }
+        }
+        least
+    }
+
+    /// `at`: how many uses are before `place`.
+    fn foresee(&mut self, at: usize, position: u64, place: Option<u64>, turns: u64) {
         self.turns = turns;
-        let after = |place: u64| self.uses.get(self.uses.partition_point(|used| used.position <= place));
-        let next = place.and_then(|place| after(place).map(|used| (position + (used.position - place), used.fresh)));
+        let next = place.and_then(|place| {
+            let used =
+                [at, at + 1].into_iter().filter_map(|at| self.uses.get(at)).find(|used| used.position > place)?;
+            Some((position + (used.position - place), used.fresh))
+        });
         (self.next, self.dies) = next.unwrap_or((NEVER, false));
     }
 
@@ -122,8 +144,8 @@ impl History {
         self.dies
     }
 
-    fn like(&self, place: u64) -> Option<ChunkUse> {
-        let at = self.uses.partition_point(|used| used.position < place);
+    /// The use nearest to `place`, before which there are `at`.
+    fn like(&self, at: usize, place: u64) -> Option<ChunkUse> {
         let around = [self.uses.get(at), at.checked_sub(1).and_then(|before| self.uses.get(before))];
         let near = around.into_iter().flatten().filter(|used| used.position.abs_diff(place) <= NEAR);
         near.min_by_key(|used| used.position.abs_diff(place)).copied()
@@ -132,7 +154,7 @@ impl History {
     /// The position of the next use, as seen after the work at `position`; [`NEVER`]: not foreseen.
     pub fn next(&mut self, position: u64, place: Option<u64>, turns: u64) -> u64 {
         if self.turns != turns || self.next <= position {
-            self.foresee(position, place, turns);
+            self.foresee(place.map_or(0, |place| self.before(place)), position, place, turns);
         }
         self.next
     }
@@ -155,7 +177,7 @@ impl History {
 
     /// The uses behind `place`.
     pub fn since(&self, place: u64) -> impl ExactSizeIterator<Item = &ChunkUse> {
-        self.uses.range(self.uses.partition_point(|used| used.position <= place)..)
+        self.uses.range(self.before(place + 1)..)
     }
 
     /// From now on it is always to be in VRAM, until something else is decided.
@@ -166,7 +188,7 @@ impl History {
 
     /// Decides what comes behind each use behind `place`, in order; without any, what comes from now on.
     pub fn decide(&mut self, place: u64, decisions: impl Iterator<Item = Decision>) {
-        let first = self.uses.partition_point(|used| used.position <= place);
+        let first = self.before(place + 1);
         let mut uses = self.uses.range_mut(first..);
         for decision in decisions {
             if let Some(used) = uses.next() {
@@ -192,6 +214,18 @@ mod tests {
         assert_eq!(history.next(24, Some(14), 1), 30, "it was not used when it was expected");
         assert_eq!(history.next(24, None, 2), NEVER);
         assert_eq!(history.last(), 20);
+    }
+
+    #[test]
+    fn the_uses_before_a_position_are_counted() {
+        for length in 0..20 {
+            let mut history = History::default();
+            (0..length).for_each(|use_| history.note(10 * use_ + 5, false, None, 0));
+            for position in 0..210 {
+                let expected = (0..length).filter(|use_| 10 * use_ + 5 < position).count();
+                assert_eq!(history.before(position), expected, "{position} of {length}");
+            }
+        }
     }
 
     #[test]

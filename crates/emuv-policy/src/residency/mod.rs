@@ -42,6 +42,7 @@ mod plan;
 mod pointers;
 mod round_plan;
 mod schedule;
+mod seen;
 mod sight;
 mod works;
 
@@ -54,6 +55,7 @@ pub use plan::{Policy, Room as MoveRoom, Step, Why};
 use pointers::Pointers;
 pub use pointers::SearchRanges;
 pub use sight::{LastRound, Looped, ReadInPlace, RoundChunk, Sight, Touch};
+use works::LastUses;
 
 use crate::{
     GRANULE, StreamId, Tier,
@@ -179,9 +181,9 @@ struct ChunkState {
     /// The move under way leaves it so.
     leave: bool,
     /// The last work of each stream that may touch it.
-    uses: Vec<Use>,
+    uses: LastUses,
     /// The last work of each stream behind which it is searched: it stays mapped until that is over.
-    searches: Vec<Use>,
+    searches: LastUses,
     extent: u32,
     /// Never moves: shared with others, or many small allocations.
     fixed: bool,
@@ -376,8 +378,8 @@ impl Residency {
             moving: None,
             mapped: true,
             leave: false,
-            uses: Vec::new(),
-            searches: Vec::new(),
+            uses: LastUses::default(),
+            searches: LastUses::default(),
             extent: NONE,
             fixed,
             going: false,
@@ -421,17 +423,6 @@ impl Residency {
         true
     }
 
-    /// Whether the chunk at `offset` is being looked through behind some work that is not known to be done. One that never
-    /// moves is many small allocations, which come and go without it.
-    pub fn is_searched(&self, offset: u64) -> bool {
-        let chunk = self.at(offset).and_then(|index| self.chunk(index)).filter(|chunk| !chunk.fixed);
-        chunk.is_some_and(|chunk| self.is_under_search(chunk))
-    }
-
-    fn is_under_search(&self, chunk: &ChunkState) -> bool {
-        !chunk.searches.iter().all(|last| self.is_done(*last))
-    }
-
     /// The program has got `bytes` at `offset`: an extent of chunks that are there already. What they hold is
     /// nobody's until something is written.
     pub fn add_extent(&mut self, offset: u64, bytes: u64) {
@@ -457,7 +448,6 @@ impl Residency {
         let Some(slot) = self.extents.get_mut(id as usize) else { return };
         let Some(extent) = slot.take_if(|extent| extent.offset == offset) else { return };
         self.free_extents.push(id);
-        self.foresight.gone(extent.id);
         self.tell(|| Event::Freed { offset });
         let (dead, position) = (self.quiesced, self.foresight.position());
         self.each_in(extent.offset, extent.bytes, |chunk| {

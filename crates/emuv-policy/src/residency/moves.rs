@@ -10,7 +10,7 @@ impl Residency {
         if chunk.escaped {
             return self.all_idle();
         }
-        self.quiesced && self.everything.is_empty() && chunk.uses.iter().all(|last| self.is_done(*last))
+        self.quiesced && self.everything.is_empty() && chunk.uses.iter().all(|last| self.is_done(last))
     }
 
     /// Whether only works that name the chunk can touch it.

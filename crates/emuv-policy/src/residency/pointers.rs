@@ -23,7 +23,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::{Begun, ChunkState, NONE, Policy, Residency, Use, Work, works::note_use};
+use super::{Begun, ChunkState, NONE, Policy, Residency, Use, Work};
 use crate::{hash::FastMap, trace::Event};
 
 /// (offset, bytes) of chunks.
@@ -210,7 +210,7 @@ impl Residency {
             for (offset, _) in &ranges.written {
                 let index = self.at(*offset).unwrap_or(NONE);
                 if let Some(chunk) = self.chunk_mut(index) {
-                    note_use(&mut chunk.searches, begun.lane, begun.number);
+                    chunk.searches.note(begun.lane, begun.number);
                 }
             }
         }
@@ -241,6 +241,17 @@ impl Residency {
             known.doubted = true;
             known.searched.clear();
         }
+    }
+
+    /// Whether the chunk at `offset` is being looked through behind some work that is not known to be done. One that never
+    /// moves is many small allocations, which come and go without it.
+    pub fn is_searched(&self, offset: u64) -> bool {
+        let chunk = self.at(offset).and_then(|index| self.chunk(index)).filter(|chunk| !chunk.fixed);
+        chunk.is_some_and(|chunk| self.is_under_search(chunk))
+    }
+
+    pub(super) fn is_under_search(&self, chunk: &ChunkState) -> bool {
+        !chunk.searches.iter().all(|last| self.is_done(last))
     }
 
     /// Whether there is memory that has not been searched: before works were told, or where no search could follow.

@@ -1,7 +1,7 @@
 //! Works: from the moment the program is about to give one to the GPU until it is known to be done.
 
 use super::{
-    Begin, Begun, ChunkState, ExtentId, Held, HoldId, Lane, Manner, Policy, Residency, Unfenced, Use, Work,
+    Begin, Begun, ChunkState, ExtentId, Held, HoldId, Lane, Manner, NONE, Policy, Residency, Unfenced, Use, Work,
     history::Decision, index_of,
 };
 use crate::{
@@ -77,13 +77,14 @@ impl Residency {
             if let Some(chunk) = self.chunks[index as usize].as_mut() {
                 let fresh = std::mem::take(&mut chunk.dead);
                 if !work.everything {
-                    note_use(&mut chunk.uses, lane, number);
+                    chunk.uses.note(lane, number);
                     chunk.history.note(position, fresh, place, turns);
                 }
             }
         }
         if work.everything {
-            note_use(&mut self.everything, lane, number);
+            self.everything.retain(|(other, _)| *other != lane);
+            self.everything.push((lane, number));
         }
         let search = self.may_store(work, touched, (lane, number));
         let can_be_timed = work.kind != 0 && !work.everything && self.policy.promotes();
@@ -333,11 +334,40 @@ impl Residency {
     }
 }
 
-/// Keeps the last use of each stream.
-pub(super) fn note_use(uses: &mut Vec<Use>, lane: u32, number: u64) {
-    match uses.iter_mut().find(|(other, _)| *other == lane) {
-        Some(last) => last.1 = number,
-        None => uses.push((lane, number)),
+/// The last use of each stream. Most have one, which is found without a look elsewhere.
+#[derive(Debug)]
+pub(super) struct LastUses {
+    one: Use,
+    others: Vec<Use>,
+}
+
+impl Default for LastUses {
+    fn default() -> Self {
+        Self { one: (NONE, 0), others: Vec::new() }
+    }
+}
+
+impl LastUses {
+    /// A work of that stream uses it.
+    pub fn note(&mut self, lane: u32, number: u64) {
+        if self.one.0 == lane || self.one.0 == NONE {
+            self.one = (lane, number);
+            return;
+        }
+        match self.others.iter_mut().find(|(other, _)| *other == lane) {
+            Some(last) => last.1 = number,
+            None => self.others.push((lane, number)),
+        }
+    }
+
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = Use> {
+        [self.one].into_iter().filter(|one| one.0 != NONE).chain(self.others.iter().copied())
+    }
+
+    /// There are none any more.
+    pub fn clear(&mut self) {
+        *self = Self::default();
     }
 }
 

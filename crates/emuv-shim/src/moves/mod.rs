@@ -70,6 +70,9 @@ pub(crate) struct Moves {
     state: Mutex<State>,
     /// The mover has something to do, or has come to rest.
     wake: Condvar,
+    /// It has been woken, and it waits for that: of the two who set one and look at the other, one sees it.
+    woken: AtomicBool,
+    asleep: AtomicBool,
     lanes: Lanes,
     spares: Spares,
     searcher: Searcher,
@@ -89,9 +92,6 @@ struct Stillness {
 struct State {
     started: bool,
     stop: bool,
-    /// The mover waits to be woken.
-    asleep: bool,
-    woken: bool,
     /// The context whose streams the mover uses, and its device.
     context: Option<Owner>,
     device: CUdevice,
@@ -411,11 +411,10 @@ impl Moves {
 
     /// The mover has something to do.
     pub fn wake_mover(&self) {
-        let mut state = lock(&self.state);
-        state.woken = true;
-        let asleep = state.asleep;
-        drop(state);
-        if asleep {
+        self.woken.store(true, Ordering::SeqCst);
+        if self.asleep.load(Ordering::SeqCst) {
+            // Until this is had it may not wait yet.
+            drop(lock(&self.state));
             self.wake.notify_all();
         }
     }
@@ -482,7 +481,7 @@ impl Moves {
         }
         let mut state = lock(&self.state);
         state.pauses += 1;
-        state.woken = true;
+        self.woken.store(true, Ordering::SeqCst);
         self.wake.notify_all();
         while state.started && !state.still && !state.stop {
             state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -512,7 +511,7 @@ impl Moves {
         if state.pauses == 0 && state.context.is_none() {
             state.context = context_of(session, state.device);
         }
-        state.woken = true;
+        self.woken.store(true, Ordering::SeqCst);
         self.wake.notify_all();
     }
 }

@@ -182,7 +182,7 @@ impl super::Moves {
     fn stop(&self) {
         let mut state = lock(&self.state);
         state.stop = true;
-        state.woken = true;
+        self.woken.store(true, Ordering::SeqCst);
         self.wake.notify_all();
         let began = Instant::now();
         // Bounded: a driver call that never returns must not keep the process from ending. By time: others are told by the same signal.
@@ -248,12 +248,15 @@ impl Mover {
             sleep(wait);
         }
         let mut state = lock(&moves.state);
-        if wait == Some(SLEEP) && !state.woken {
-            state.asleep = true;
-            state = moves.wake.wait_timeout(state, SLEEP).unwrap_or_else(PoisonError::into_inner).0;
-            state.asleep = false;
+        if wait == Some(SLEEP) {
+            moves.asleep.store(true, Ordering::SeqCst);
+            if !moves.woken.load(Ordering::SeqCst) {
+                state = moves.wake.wait_timeout(state, SLEEP).unwrap_or_else(PoisonError::into_inner).0;
+            }
+            moves.asleep.store(false, Ordering::SeqCst);
         }
-        state.woken = false;
+        // What it was woken for is seen from here on.
+        moves.woken.swap(false, Ordering::SeqCst);
         if state.pauses > 0 && !state.stop {
             drop(state);
             self.come_to_rest();
