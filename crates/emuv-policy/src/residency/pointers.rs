@@ -165,7 +165,9 @@ impl Residency {
 
     /// Whether code that may turn out to be a storer has been given the chunk.
     pub(super) fn is_suspect(&self, chunk: &ChunkState) -> bool {
-        self.is_under_search(chunk) || self.pointers.makers.values().any(|known| known.given.contains(&chunk.offset))
+        // While it is searched behind none of it, none has been given anything.
+        let is_given = || self.pointers.makers.values().any(|known| known.given.contains(&chunk.offset));
+        self.is_under_search(chunk) || !self.pointers.followed.is_empty() && is_given()
     }
 
     /// Code is given these chunks.
