@@ -85,7 +85,6 @@ pub(crate) struct Arena {
     pub exports: Exports,
     residency: Mutex<Residency>,
     changes: AtomicU64,
-    news: AtomicU64,
     /// A move has ended, or a held work need not wait any longer.
     pub settled: Condvar,
     /// When recording began, if everything is recorded.
@@ -128,7 +127,6 @@ impl Arena {
             exports: Exports::default(),
             residency: Mutex::new(Residency::new(policy)),
             changes: AtomicU64::new(0),
-            news: AtomicU64::new(0),
             settled: Condvar::new(),
             recording: None,
             hidden: None,
@@ -152,31 +150,14 @@ impl Arena {
 
     /// Which chunks may move, and which works are under way; to be changed.
     pub fn residency(&self) -> MutexGuard<'_, Residency> {
-        let residency = self.residency_to_use();
-        self.is_news();
-        residency
-    }
-
-    /// The same for what gives the mover nothing more to do: works that go on, memory that is given out.
-    pub fn residency_to_use(&self) -> MutexGuard<'_, Residency> {
         let residency = self.residency_as_it_is();
         self.changes.fetch_add(1, Ordering::Relaxed);
         residency
     }
 
-    /// What was changed does give the mover something to do. To be told while the residency is locked.
-    pub fn is_news(&self) {
-        self.news.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// How often something was changed: as long as that is the same, so is what the residency says.
+    /// How often [`Self::residency`] has been asked for: as long as that is the same, so is what it says.
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Relaxed)
-    }
-
-    /// How often there was something more to do: as long as that is the same, and there was nothing to do, there is nothing.
-    pub fn news(&self) -> u64 {
-        self.news.load(Ordering::Relaxed)
     }
 
     /// The same as [`Self::residency`], to be looked at.
@@ -196,15 +177,12 @@ impl Arena {
 
     /// The program has got `bytes` (whole granules) at `address`, in a block of a pool that may be larger.
     pub fn add_extent(&self, address: u64, bytes: u64) {
-        self.residency_to_use().add_extent(address - self.base, bytes);
+        self.residency().add_extent(address - self.base, bytes);
     }
 
     /// The program has given a block of a pool back.
     pub fn remove_extent(&self, address: u64) {
-        let mut residency = self.residency_to_use();
-        if residency.remove_extent(address - self.base) {
-            self.is_news();
-        }
+        self.residency().remove_extent(address - self.base);
     }
 
     /// Whether `address` lies in this arena.

@@ -442,12 +442,11 @@ impl Residency {
     }
 
     /// The program has given the extent that starts at `offset` back. Work in flight may still touch its chunks; what they
-    /// hold is then nobody's. Whether no such work is known of: then it is news to whoever moves chunks.
-    pub fn remove_extent(&mut self, offset: u64) -> bool {
-        let Some(first) = self.at(offset) else { return false };
-        let Some(id) = self.chunk(first).map(|chunk| chunk.extent) else { return false };
-        let Some(slot) = self.extents.get_mut(id as usize) else { return false };
-        let Some(extent) = slot.take_if(|extent| extent.offset == offset) else { return false };
+    /// hold is then nobody's.
+    pub fn remove_extent(&mut self, offset: u64) {
+        let Some(id) = self.at(offset).and_then(|index| self.chunk(index)).map(|chunk| chunk.extent) else { return };
+        let Some(slot) = self.extents.get_mut(id as usize) else { return };
+        let Some(extent) = slot.take_if(|extent| extent.offset == offset) else { return };
         self.free_extents.push(id);
         self.tell(|| Event::Freed { offset });
         let (dead, position) = (self.quiesced, self.foresight.position());
@@ -458,7 +457,6 @@ impl Residency {
             chunk.dead = dead && !chunk.fixed;
             chunk.came = false;
         });
-        self.is_idle(first)
     }
 
     /// All memory is about to be read, for another device. False: something is moving; to be tried again.

@@ -165,7 +165,7 @@ impl Lanes {
 
     /// Records a fence behind what has been issued. In the stream's context.
     fn fence(&self, real: &Real, arena: &Arena, lane: Lane) {
-        let Some(number) = arena.residency_to_use().record_fence(lane.stream) else { return };
+        let Some(number) = arena.residency().record_fence(lane.stream) else { return };
         self.fenced_micros.store(self.micros(), Ordering::Relaxed);
         let event = {
             let mut state = lock(&self.state);
@@ -274,7 +274,7 @@ impl Lanes {
             let state = lock(&self.state);
             state.streams.values().filter(|s| s.lane.context == context).map(|s| s.lane.stream).collect()
         };
-        let residency = arena.residency_as_it_is();
+        let residency = arena.residency();
         ids.into_iter().filter_map(|stream| Some((stream, residency.fence(stream)?))).collect()
     }
 

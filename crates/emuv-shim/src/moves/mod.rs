@@ -206,7 +206,7 @@ pub(crate) fn around(
         device.moves.tables.watch(begun.work(), &touch.tables);
     }
     for (device, lane, begun) in entered {
-        let unfenced = device.arena.residency_to_use().issued(&begun);
+        let unfenced = device.arena.residency().issued(&begun);
         if begun.measure {
             // The events are that device's alone from now on.
             let sampled = match (before, after) {
@@ -362,16 +362,11 @@ impl Moves {
             patient: true,
         };
         let begin = {
-            let mut residency = arena.residency_to_use();
+            let mut residency = arena.residency();
             if !touch.tables.is_empty() && touch.maker != 0 {
                 residency.doubted(&[touch.maker]);
-                arena.is_news();
             }
-            let begin = residency.begin(&work, None);
-            if matches!(begin, Begin::Hold(_)) {
-                arena.is_news();
-            }
-            begin
+            residency.begin(&work, None)
         };
         let held = match begin {
             Begin::Go(begun) => return begun,

@@ -132,7 +132,7 @@ struct Mover {
     /// When the slice was last looked at.
     looked: Instant,
     seen: Option<Seen>,
-    /// There was nothing to do with that room when there had been so many news, and when that was.
+    /// There was nothing to do with that room when so many changes had been made, and when that was.
     rested: Option<(MoveRoom, u64, Instant)>,
 }
 
@@ -358,17 +358,16 @@ impl Mover {
                 vram_coming_bytes: self.coming_bytes(),
                 vram_excess_bytes: over_limit.max(excess),
             };
-            if self
-                .rested
-                .is_some_and(|(with, news, when)| with == room && news == arena.news() && when.elapsed() < POLL_IDLE)
-            {
+            if self.rested.is_some_and(|(with, changes, when)| {
+                with == room && changes == arena.changes() && when.elapsed() < POLL_IDLE
+            }) {
                 break;
             }
-            let (step, news) = {
+            let (step, changes) = {
                 let mut residency = arena.residency();
-                (residency.next_step(room), arena.news())
+                (residency.next_step(room), arena.changes())
             };
-            self.rested = (step == Step::Rest).then(|| (room, news, Instant::now()));
+            self.rested = (step == Step::Rest).then(|| (room, changes, Instant::now()));
             match step {
                 Step::Show { offset, bytes } => self.show(offset, bytes),
                 Step::Move { offset, bytes, to, copy, map, why } => {
