@@ -145,14 +145,9 @@ impl Functions {
         shape.dimensions.iter().for_each(|part| sum.add(u64::from(*part)));
         touch.kind = sum.end();
         touch.maker = shape.function as u64;
-        let concerning = session.concerning();
-        let look_at = |word| {
-            if concerning.contains(&word) {
-                touch.look_at(session, word);
-            }
-        };
+        let look_at = Touch::looker(session);
         // SAFETY: the caller's word.
-        let readable = unsafe { layout.words(kernel_params, extra, look_at) };
+        let readable = unsafe { layout.words(kernel_params, extra, |word| look_at(&mut touch, word)) };
         if touch.everything || !readable {
             if !layout.is_open.swap(true, Ordering::Relaxed) {
                 let why = if readable { "is given memory of the host" } else { "has arguments that cannot be read" };

@@ -201,7 +201,7 @@ impl Graphs {
 
     /// What a launch of the graph may touch.
     pub fn touch(&self, session: &Session, exec: CUgraphExec) -> Touch {
-        self.touch_by(exec, |touch, word| touch.look_at(session, word))
+        self.touch_by(exec, Touch::looker(session))
     }
 
     fn touch_by(&self, exec: CUgraphExec, look_at: impl FnMut(&mut Touch, u64)) -> Touch {

@@ -85,8 +85,18 @@ impl Touch {
         self.addresses.push(address);
     }
 
-    /// Takes a word for what it may be: an address in an arena, or one through which the host's memory is reached.
-    pub fn look_at(&mut self, session: &Session, word: u64) {
+    /// To take words for what they may be: addresses in an arena, or through which the host's memory is reached. Most are
+    /// neither, which is seen by one comparison.
+    pub fn looker(session: &Session) -> impl Fn(&mut Self, u64) {
+        let concerning = session.concerning();
+        move |touch, word| {
+            if concerning.contains(&word) {
+                touch.look_at(session, word);
+            }
+        }
+    }
+
+    fn look_at(&mut self, session: &Session, word: u64) {
         if session.device_at(word).is_some() {
             self.add(word);
             return;

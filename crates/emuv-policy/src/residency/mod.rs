@@ -259,8 +259,8 @@ pub struct Residency {
     free_extents: Vec<u32>,
     names: FastMap<StreamId, u32>,
     lanes: Vec<Lane>,
-    /// Works that may touch anything and are not known to be done.
-    everything: Vec<Use>,
+    /// The last work of each stream that may touch anything.
+    everything: LastUses,
     /// Everything from before works were told is known to be done.
     quiesced: bool,
     /// What moves to either tier (or is being mapped there): how many chunks, and their bytes.
@@ -312,7 +312,7 @@ impl Residency {
             free_extents: Vec::new(),
             names: FastMap::default(),
             lanes: Vec::new(),
-            everything: Vec::new(),
+            everything: LastUses::default(),
             quiesced: false,
             into_vram: (0, 0),
             into_ram: (0, 0),

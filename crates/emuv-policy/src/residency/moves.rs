@@ -10,7 +10,7 @@ impl Residency {
         if chunk.escaped {
             return self.all_idle();
         }
-        self.quiesced && self.everything.is_empty() && chunk.uses.iter().all(|last| self.is_done(last))
+        self.quiesced && self.are_done(&self.everything) && self.are_done(&chunk.uses)
     }
 
     /// Whether only works that name the chunk can touch it.

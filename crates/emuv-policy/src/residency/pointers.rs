@@ -253,7 +253,7 @@ impl Residency {
     }
 
     pub(super) fn is_under_search(&self, chunk: &ChunkState) -> bool {
-        !chunk.searches.iter().all(|last| self.is_done(last))
+        !self.are_done(&chunk.searches)
     }
 
     /// Whether there is memory that has not been searched: before works were told, or where no search could follow.

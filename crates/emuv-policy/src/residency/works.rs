@@ -83,8 +83,7 @@ impl Residency {
             }
         }
         if work.everything {
-            self.everything.retain(|(other, _)| *other != lane);
-            self.everything.push((lane, number));
+            self.everything.note(lane, number);
         }
         let search = self.may_store(work, touched, (lane, number));
         let can_be_timed = work.kind != 0 && !work.everything && self.policy.promotes();
@@ -219,7 +218,6 @@ impl Residency {
         lane.done = lane.done.max(number.min(lane.begun));
         let done = lane.done;
         self.tell(|| Event::Completed { stream, number: done });
-        self.everything.retain(|(lane, number)| *lane != index || *number > done);
     }
 
     /// The stream is gone and so are its works; its name may come again.
@@ -228,7 +226,6 @@ impl Residency {
             let lane = &mut self.lanes[index as usize];
             (lane.done, lane.fenced, lane.unfenced_bytes) = (lane.begun, lane.begun, 0);
             lane.open.clear();
-            self.everything.retain(|(other, _)| *other != index);
         }
     }
 
@@ -280,6 +277,10 @@ impl Residency {
 
     pub(super) fn is_done(&self, (lane, number): Use) -> bool {
         self.lanes.get(lane as usize).is_none_or(|lane| lane.done >= number)
+    }
+
+    pub(super) fn are_done(&self, uses: &LastUses) -> bool {
+        uses.iter().all(|last| self.is_done(last))
     }
 
     /// Whether no work at all may be running.
