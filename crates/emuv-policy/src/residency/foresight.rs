@@ -195,7 +195,8 @@ impl Foresight {
         // Where the works' likes were is only asked for where the forecast has failed.
         let is_asked = !hit || self.noted + NOTED_TOGETHER <= position;
         let befores = if is_asked { self.catch_up() } else { Vec::new() };
-        self.foreseen = self.foreseen * DECAY + if hit { bytes as f64 } else { 0.0 };
+        let foreseen = next.filter(|_| hit).and_then(|next| self.entry(next)).map_or(0, |then| then.bytes.min(bytes));
+        self.foreseen = self.foreseen * DECAY + foreseen as f64;
         self.touched = self.touched * DECAY + bytes as f64;
         if hit {
             self.follow = next;
@@ -267,15 +268,20 @@ impl Foresight {
     }
 
     /// Whether the work at `then` is the one at `now`, a round earlier: of the same kind, on the same extents as far as
-    /// those lived then.
+    /// those lived then. One may name some that the other does not: in what a program passes to a kernel there may be places that
+    /// it does not use, with addresses that happen to be left there.
     fn agrees(&self, then: u64, now: u64) -> bool {
         let (Some(a), Some(b)) = (self.entry(then), self.entry(now)) else { return false };
-        if a.kind != b.kind || a.touches != b.touches {
+        if a.kind != b.kind || (a.touches == 0) != (b.touches == 0) {
             return false;
         }
-        let lived = |extent| extent < a.made;
-        let (before, after) = (self.extents(a), self.extents(b));
-        before.zip(after).all(|(before, after)| before == after || !lived(after))
+        let same = |before: ExtentId, after: ExtentId| before == after || after >= a.made;
+        let (mut before, mut after) = (self.extents(a), self.extents(b));
+        if a.touches <= b.touches {
+            before.all(|before| after.any(|after| same(before, after)))
+        } else {
+            after.all(|after| before.any(|before| same(before, after)))
+        }
     }
 
     fn extents(&self, entry: &Entry) -> impl Iterator<Item = ExtentId> {

@@ -76,6 +76,40 @@ fn a_work_more_or_less_does_not_end_the_forecast() {
     assert_eq!(foresight.place(), Some(27), "where the one before weights[8] was");
 }
 
+/// Sequences that grow: each step makes longer what the one before it left, by a work with half of all bytes. Beside that it
+/// names, by chance, other memory that there is.
+#[test]
+fn what_a_work_names_by_chance_does_not_hide_the_loop() {
+    for seed in 0..20_u64 {
+        let mut state = seed;
+        let mut by_chance = || {
+            state = mix(state.wrapping_add(1));
+            state.is_multiple_of(2)
+        };
+        let mut foresight = Foresight::default();
+        let weights = weights(&mut foresight, 40);
+        for round in 0..6 {
+            let mut kept = foresight.born();
+            for step in 0..8 {
+                for weight in &weights {
+                    foresight.note(1, &[*weight], 10);
+                }
+                let longer = foresight.born();
+                let mut named = vec![longer, kept];
+                if by_chance() {
+                    named.insert(1, weights[0]);
+                }
+                foresight.note(100 + step, &named, 400);
+                kept = longer;
+                if round > 2 {
+                    let whole = foresight.period().is_some_and(|works| works.is_multiple_of(8 * 41));
+                    assert!(whole, "seed {seed} round {round} step {step}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn another_phase_is_noticed_and_the_first_one_found_again() {
     let mut foresight = Foresight::default();
