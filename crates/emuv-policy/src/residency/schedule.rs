@@ -117,14 +117,26 @@ impl Gap {
     }
 }
 
+/// What there is to know of a gap, looked up again and again.
+struct Shape {
+    bytes: f64,
+    cost: f64,
+    moments: [Range<usize>; 2],
+    /// The parts of the round in which its bytes cross the link: the first so many of these.
+    parts: [usize; 2],
+    crossings: usize,
+    in_place: bool,
+    steady: bool,
+}
+
 /// What is chosen so far.
-struct Plan<'a> {
-    gaps: &'a [Gap],
-    round: &'a Round,
+struct Plan {
+    shapes: Vec<Shape>,
     /// What must still be out, by moment of the round.
     need: [f64; MOMENTS],
-    /// What goes out and comes in, by the part in which it may go or has to be there.
+    /// What goes out and comes in, by the part in which it may go or has to be there; and as much as may be made up for from there.
     load: [f64; PARTS],
+    around: [f64; PARTS],
     /// How many parts on either side the link can make up for, and what it can carry in all of these, both ways.
     reach: usize,
     capacity: f64,
@@ -157,64 +169,84 @@ pub fn choose(gaps: &[Gap], round: &Round) -> Vec<bool> {
     chosen
 }
 
-impl<'a> Plan<'a> {
+impl Plan {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)] // Estimates.
-    fn new(gaps: &'a [Gap], round: &'a Round, stretch: f64) -> Self {
+    fn new(gaps: &[Gap], round: &Round, stretch: f64) -> Self {
+        let part_of = |at: f64| (at / round.micros.max(1.0) * PARTS as f64) as usize % PARTS;
+        let shapes = gaps.iter().map(|gap| {
+            let (mut parts, mut crossings) = ([0; 2], 0);
+            for (part, at) in parts.iter_mut().zip(gap.crossings()) {
+                (*part, crossings) = (part_of(at), crossings + 1);
+            }
+            let (bytes, cost, moments) = (gap.bytes as f64, gap.cost(), gap.moments(round));
+            Shape { bytes, cost, moments, parts, crossings, in_place: gap.in_place.is_some(), steady: gap.steady }
+        });
         let part_bytes = (round.micros * stretch / PARTS as f64 * round.link).max(1.0);
         let reach = ((round.ahead_bytes as f64 / part_bytes).ceil() as usize).clamp(1, PARTS / 4);
         let capacity = part_bytes * (2 * reach + 1) as f64 * 2.0;
-        Self { gaps, round, need: [round.out_bytes as f64; MOMENTS], load: [0.0; PARTS], reach, capacity }
+        Self {
+            shapes: shapes.collect(),
+            need: [round.out_bytes as f64; MOMENTS],
+            load: [0.0; PARTS],
+            around: [0.0; PARTS],
+            reach,
+            capacity,
+        }
     }
 
     /// `None`: it covers nothing that still needs covering, or not for longer than a moment.
     #[allow(clippy::cast_precision_loss)] // Estimates.
     fn candidate(&self, index: usize) -> Option<Candidate> {
-        let gap = &self.gaps[index];
-        let bytes = gap.bytes as f64;
-        let need = gap.moments(self.round).into_iter().flat_map(|moments| &self.need[moments]);
-        let useful: f64 = need.map(|need| need.clamp(0.0, bytes)).sum();
-        if useful <= bytes {
+        let gap = &self.shapes[index];
+        let useful: f64 = gap.moments.iter().map(|moments| useful(&self.need[moments.clone()], gap.bytes)).sum();
+        if useful <= gap.bytes {
             return None;
         }
         let steady = if gap.steady { STEADY } else { 1.0 };
         // Of what has to be copied at times at which the link has much to do already, others have to wait. Who reads in place
         // waits for the link whenever it is.
-        let (mut crossings, mut busy) = (0.0, 0.0);
-        for at in gap.crossings() {
-            let load = self.busy(at) + bytes / self.capacity;
-            crossings += 1.0;
-            busy += if gap.in_place.is_some() {
+        let busy = |part: &usize| {
+            // How much of what the link can carry around this time is used.
+            let load = self.around[*part] / self.capacity + gap.bytes / self.capacity;
+            if gap.in_place {
                 1.0 + SPREAD_IN_PLACE * load
             } else {
-                load.max(1.0) + SPREAD * load + BESIDE * (self.load[self.part_of(at)] / BESIDE_BYTES)
-            };
-        }
-        let busy = if crossings > 0.0 { busy / crossings } else { 1.0 };
-        Some(Candidate { score: useful / (gap.cost() * busy) * steady, gap: index })
+                load.max(1.0) + SPREAD * load + BESIDE * (self.load[*part] / BESIDE_BYTES)
+            }
+        };
+        let parts = gap.parts.iter().take(gap.crossings);
+        let busy = if gap.crossings > 0 { parts.map(busy).sum::<f64>() / gap.crossings as f64 } else { 1.0 };
+        Some(Candidate { score: useful / (gap.cost * busy) * steady, gap: index })
     }
 
-    /// How much of what the link can carry around this time is used.
-    fn busy(&self, at: f64) -> f64 {
-        let middle = self.part_of(at) + PARTS;
-        (middle - self.reach..=middle + self.reach).map(|part| self.load[part % PARTS]).sum::<f64>() / self.capacity
-    }
-
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)] // Small numbers.
-    fn part_of(&self, at: f64) -> usize {
-        (at / self.round.micros.max(1.0) * PARTS as f64) as usize % PARTS
-    }
-
-    #[allow(clippy::cast_precision_loss)] // Estimates.
     fn take(&mut self, index: usize) {
-        let gap = &self.gaps[index];
-        let bytes = gap.bytes as f64;
-        for moments in gap.moments(self.round) {
-            self.need[moments].iter_mut().for_each(|need| *need -= bytes);
+        let gap = &self.shapes[index];
+        for moments in &gap.moments {
+            self.need[moments.clone()].iter_mut().for_each(|need| *need -= gap.bytes);
         }
-        for at in gap.crossings() {
-            self.load[self.part_of(at)] += bytes;
+        for part in gap.parts.iter().take(gap.crossings) {
+            self.load[*part] += gap.bytes;
+            let first = part + PARTS - self.reach;
+            (first..=first + 2 * self.reach).for_each(|part| self.around[part % PARTS] += gap.bytes);
         }
     }
+}
+
+/// How much of what is needed so many bytes cover, of all moments together. Of whole bytes: the sum is exact in any order, and this one takes
+/// several at a time. (Choosing is little else, and a program's launches wait for it.)
+fn useful(need: &[f64], bytes: f64) -> f64 {
+    const LANES: usize = 8;
+    let covered = |need: f64| {
+        let least = if need > 0.0 { need } else { 0.0 };
+        if least < bytes { least } else { bytes }
+    };
+    let mut sums = [0.0; LANES];
+    let lanes = need.chunks_exact(LANES);
+    let rest: f64 = lanes.remainder().iter().map(|need| covered(*need)).sum();
+    for lane in lanes {
+        sums.iter_mut().zip(lane).for_each(|(sum, need)| *sum += covered(*need));
+    }
+    sums.iter().sum::<f64>() + rest
 }
 
 #[derive(Debug, PartialEq)]
