@@ -195,8 +195,7 @@ impl Foresight {
         // Where the works' likes were is only asked for where the forecast has failed.
         let is_asked = !hit || self.noted + NOTED_TOGETHER <= position;
         let befores = if is_asked { self.catch_up() } else { Vec::new() };
-        let foreseen = next.filter(|_| hit).and_then(|next| self.entry(next)).map_or(0, |then| then.bytes.min(bytes));
-        self.foreseen = self.foreseen * DECAY + foreseen as f64;
+        self.foreseen = self.foreseen * DECAY + if hit { bytes as f64 } else { 0.0 };
         self.touched = self.touched * DECAY + bytes as f64;
         if hit {
             self.follow = next;

@@ -174,10 +174,8 @@ impl Plan {
     fn new(gaps: &[Gap], round: &Round, stretch: f64) -> Self {
         let part_of = |at: f64| (at / round.micros.max(1.0) * PARTS as f64) as usize % PARTS;
         let shapes = gaps.iter().map(|gap| {
-            let (mut parts, mut crossings) = ([0; 2], 0);
-            for (part, at) in parts.iter_mut().zip(gap.crossings()) {
-                (*part, crossings) = (part_of(at), crossings + 1);
-            }
+            let mut parts = [0; 2];
+            let crossings = parts.iter_mut().zip(gap.crossings()).map(|(part, at)| *part = part_of(at)).count();
             let (bytes, cost, moments) = (gap.bytes as f64, gap.cost(), gap.moments(round));
             Shape { bytes, cost, moments, parts, crossings, in_place: gap.in_place.is_some(), steady: gap.steady }
         });
