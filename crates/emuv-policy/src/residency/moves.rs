@@ -77,13 +77,6 @@ impl Residency {
         }
     }
 
-    /// The chunk at `offset` is being sent away: whether it holds what it held when it was sent away before.
-    pub fn compared(&mut self, offset: u64, same: bool) {
-        if let Some(chunk) = self.at(offset).and_then(|index| self.chunk_mut(index)) {
-            chunk.changes = Some(!same);
-        }
-    }
-
     /// One more chunk moves (or is being mapped).
     pub(super) fn under_way(&mut self, to: Tier, bytes: u64) {
         self.brought += u64::from(to == Tier::Vram);

@@ -9,7 +9,10 @@ use super::{
     ChunkState, Heat, Held, Mode, NONE, Obstacle, Residency,
     history::{Decision, NEVER},
 };
-use crate::{StreamId, Tier, hash::mix};
+use crate::{
+    StreamId, Tier,
+    hash::{FastSet, mix},
+};
 
 /// Moves in flight at most; in one direction as many, and no more once there are so many bytes of them: the next copy has to
 /// be at hand when one ends, and what is in flight is of no use meanwhile.
@@ -53,8 +56,9 @@ pub(super) struct Planned {
     pub(super) slack_bytes: u64,
     /// Little of what is out is read in place.
     pub(super) brings_most: bool,
-    /// There has been a plan of which that was not so.
-    pub(super) stayed: bool,
+    /// Chunks of which it is to be seen whether they change, and of how many bytes that has to be seen yet.
+    asked: FastSet<u32>,
+    unseen_bytes: u64,
     /// Chunks that are to come to VRAM, with the position at which they will be needed, the soonest last.
     wants: Vec<(u64, u32)>,
     /// That is as seen after so many turns; `None`: to be looked for again.
@@ -62,6 +66,21 @@ pub(super) struct Planned {
 }
 
 impl Planned {
+    /// A plan is to be made again as soon as it has been seen of more than so many bytes of these chunks whether they change.
+    pub(super) fn ask(&mut self, asked: FastSet<u32>, least_bytes: u64) {
+        self.unseen_bytes = if asked.is_empty() { 0 } else { least_bytes + 1 };
+        self.asked = asked;
+    }
+
+    /// It has been seen of a chunk. Whether that was the last one.
+    fn is_answered_by(&mut self, index: u32, bytes: u64) -> bool {
+        if self.unseen_bytes == 0 || !self.asked.remove(&index) {
+            return false;
+        }
+        self.unseen_bytes = self.unseen_bytes.saturating_sub(bytes);
+        self.unseen_bytes == 0
+    }
+
     /// Other chunks are to come to VRAM than before, or at other times.
     pub(super) fn other_wants(&mut self) {
         self.wants_at = None;
@@ -243,6 +262,17 @@ impl Residency {
         self.planned.brings_most && self.foresight.place().is_some()
     }
 
+    /// The chunk at `offset` is being sent away: whether it holds what it held when it was sent away before.
+    pub fn compared(&mut self, offset: u64, same: bool) {
+        let Some(index) = self.at(offset) else { return };
+        let Some(chunk) = self.chunk_mut(index) else { return };
+        chunk.changes = Some(!same);
+        let bytes = chunk.bytes;
+        if self.planned.is_answered_by(index, bytes) {
+            self.planned.until = self.foresight.position();
+        }
+    }
+
     /// A plan is made again within a round.
     pub(super) fn plan_soon(&mut self) {
         self.planned.until = self.planned.until.min(self.foresight.position() + self.planned.period);
@@ -379,14 +409,15 @@ impl Residency {
         None
     }
 
-    /// Brings what held works wait for.
+    /// Brings what held works wait for. What is planned to be read where it is is not waited for, unless the work is slow with data in RAM.
     fn demand(&mut self, left: &mut Left, room: Room, needs_progress: &mut bool) -> Option<Step> {
         let waiting = self.held.iter().filter(|held| held.promote && !held.hopeless);
-        let chunks: Vec<(u32, bool)> =
-            waiting.flat_map(|held| held.chunks.iter().map(|index| (*index, held.must))).collect();
-        for (index, must) in chunks {
+        let chunks: Vec<(u32, bool, bool)> =
+            waiting.flat_map(|held| held.chunks.iter().map(|index| (*index, held.must, held.slow))).collect();
+        for (index, must, slow) in chunks {
             let Some(chunk) = self.chunk(index) else { continue };
-            if chunk.tier == Tier::Vram || chunk.moving.is_some() || chunk.fixed {
+            let stays = chunk.history.decision == Decision::Stay && chunk.mapped && !must && !slow;
+            if chunk.tier == Tier::Vram || chunk.moving.is_some() || chunk.fixed || stays {
                 continue;
             }
             let bytes = chunk.bytes;

@@ -103,6 +103,7 @@ impl Residency {
         let mut round = Round { micros: end.max(1.0), out_bytes, link, ahead_bytes: slack_bytes };
         // Where the link is the limit, what reads each byte once is read where it is.
         let link_micros = out_bytes as f64 / link;
+        self.planned.ask(FastSet::default(), 0);
         let staying =
             if link_micros > round.micros * IN_PLACE { self.staying(place, out_bytes) } else { FastSet::default() };
         let computes = out_bytes > 0 && staying.is_empty() && link_micros < round.micros * COMPUTES;
@@ -151,7 +152,6 @@ impl Residency {
         let stays_bytes: u64 = stays.map(|(gap, _)| gap.bytes).sum();
         let brings_most = stays_bytes * 2 < round.out_bytes;
         (self.planned.slack_bytes, self.planned.brings_most) = (slack_bytes, brings_most);
-        self.planned.stayed |= !brings_most;
         self.planned.other_wants();
         for (index, first, uses) in owners {
             let decision = |gap: usize| match (chosen[gap], gaps[gap].in_place) {
@@ -173,22 +173,27 @@ impl Residency {
         self.live().filter(|(_, chunk)| chunk.is_planned() && chunk.heat != Heat::Hot)
     }
 
-    /// What could stay in RAM, if that makes up enough of `out_bytes`. Moved, a chunk crosses the link once each way; read in place, once for
+    /// What is to stay in RAM, if that makes up enough of `out_bytes`. Moved, a chunk crosses the link once each way; read in place, once for
     /// each work that reads it. So an optimizer's moments stay, and weights do not, which the forward part reads as well.
-    fn staying(&self, place: u64, out_bytes: u64) -> FastSet<u32> {
+    fn staying(&mut self, place: u64, out_bytes: u64) -> FastSet<u32> {
         let read_once: Vec<(u32, &ChunkState, u64)> = self
             .to_be_planned()
             .filter_map(|(index, chunk)| Some((index, chunk, self.only_reader(chunk, place)?)))
             .filter(|(.., kind)| self.foresight.manner(*kind) != Some(Manner::Move))
             .collect();
-        // Whether it changes is only seen when it moves.
-        let changes = changes(read_once.iter().map(|(_, chunk, _)| *chunk), out_bytes / KNOWN_PART);
-        if !changes.unwrap_or(!self.planned.stayed) {
-            return FastSet::default();
-        }
         let is_known = |(.., kind): &&(u32, &ChunkState, u64)| self.foresight.manner(*kind).is_some();
         let known_bytes: u64 = read_once.iter().filter(is_known).map(|(_, chunk, _)| chunk.bytes).sum();
         let enough = known_bytes * LEAST_PART >= out_bytes;
+        let least_bytes = out_bytes / KNOWN_PART;
+        let Some(changes) = changes(read_once.iter().map(|(_, chunk, _)| *chunk), least_bytes) else {
+            // That is only seen when it moves: so it does, until then.
+            let asked = if enough { read_once.iter().map(|(index, ..)| *index).collect() } else { FastSet::default() };
+            self.planned.ask(asked, least_bytes);
+            return FastSet::default();
+        };
+        if !changes {
+            return FastSet::default();
+        }
         let mut tried: FastMap<u64, u64> = FastMap::default();
         let stays = read_once.iter().filter(|reader| {
             if is_known(reader) {

@@ -38,7 +38,8 @@ struct Trial {
     skip: u32,
     /// For how many it was, the last time.
     skipped: u32,
-    known: bool,
+    /// What it held when it was looked at last.
+    last: Option<Hash>,
 }
 
 /// See the module's head. One per mover; it lives as long as its streams.
@@ -80,14 +81,14 @@ impl Hasher {
         !leave && bytes.is_multiple_of(STEP_BYTES)
     }
 
-    /// Whether it did. False: that could not be known.
-    pub fn learn(&mut self, offset: u64, same: bool) -> bool {
+    /// Whether the chunk holds what it held when it was looked at before; `None`: it never was. (Whether RAM still has that is another
+    /// matter.)
+    pub fn learn(&mut self, offset: u64, hash: Hash) -> Option<bool> {
         let trial = self.trials.entry(offset).or_default();
-        // The first time there is nothing that it could be the same as.
-        let first = !std::mem::replace(&mut trial.known, true);
-        trial.skipped = if same || first { 0 } else { (4 * trial.skipped + 3).min(MOST_SKIPPED) };
+        let same = trial.last.replace(hash).map(|last| last == hash);
+        trial.skipped = if same == Some(false) { (4 * trial.skipped + 3).min(MOST_SKIPPED) } else { 0 };
         trial.skip = trial.skipped;
-        same || !first
+        same
     }
 
     /// Begins to take the hash of a chunk that [`Self::is_promising`]: under which name, and the event behind it.

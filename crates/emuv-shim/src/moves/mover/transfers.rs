@@ -50,11 +50,10 @@ impl Mover {
                 return self.fail("looking at a chunk", error);
             }
         };
-        let same = spares.take_holding(arena, step.bytes, hash);
-        if hasher.learn(step.offset, same.is_some()) {
-            arena.residency().compared(step.offset, same.is_some());
+        if let Some(same) = hasher.learn(step.offset, hash) {
+            arena.residency().compared(step.offset, same);
         }
-        if let Some(handle) = same {
+        if let Some(handle) = spares.take_holding(arena, step.bytes, hash) {
             let Move { offset, bytes, to, map, why, .. } = step;
             self.arrive(Job { offset, bytes, to, handle, copy: false, map, why, hash: Some(hash) });
         } else if !self.begin_copy(step, Some(hash)) {
