@@ -43,6 +43,7 @@ impl Residency {
             Hint::Heat(heat) => {
                 let mut news = false;
                 self.saw_hot |= heat == Heat::Hot;
+                self.saw_cold |= heat == Heat::Cold;
                 self.each_in(offset, bytes, |chunk| {
                     news |= chunk.heat != heat;
                     chunk.heat = heat;
@@ -51,6 +52,7 @@ impl Residency {
                     }
                 });
                 if news {
+                    self.outlook.forget();
                     self.plan_soon();
                 }
             }

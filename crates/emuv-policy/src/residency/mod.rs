@@ -37,6 +37,7 @@ mod foresight;
 mod hints;
 mod history;
 mod moves;
+mod outlook;
 mod pins;
 mod plan;
 mod pointers;
@@ -50,6 +51,7 @@ pub use foresight::Manner;
 use foresight::{ExtentId, Foresight};
 pub use hints::{Heat, Hint};
 use history::History;
+use outlook::Outlook;
 use plan::Planned;
 pub use plan::{Policy, Room as MoveRoom, Step, Why};
 use pointers::Pointers;
@@ -198,6 +200,8 @@ struct ChunkState {
     changes: Option<bool>,
     /// What the program says of it.
     heat: Heat,
+    /// It is in the list of those that are planned to leave VRAM.
+    listed: bool,
     /// Held works that touch it.
     claims: u32,
     visit: u32,
@@ -286,11 +290,14 @@ pub struct Residency {
     foresight: Foresight,
     coldest: history::Coldest,
     planned: Planned,
+    outlook: Outlook,
     /// Kinds of work that are being timed.
     measuring: Vec<u64>,
     in_place: sight::InPlace,
     /// The program has said of something that it is hot.
     saw_hot: bool,
+    /// The same: cold.
+    saw_cold: bool,
     /// Something was to be pinned.
     saw_pins: bool,
     visit: u32,
@@ -329,10 +336,12 @@ impl Residency {
             next_hold: 0,
             foresight: Foresight::default(),
             planned: Planned::default(),
+            outlook: Outlook::default(),
             measuring: Vec::new(),
             in_place: sight::InPlace::default(),
             coldest: history::Coldest::default(),
             saw_hot: false,
+            saw_cold: false,
             saw_pins: false,
             visit: 0,
             scratch: Vec::new(),
@@ -388,11 +397,12 @@ impl Residency {
             came: false,
             changes: None,
             heat: Heat::default(),
+            listed: false,
             claims: 0,
             visit: 0,
             history: History::default(),
         });
-        self.planned.other_wants();
+        self.outlook.moved_or_gone(index);
     }
 
     /// The chunk at `offset` is about to be unmapped for good. False: it is moving or being searched; try again
@@ -416,6 +426,7 @@ impl Residency {
         self.granules[range].fill(NONE);
         self.chunks[index as usize] = None;
         self.free_chunks.push(index);
+        self.outlook.moved_or_gone(index);
         for held in &mut self.held {
             held.chunks.retain(|other| *other != index);
         }

@@ -49,6 +49,7 @@ impl Residency {
         chunk.moving = Some(to);
         chunk.leave = leave;
         let (offset, bytes, copy) = (chunk.offset, chunk.bytes, !chunk.dead);
+        self.reconsider(index);
         self.tell(|| Event::Start { offset, to, copy, exclusive: mode == Mode::Exclusive });
         self.under_way(to, bytes);
         self.exclusive |= mode == Mode::Exclusive;
@@ -69,11 +70,18 @@ impl Residency {
                 chunk.mapped = !leave;
             });
         }
-        self.planned.other_wants();
+        self.reconsider(index);
         self.tell(|| Event::Finish { offset, moved });
         self.over(to, bytes);
         if self.moving() == 0 && !self.pointers.searching {
             self.exclusive = false;
+        }
+    }
+
+    /// Where the chunk lies or goes has changed.
+    pub(super) fn reconsider(&mut self, index: u32) {
+        if let Some(Some(chunk)) = self.chunks.get_mut(index as usize) {
+            self.outlook.changed(index, chunk);
         }
     }
 

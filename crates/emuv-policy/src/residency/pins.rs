@@ -61,7 +61,7 @@ impl Residency {
 
     /// It could not be brought: all of it may move again as before.
     pub fn unpin(&mut self, offset: u64) {
-        self.planned.other_wants();
+        self.outlook.forget();
         self.each_of(offset, |chunk| {
             chunk.fixed = chunk.extent == NONE;
             true

@@ -5,9 +5,12 @@
 //! first, whenever there is room. What is not planned to be out stays, unless a held work needs its place: then the chunk
 //! goes that will be needed last (Belady's rule), or, where nothing is foreseen, that has not been used for longest.
 
+use std::cmp::Reverse;
+
 use super::{
-    ChunkState, Heat, Held, Mode, NONE, Obstacle, Residency,
+    Heat, Held, Mode, NONE, Obstacle, Residency,
     history::{Decision, NEVER},
+    outlook::Want,
 };
 use crate::{
     StreamId, Tier,
@@ -59,10 +62,6 @@ pub(super) struct Planned {
     /// Chunks of which it is to be seen whether they change, and of how many bytes that has to be seen yet.
     asked: FastSet<u32>,
     unseen_bytes: u64,
-    /// Chunks that are to come to VRAM, with the position at which they will be needed, the soonest last.
-    wants: Vec<(u64, u32)>,
-    /// That is as seen after so many turns; `None`: to be looked for again.
-    wants_at: Option<u64>,
 }
 
 impl Planned {
@@ -79,11 +78,6 @@ impl Planned {
         }
         self.unseen_bytes = self.unseen_bytes.saturating_sub(bytes);
         self.unseen_bytes == 0
-    }
-
-    /// Other chunks are to come to VRAM than before, or at other times.
-    pub(super) fn other_wants(&mut self) {
-        self.wants_at = None;
     }
 }
 
@@ -343,6 +337,7 @@ impl Residency {
         })?;
         let chunk = self.chunk_mut(index)?;
         chunk.moving = Some(Tier::Ram);
+        self.reconsider(index);
         self.under_way(Tier::Ram, bytes);
         Some(Step::Show { offset, bytes })
     }
@@ -369,14 +364,13 @@ impl Residency {
         }
         let foreseen = self.foresight.place().is_some();
         if !foreseen {
-            self.planned.wants.clear();
-            self.planned.other_wants();
+            self.outlook.nothing_to_come();
         }
         if !foreseen && !self.saw_hot {
             return None;
         }
         let wanted_bytes = if foreseen { self.look_ahead() } else { 0 };
-        if let Some((soonest, _)) = self.planned.wants.last().copied()
+        if let Some(soonest) = self.outlook.wants().last().map(|want| want.next)
             && left.free + left.coming < wanted_bytes.min(AHEAD_BYTES) + self.planned.slack_bytes
             && self.may_move_more(Tier::Ram)
             && let Some(step) = self.send_away(Before::Position(soonest), room, Why::Plan, needs_progress)
@@ -384,16 +378,14 @@ impl Residency {
             return Some(step);
         }
         if self.may_move_more(Tier::Vram) {
-            for at in (0..self.planned.wants.len()).rev() {
-                let (_, index) = self.planned.wants[at];
-                let bytes = self.chunk(index).map_or(0, |chunk| chunk.bytes);
+            for at in (0..self.outlook.wants().len()).rev() {
+                let Want { index, bytes, .. } = self.outlook.wants()[at];
                 if bytes > left.free {
                     // Nothing that is needed later takes the room of what is needed sooner.
                     break;
                 }
                 match self.may_move(index) {
                     Ok(mode) => {
-                        self.planned.wants.remove(at);
                         // Here it stays until it is used, however early it is.
                         if let Some(chunk) = self.chunk_mut(index) {
                             chunk.history.decision = Decision::Keep;
@@ -444,46 +436,33 @@ impl Residency {
         count < DEPTH_EACH && bytes < DEPTH_BYTES
     }
 
-    /// Finds the chunks that are to come to VRAM ([`Planned::wants`]), if those may be others than when that was done last: it takes a look
-    /// at all chunks. Gives how many bytes they have.
-    fn look_ahead(&mut self) -> u64 {
-        let (position, place, turns) = self.now();
-        let mut wants = std::mem::take(&mut self.planned.wants);
-        let is_wanted = |chunk: &ChunkState| {
-            let is_out = chunk.tier == Tier::Ram && chunk.moving.is_none() && chunk.is_planned();
-            is_out && chunk.history.decision != Decision::Stay
-        };
-        let passed = wants.last().is_some_and(|(soonest, _)| *soonest <= position);
-        if self.planned.wants_at == Some(turns) && !passed {
-            wants.retain(|(_, index)| self.chunk(*index).is_some_and(is_wanted));
-        } else {
-            wants.clear();
-            for (chunk, index) in self.chunks.iter_mut().zip(0..) {
-                let Some(chunk) = chunk.as_mut().filter(|chunk| is_wanted(chunk)) else { continue };
-                let next = chunk.history.next(position, place, turns);
-                if next != NEVER {
-                    wants.push((next, index));
-                }
-            }
-            wants.sort_unstable_by(|a, b| b.cmp(a));
-            self.planned.wants_at = Some(turns);
-        }
-        let bytes = wants.iter().filter_map(|(_, index)| self.chunk(*index)).map(|chunk| chunk.bytes).sum();
-        self.planned.wants = wants;
-        bytes
-    }
-
-    /// The position of the last work, the one that corresponds to it, and the number of turns.
-    fn now(&self) -> (u64, Option<u64>, u64) {
-        (self.foresight.position().saturating_sub(1), self.foresight.place(), self.foresight.turns())
-    }
-
     /// Sends a chunk away: of those that are cold, then of those that are planned to be out, the one that will be needed last;
     /// where there is none, and a held work needs room, whichever will be needed last. What is hot goes only if it must.
     fn send_away(&mut self, what: Before, room: Room, why: Why, needs_progress: &mut bool) -> Option<Step> {
+        let leaving = self.leaving();
+        let mut best = self.last_needed(leaving.iter().copied(), what, room, needs_progress);
+        self.still_leaving(leaving);
+        // Nothing else goes before what is planned to be out, but for what is cold.
+        let is_first = best.is_some_and(|((heat, is_to_be_out, ..), ..)| heat == Heat::Usual && is_to_be_out);
+        let only_planned = is_first || matches!(what, Before::Position(_));
+        if self.saw_cold || !only_planned {
+            best = self.last_needed(0..super::index_of(self.chunks.len()), what, room, needs_progress);
+        }
+        let (_, Reverse(index), mode) = best?;
+        self.start(index, Tier::Ram, mode, why)
+    }
+
+    /// Of these chunks the one to be sent away.
+    fn last_needed(
+        &mut self,
+        indices: impl Iterator<Item = u32>,
+        what: Before,
+        room: Room,
+        needs_progress: &mut bool,
+    ) -> Option<(Rank, Reverse<u32>, Mode)> {
         let (position, place, turns) = self.now();
-        let mut best: Option<(Rank, u32, Mode)> = None;
-        for index in 0..super::index_of(self.chunks.len()) {
+        let mut best: Option<(Rank, Reverse<u32>, Mode)> = None;
+        for index in indices {
             let Some(chunk) = self.chunk_mut(index) else { continue };
             if chunk.tier != Tier::Vram || chunk.fixed || chunk.claims > 0 || chunk.moving.is_some() {
                 continue;
@@ -509,18 +488,17 @@ impl Residency {
             // Without a forecast: the least recently used.
             let later = if next == NEVER { NEVER - chunk.history.last() } else { next };
             let rank = (heat, planned && !dies, !dies, later);
-            if best.is_some_and(|(other, ..)| other >= rank) {
+            if best.is_some_and(|(other, at, _)| (other, at) >= (rank, Reverse(index))) {
                 continue;
             }
             let escaped = chunk.escaped;
             match self.may_move(index) {
-                Ok(mode) => best = Some((rank, index, mode)),
+                Ok(mode) => best = Some((rank, Reverse(index), mode)),
                 Err(Obstacle::Busy) if !escaped => *needs_progress = true,
                 Err(_) => {}
             }
         }
-        let (_, index, mode) = best?;
-        self.start(index, Tier::Ram, mode, why)
+        best
     }
 
     fn torture(&mut self, state: u64, safe: bool, room: Room, needs_progress: &mut bool) -> Option<Step> {

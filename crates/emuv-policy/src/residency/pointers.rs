@@ -378,6 +378,7 @@ impl Residency {
                     (chunk.escaped, chunk.dead) = (true, false);
                 });
                 self.escaped = self.live().count();
+                self.outlook.forget();
             }
         }
     }
@@ -401,6 +402,7 @@ impl Residency {
             }
         }
         if self.escaped > before {
+            self.outlook.forget();
             self.tell(|| Event::Escaped { offset });
         }
     }

@@ -152,7 +152,7 @@ impl Residency {
         let stays_bytes: u64 = stays.map(|(gap, _)| gap.bytes).sum();
         let brings_most = stays_bytes * 2 < round.out_bytes;
         (self.planned.slack_bytes, self.planned.brings_most) = (slack_bytes, brings_most);
-        self.planned.other_wants();
+        self.outlook.forget();
         for (index, first, uses) in owners {
             let decision = |gap: usize| match (chosen[gap], gaps[gap].in_place) {
                 (false, _) => Decision::Keep,

@@ -70,15 +70,13 @@ impl Residency {
         let number = state.begun;
         state.open.push(number);
         let (place, turns) = (self.foresight.place(), self.foresight.turns());
-        if ram_bytes > 0 {
-            self.planned.other_wants();
-        }
         for &index in touched {
             if let Some(chunk) = self.chunks[index as usize].as_mut() {
                 let fresh = std::mem::take(&mut chunk.dead);
                 if !work.everything {
                     chunk.uses.note(lane, number);
                     chunk.history.note(position, fresh, place, turns);
+                    self.outlook.changed(index, chunk);
                 }
             }
         }
