@@ -300,6 +300,8 @@ pub struct Residency {
     saw_cold: bool,
     /// Something was to be pinned.
     saw_pins: bool,
+    /// There may be a slab in RAM.
+    saw_slab_out: bool,
     visit: u32,
     scratch: Vec<u32>,
     extent_scratch: Vec<ExtentId>,
@@ -343,6 +345,7 @@ impl Residency {
             saw_hot: false,
             saw_cold: false,
             saw_pins: false,
+            saw_slab_out: false,
             visit: 0,
             scratch: Vec::new(),
             extent_scratch: Vec::new(),
@@ -402,6 +405,7 @@ impl Residency {
             visit: 0,
             history: History::default(),
         });
+        self.saw_slab_out |= fixed && tier == Tier::Ram;
         self.outlook.moved_or_gone(index);
     }
 
@@ -490,27 +494,6 @@ impl Residency {
     /// (offset, bytes) of every chunk that has a mapping.
     pub fn mapped(&self) -> Vec<(u64, u64)> {
         self.live().filter(|(_, chunk)| chunk.mapped).map(|(_, chunk)| (chunk.offset, chunk.bytes)).collect()
-    }
-
-    /// The tier of the chunk that `offset` lies in.
-    pub fn tier(&self, offset: u64) -> Option<Tier> {
-        self.chunk(self.at(offset)?).map(|chunk| chunk.tier)
-    }
-
-    /// Whether the chunk that `offset` lies in has been in VRAM all the time since it was last somebody's.
-    pub fn has_stayed(&self, offset: u64) -> bool {
-        let chunk = self.at(offset).and_then(|index| self.chunk(index));
-        chunk.is_some_and(|chunk| chunk.tier == Tier::Vram && chunk.moving.is_none() && !chunk.came)
-    }
-
-    /// How much of `bytes` at `offset` lies in chunks in that tier.
-    pub fn bytes_in(&self, offset: u64, bytes: u64, tier: Tier) -> u64 {
-        let chunks = self.live().map(|(_, chunk)| chunk).filter(|chunk| chunk.tier == tier);
-        let common = |chunk: &ChunkState| {
-            let end = (offset + bytes).min(chunk.offset + chunk.bytes);
-            end.saturating_sub(offset.max(chunk.offset))
-        };
-        chunks.map(common).sum()
     }
 
     fn at(&self, offset: u64) -> Option<u32> {

@@ -42,16 +42,19 @@ impl Residency {
     /// Brings a slab that found no room in VRAM when it was made, at the first moment at which nothing runs: every kernel of a
     /// program may touch it, so all of it would be slow for good.
     pub(super) fn house_slab(&mut self, room: MoveRoom, needs_progress: &mut bool) -> Option<Step> {
-        let is_out = |chunk: &ChunkState| {
-            let free = !chunk.going && chunk.moving.is_none();
-            chunk.fixed && chunk.tier == Tier::Ram && free && chunk.bytes <= room.vram_bytes
-        };
+        if !self.saw_slab_out {
+            return None;
+        }
+        let is_out = |chunk: &ChunkState| chunk.fixed && chunk.tier == Tier::Ram;
+        let any = self.live().any(|(_, chunk)| is_out(chunk));
+        self.saw_slab_out = any;
+        let fits = |chunk: &ChunkState| !chunk.going && chunk.moving.is_none() && chunk.bytes <= room.vram_bytes;
         let now = self.lent == 0 && self.is_free_for_exclusive();
         if !now && !self.held.is_empty() {
             // What is held is not to wait for it.
             return None;
         }
-        let index = self.live().find(|(_, chunk)| is_out(chunk)).map(|(index, _)| index)?;
+        let index = self.live().find(|(_, chunk)| is_out(chunk) && fits(chunk)).map(|(index, _)| index)?;
         if now {
             return self.start(index, Tier::Vram, Mode::Exclusive, Why::Demand);
         }
@@ -62,6 +65,7 @@ impl Residency {
     /// It could not be brought: all of it may move again as before.
     pub fn unpin(&mut self, offset: u64) {
         self.outlook.forget();
+        self.saw_slab_out = true;
         self.each_of(offset, |chunk| {
             chunk.fixed = chunk.extent == NONE;
             true

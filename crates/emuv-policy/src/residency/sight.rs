@@ -1,7 +1,7 @@
 //! What the live figure ([`crate::figure`]) wants to know of the state machine: how far the program is, whether the GPU waits
 //! for data, what is read in place, and what the last round of the loop touched.
 
-use super::Residency;
+use super::{ChunkState, Residency};
 use crate::{Tier, hash::FastMap};
 
 /// A loop that is foreseen.
@@ -199,6 +199,27 @@ impl Residency {
             }
         }
         Some(round)
+    }
+
+    /// The tier of the chunk that `offset` lies in.
+    pub fn tier(&self, offset: u64) -> Option<Tier> {
+        self.chunk(self.at(offset)?).map(|chunk| chunk.tier)
+    }
+
+    /// Whether the chunk that `offset` lies in has been in VRAM all the time since it was last somebody's.
+    pub fn has_stayed(&self, offset: u64) -> bool {
+        let chunk = self.at(offset).and_then(|index| self.chunk(index));
+        chunk.is_some_and(|chunk| chunk.tier == Tier::Vram && chunk.moving.is_none() && !chunk.came)
+    }
+
+    /// How much of `bytes` at `offset` lies in chunks in that tier.
+    pub fn bytes_in(&self, offset: u64, bytes: u64, tier: Tier) -> u64 {
+        let chunks = self.live().map(|(_, chunk)| chunk).filter(|chunk| chunk.tier == tier);
+        let common = |chunk: &ChunkState| {
+            let end = (offset + bytes).min(chunk.offset + chunk.bytes);
+            end.saturating_sub(offset.max(chunk.offset))
+        };
+        chunks.map(common).sum()
     }
 
     /// Where the extent that `offset` lies in begins, and its size.
