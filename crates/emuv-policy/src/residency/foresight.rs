@@ -226,7 +226,7 @@ impl Foresight {
     /// Notes where the last works were seen. Many at a time: what that needs is not in the caches, and then is. Gives where the last one's
     /// likes were before.
     #[allow(clippy::cast_precision_loss)] // Averages.
-    fn catch_up(&mut self) -> Vec<u64> {
+    pub fn catch_up(&mut self) -> Vec<u64> {
         let mut befores = Vec::new();
         let now = self.position();
         for position in std::mem::replace(&mut self.noted, now)..now {

@@ -171,41 +171,43 @@ enum Obstacle {
 /// Where a work last touched a chunk.
 type Use = (u32, u64);
 
+/// In this order, what each work looks at lies in two cache lines: between two works the program has used the caches for itself.
 #[derive(Debug)]
+#[repr(C, align(64))]
 struct ChunkState {
     offset: u64,
     bytes: u64,
+    extent: u32,
+    visit: u32,
+    /// Held works that touch it.
+    claims: u32,
     tier: Tier,
     /// Where it is moving to (or being mapped).
     moving: Option<Tier>,
     /// Something is behind its address. Not so: it lies in RAM, out of the way, and whatever touches it is held.
     mapped: bool,
-    /// The move under way leaves it so.
-    leave: bool,
-    /// The last work of each stream that may touch it.
-    uses: LastUses,
-    /// The last work of each stream behind which it is searched: it stays mapped until that is over.
-    searches: LastUses,
-    extent: u32,
     /// Never moves: shared with others, or many small allocations.
     fixed: bool,
-    /// It waits to be removed: no move begins any more.
-    going: bool,
-    escaped: bool,
     /// Holds nothing that anybody may read.
     dead: bool,
+    escaped: bool,
+    /// It is in the list of those that are planned to leave VRAM.
+    listed: bool,
+    /// It waits to be removed: no move begins any more.
+    going: bool,
+    /// The move under way leaves it without a mapping.
+    leave: bool,
     /// It has come to VRAM since it was last somebody's.
     came: bool,
     /// Whether its bytes were others when it was sent away last than the time before, if that is known.
     changes: Option<bool>,
     /// What the program says of it.
     heat: Heat,
-    /// It is in the list of those that are planned to leave VRAM.
-    listed: bool,
-    /// Held works that touch it.
-    claims: u32,
-    visit: u32,
     history: History,
+    /// The last work of each stream that may touch it.
+    uses: LastUses,
+    /// The last work of each stream behind which it is searched: it stays mapped until that is over.
+    searches: LastUses,
 }
 
 impl ChunkState {

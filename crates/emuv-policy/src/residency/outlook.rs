@@ -150,3 +150,163 @@ impl Residency {
         self.outlook.leaving = leaving;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        GRANULE, StreamId,
+        hash::mix,
+        residency::{Begin, Heat, Hint, MoveRoom, Policy, Step, Work},
+    };
+
+    const STREAM: StreamId = StreamId(1);
+    const EXTENTS: u64 = 30;
+    const LOOP: usize = 50;
+
+    /// A loop that changes now and then, on a device with room for two thirds of it, and moves that take their time.
+    struct Play {
+        residency: Residency,
+        state: u64,
+        budget_bytes: u64,
+        moving: Vec<(u64, u64, Tier)>,
+    }
+
+    impl Play {
+        fn random(&mut self, below: u64) -> u64 {
+            self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            mix(self.state) % below
+        }
+
+        fn new(seed: u64) -> (Self, Vec<u64>) {
+            let residency = Residency::new(Policy::Dynamic { safe: false });
+            let mut play = Self { residency, state: seed, budget_bytes: 0, moving: Vec::new() };
+            play.residency.set_link(50_000.0);
+            let sizes: Vec<u64> = (0..EXTENTS).map(|_| (1 + play.random(4)) * GRANULE).collect();
+            play.budget_bytes = sizes.iter().sum::<u64>() * 2 / 3;
+            let (mut offset, mut offsets) = (0, Vec::new());
+            for bytes in sizes {
+                let tier = if offset + bytes <= play.budget_bytes { Tier::Vram } else { Tier::Ram };
+                play.residency.add_chunk(offset, bytes, tier, false);
+                play.residency.add_extent(offset, bytes);
+                offsets.push(offset);
+                offset += bytes;
+            }
+            play.residency.quiesced();
+            (play, offsets)
+        }
+
+        /// The executor looks once: a move ends, or another begins.
+        fn step(&mut self) {
+            if !self.moving.is_empty() && self.random(2) == 0 {
+                let at = usize::try_from(self.random(self.moving.len() as u64)).unwrap();
+                let (offset, ..) = self.moving.swap_remove(at);
+                let moved = self.random(20) > 0;
+                self.residency.finish(offset, moved);
+            }
+            let coming = self.moving.iter().filter(|(.., to)| *to == Tier::Vram).map(|(_, bytes, _)| bytes);
+            let taken = self.residency.bytes_in(0, u64::MAX / 2, Tier::Vram) + coming.sum::<u64>();
+            let leaving = self.moving.iter().filter(|(.., to)| *to == Tier::Ram).map(|(_, bytes, _)| bytes);
+            let room = MoveRoom {
+                vram_bytes: self.budget_bytes.saturating_sub(taken),
+                ram_bytes: u64::MAX,
+                vram_coming_bytes: leaving.sum(),
+                vram_excess_bytes: 0,
+            };
+            match self.residency.next_step(room) {
+                Step::Move { offset, bytes, to, .. } => self.moving.push((offset, bytes, to)),
+                Step::Show { offset, bytes } => self.moving.push((offset, bytes, Tier::Ram)),
+                Step::Search(_) => self.residency.searched_all(Some(&[])),
+                _ => {}
+            }
+            self.check();
+        }
+
+        fn check(&mut self) {
+            if self.residency.foresight.place().is_none() {
+                return;
+            }
+            self.residency.look_ahead();
+            let all = 0..super::super::index_of(self.residency.chunks.len());
+            let mut wants: Vec<Want> = all.filter_map(|index| self.residency.want(index)).collect();
+            wants.sort_unstable_by(|a, b| b.cmp(a));
+            assert_eq!(self.residency.outlook.wants(), wants, "what is to come");
+            let leaving = self.residency.leaving();
+            let leaves = |chunk: &ChunkState| chunk.tier == Tier::Vram && chunk.history.decision != Decision::Keep;
+            let mut expected: Vec<u32> =
+                self.residency.live().filter(|(_, chunk)| leaves(chunk)).map(|(index, _)| index).collect();
+            let mut found = leaving.clone();
+            found.sort_unstable();
+            found.dedup();
+            expected.sort_unstable();
+            assert_eq!(found, expected, "what is to leave");
+            self.residency.still_leaving(leaving);
+        }
+
+        fn run(&mut self, offsets: &[u64], kind: u64) {
+            let work = Work { kind, patient: true, ..Work::naming(STREAM, offsets) };
+            let mut hold = None;
+            for patience in (0..200).rev() {
+                match self.residency.begin(&Work { patient: patience > 100, ..work }, hold) {
+                    Begin::Go(begun) => {
+                        self.residency.issued(&begun);
+                        let behind = self.random(4);
+                        self.residency.completed(STREAM, begun.number.saturating_sub(behind));
+                        return;
+                    }
+                    Begin::Hold(id) => hold = Some(id),
+                }
+                self.residency.completed(STREAM, u64::MAX);
+                self.step();
+            }
+            panic!("held for ever");
+        }
+
+        /// Something happens that is not of the loop.
+        fn disturb(&mut self, offset: u64) {
+            let bytes = self.residency.extent_at(offset).map_or(0, |(_, bytes)| bytes);
+            match self.random(60) {
+                0..3 => {
+                    self.residency.remove_extent(offset);
+                    let is_still = !self.moving.iter().any(|(other, ..)| *other == offset);
+                    if is_still && self.random(2) == 0 && self.residency.remove_chunk(offset) {
+                        self.residency.add_chunk(offset, bytes, Tier::Ram, false);
+                    }
+                    self.residency.add_extent(offset, bytes);
+                }
+                3 => self.residency.hint(offset, bytes, Hint::Heat(Heat::Cold)),
+                4 => self.residency.hint(offset, bytes, Hint::Heat(Heat::Hot)),
+                5 => self.residency.hint(offset, bytes, Hint::Heat(Heat::Usual)),
+                6 if self.random(4) == 0 => self.residency.escape(offset),
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_to_come_and_to_leave_is_what_a_look_at_all_chunks_finds() {
+        let mut planned = 0;
+        for seed in 0..40 {
+            println!("seed {seed}");
+            let (mut play, extents) = Play::new(seed);
+            let any = |play: &mut Play| extents[usize::try_from(play.random(EXTENTS)).unwrap()];
+            let works: Vec<[u64; 2]> = (0..LOOP).map(|_| [any(&mut play), any(&mut play)]).collect();
+            for _ in 0..20 {
+                for (work, kind) in works.iter().zip(1..) {
+                    let mut named = *work;
+                    if play.random(30) == 0 {
+                        named[0] = any(&mut play);
+                    }
+                    play.run(&named, kind);
+                    if seed % 2 == 0 {
+                        let offset = any(&mut play);
+                        play.disturb(offset);
+                    }
+                    (0..play.random(4)).for_each(|_| play.step());
+                    planned += play.residency.outlook.wants().len();
+                }
+            }
+        }
+        assert!(planned > 1000, "{planned}: nothing was ever foreseen");
+    }
+}

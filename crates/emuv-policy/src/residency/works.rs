@@ -215,6 +215,8 @@ impl Residency {
         let Some(lane) = self.lanes.get_mut(index as usize) else { return };
         lane.done = lane.done.max(number.min(lane.begun));
         let done = lane.done;
+        // It is told by whoever has the time.
+        self.foresight.catch_up();
         self.tell(|| Event::Completed { stream, number: done });
     }
 
@@ -335,6 +337,7 @@ impl Residency {
 
 /// The last use of each stream. Most have one, which is found without a look elsewhere.
 #[derive(Debug)]
+#[repr(C)] // The one first, where a chunk's state has what each work looks at.
 pub(super) struct LastUses {
     one: Use,
     others: Vec<Use>,
