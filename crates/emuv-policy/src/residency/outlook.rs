@@ -8,6 +8,11 @@ use super::{
 };
 use crate::Tier;
 
+/// So many changes are noted, and so many chunks that leave (of those that are gone some may be among them); more means that
+/// nobody asks any more.
+const MOST_CHANGED: usize = 1 << 12;
+const MOST_LEAVING: usize = 1 << 16;
+
 /// A chunk that is to come. The greatest is needed last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Want {
@@ -55,6 +60,9 @@ impl Outlook {
         if self.leaving_is_known && !chunk.listed && chunk.history.decision != Decision::Keep {
             chunk.listed = true;
             self.leaving.push(index);
+            if self.leaving.len() > MOST_LEAVING {
+                (self.leaving_is_known, self.leaving) = (false, Vec::new());
+            }
         }
     }
 
@@ -65,14 +73,10 @@ impl Outlook {
         }
         self.changed.push(index);
         if self.changed.len() > MOST_CHANGED {
-            // Nobody asks any more.
             (self.wants_at, self.changed) = (None, Vec::new());
         }
     }
 }
-
-/// So many changes are noted.
-const MOST_CHANGED: usize = 4096;
 
 impl Residency {
     /// The position of the last work, the one that corresponds to it, and the number of turns.

@@ -215,7 +215,7 @@ impl Residency {
         let Some(lane) = self.lanes.get_mut(index as usize) else { return };
         lane.done = lane.done.max(number.min(lane.begun));
         let done = lane.done;
-        // It is told by whoever has the time.
+        // Whoever tells has more time than who launches.
         self.foresight.catch_up();
         self.tell(|| Event::Completed { stream, number: done });
     }
