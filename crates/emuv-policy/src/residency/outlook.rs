@@ -88,26 +88,21 @@ impl Residency {
     pub(super) fn look_ahead(&mut self) -> u64 {
         let (position, _, turns) = self.now();
         let mut outlook = std::mem::take(&mut self.outlook);
-        if outlook.wants_at == Some(turns) {
-            while let Some(passed) = outlook.wants.pop_if(|want| want.next <= position) {
-                outlook.changed.push(passed.index);
-            }
-            if !outlook.changed.is_empty() {
-                outlook.changed.sort_unstable();
-                outlook.changed.dedup();
-                outlook.wants.retain(|want| outlook.changed.binary_search(&want.index).is_err());
-                for index in outlook.changed.drain(..) {
-                    let Some(want) = self.want(index) else { continue };
-                    let at = outlook.wants.partition_point(|other| *other > want);
-                    outlook.wants.insert(at, want);
-                }
-            }
-        } else {
-            outlook.changed.clear();
+        if outlook.wants_at != Some(turns) {
             outlook.wants.clear();
-            outlook.wants.extend((0..super::index_of(self.chunks.len())).filter_map(|index| self.want(index)));
-            outlook.wants.sort_unstable_by(|a, b| b.cmp(a));
+            outlook.changed = (0..super::index_of(self.chunks.len())).collect();
             outlook.wants_at = Some(turns);
+        }
+        while let Some(passed) = outlook.wants.pop_if(|want| want.next <= position) {
+            outlook.changed.push(passed.index);
+        }
+        if !outlook.changed.is_empty() {
+            outlook.changed.sort_unstable();
+            outlook.changed.dedup();
+            outlook.wants.retain(|want| outlook.changed.binary_search(&want.index).is_err());
+            outlook.wants.extend(outlook.changed.drain(..).filter_map(|index| self.want(index)));
+            // Not `sort_unstable`: most of it is in order already, and this makes use of that.
+            outlook.wants.sort_by(|a, b| b.cmp(a));
         }
         self.outlook = outlook;
         self.outlook.wants.iter().map(|want| want.bytes).sum()
@@ -127,25 +122,15 @@ impl Residency {
     /// The chunks that are planned to leave VRAM, and perhaps some that move already; to be given back by [`Self::still_leaving`].
     pub(super) fn leaving(&mut self) -> Vec<u32> {
         let mut leaving = std::mem::take(&mut self.outlook.leaving);
-        let leaves = |chunk: &ChunkState| chunk.tier == Tier::Vram && chunk.history.decision != Decision::Keep;
-        if self.outlook.leaving_is_known {
-            leaving.retain(|index| {
-                self.chunk_mut(*index).is_some_and(|chunk| {
-                    chunk.listed = leaves(chunk);
-                    chunk.listed
-                })
-            });
-        } else {
-            leaving.clear();
-            for (chunk, index) in self.chunks.iter_mut().zip(0..) {
-                let Some(chunk) = chunk else { continue };
-                chunk.listed = leaves(chunk);
-                if chunk.listed {
-                    leaving.push(index);
-                }
-            }
-            self.outlook.leaving_is_known = true;
+        if !std::mem::replace(&mut self.outlook.leaving_is_known, true) {
+            leaving = (0..super::index_of(self.chunks.len())).collect();
         }
+        leaving.retain(|index| {
+            self.chunk_mut(*index).is_some_and(|chunk| {
+                chunk.listed = chunk.tier == Tier::Vram && chunk.history.decision != Decision::Keep;
+                chunk.listed
+            })
+        });
         leaving
     }
 

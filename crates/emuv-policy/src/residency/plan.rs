@@ -93,8 +93,9 @@ enum Before {
 }
 
 /// Who goes first, the greatest: how much it is to be in VRAM, whether what it holds is planned to be out, whether that will
-/// still be needed, and when it is used. (What nobody will read again, but has not been freed yet, would be copied for nothing.)
-type Rank = (Heat, bool, bool, u64);
+/// still be needed, and when it is used; of equals the one with the lowest index. (What nobody will read again, but has not been
+/// freed yet, would be copied for nothing.)
+type Rank = (Heat, bool, bool, u64, Reverse<u32>);
 
 /// Room that is not promised to anybody yet, in bytes.
 struct Left {
@@ -443,12 +444,12 @@ impl Residency {
         let mut best = self.last_needed(leaving.iter().copied(), what, room, needs_progress);
         self.still_leaving(leaving);
         // Nothing else goes before what is planned to be out, but for what is cold.
-        let is_first = best.is_some_and(|((heat, is_to_be_out, ..), ..)| heat == Heat::Usual && is_to_be_out);
+        let is_first = best.is_some_and(|((heat, is_to_be_out, ..), _)| heat == Heat::Usual && is_to_be_out);
         let only_planned = is_first || matches!(what, Before::Position(_));
         if self.saw_cold || !only_planned {
             best = self.last_needed(0..super::index_of(self.chunks.len()), what, room, needs_progress);
         }
-        let (_, Reverse(index), mode) = best?;
+        let ((.., Reverse(index)), mode) = best?;
         self.start(index, Tier::Ram, mode, why)
     }
 
@@ -459,9 +460,9 @@ impl Residency {
         what: Before,
         room: Room,
         needs_progress: &mut bool,
-    ) -> Option<(Rank, Reverse<u32>, Mode)> {
+    ) -> Option<(Rank, Mode)> {
         let (position, place, turns) = self.now();
-        let mut best: Option<(Rank, Reverse<u32>, Mode)> = None;
+        let mut best: Option<(Rank, Mode)> = None;
         for index in indices {
             let Some(chunk) = self.chunk_mut(index) else { continue };
             if chunk.tier != Tier::Vram || chunk.fixed || chunk.claims > 0 || chunk.moving.is_some() {
@@ -487,13 +488,13 @@ impl Residency {
             }
             // Without a forecast: the least recently used.
             let later = if next == NEVER { NEVER - chunk.history.last() } else { next };
-            let rank = (heat, planned && !dies, !dies, later);
-            if best.is_some_and(|(other, at, _)| (other, at) >= (rank, Reverse(index))) {
+            let rank = (heat, planned && !dies, !dies, later, Reverse(index));
+            if best.is_some_and(|(other, _)| other >= rank) {
                 continue;
             }
             let escaped = chunk.escaped;
             match self.may_move(index) {
-                Ok(mode) => best = Some((rank, Reverse(index), mode)),
+                Ok(mode) => best = Some((rank, mode)),
                 Err(Obstacle::Busy) if !escaped => *needs_progress = true,
                 Err(_) => {}
             }
