@@ -8,7 +8,10 @@ use std::fmt;
 use crate::{GRANULE, StreamId, Tier};
 
 /// How a trace begins; the last character is the format's version.
-pub const MAGIC: [u8; 8] = *b"emuvtrc1";
+pub const MAGIC: [u8; 8] = *b"emuvtrc2";
+
+/// The first version that is still read: it has no [`Event::Compared`].
+const OLDEST: u8 = b'1';
 
 /// No chunk is larger.
 pub const MOST_CHUNK_BYTES: u64 = crate::CHUNK_CLASSES[0];
@@ -48,6 +51,8 @@ pub enum Event {
     SearchAll { over: bool },
     /// An allocation has escaped.
     Escaped { offset: u64 },
+    /// A chunk that leaves VRAM has been compared with what it held when it left before.
+    Compared { offset: u64, same: bool },
 }
 
 /// What else is known of a work.
@@ -170,6 +175,7 @@ impl Event {
             Self::Link { bytes_per_milli } => (12, vec![*bytes_per_milli], None),
             Self::SearchAll { over } => (13, vec![u64::from(*over)], None),
             Self::Escaped { offset } => (14, vec![*offset], None),
+            Self::Compared { offset, same } => (15, vec![offset / GRANULE, u64::from(*same)], None),
         }
     }
 }
@@ -211,10 +217,9 @@ impl std::error::Error for Unreadable {}
 /// # Errors
 /// It is none, or not whole.
 pub fn events(bytes: &[u8]) -> Result<Vec<(u64, Event)>, Unreadable> {
-    let (name, version) = MAGIC.split_at(7);
-    let mut rest = match bytes.strip_prefix(name).and_then(<[u8]>::split_first) {
-        Some((found, rest)) if *found == version[0] => rest,
-        Some((found, _)) if found.is_ascii_graphic() => return Err(Unreadable::Version(char::from(*found))),
+    let mut rest = match version(bytes) {
+        Some((found, rest)) if is_read(found) => rest,
+        Some((found, _)) if found.is_ascii_graphic() => return Err(Unreadable::Version(char::from(found))),
         _ => return Err(Unreadable::NotATrace),
     };
     let mut events = Vec::new();
@@ -236,13 +241,23 @@ pub fn events(bytes: &[u8]) -> Result<Vec<(u64, Event)>, Unreadable> {
 /// Reads a trace: each event with its time in microseconds from the beginning. `None`: it does not begin as one. Ends
 /// at the end, or at the first thing that it does not know.
 pub fn read(bytes: &[u8]) -> Option<impl Iterator<Item = (u64, Event)>> {
-    let mut rest = bytes.strip_prefix(&MAGIC)?;
+    let (_, mut rest) = version(bytes).filter(|(found, _)| is_read(*found))?;
     let mut now = 0_u64;
     Some(std::iter::from_fn(move || {
         let (since, event) = event(&mut rest).filter(|(_, event)| event.is_possible())?;
         now = now.saturating_add(since);
         Some((now, event))
     }))
+}
+
+/// Of a trace its version, and what follows.
+fn version(bytes: &[u8]) -> Option<(u8, &[u8])> {
+    let (version, rest) = bytes.strip_prefix(&MAGIC[..7])?.split_first()?;
+    Some((*version, rest))
+}
+
+fn is_read(version: u8) -> bool {
+    (OLDEST..=MAGIC[7]).contains(&version)
 }
 
 fn event(rest: &mut &[u8]) -> Option<(u64, Event)> {
@@ -280,6 +295,7 @@ fn event(rest: &mut &[u8]) -> Option<(u64, Event)> {
         12 => Event::Link { bytes_per_milli: next()? },
         13 => Event::SearchAll { over: next()? == 1 },
         14 => Event::Escaped { offset: next()? },
+        15 => Event::Compared { offset: granules(next()?)?, same: next()? == 1 },
         _ => return None,
     };
     Some((since, event))
@@ -354,6 +370,7 @@ mod tests {
             Event::Escaped { offset: 4 * GRANULE },
             Event::Freed { offset: 1 << 39 },
             Event::Removed { offset: 4 * GRANULE },
+            Event::Compared { offset: 8 * GRANULE, same: true },
         ]
     }
 
@@ -372,6 +389,14 @@ mod tests {
         let expected: Vec<(u64, Event)> =
             examples().into_iter().enumerate().map(|(time, event)| (time as u64 * 1000, event)).collect();
         assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn a_trace_of_the_first_version_is_still_read() {
+        let mut first = recorded();
+        first[7] = b'1';
+        assert_eq!(events(&first), events(&recorded()));
+        assert_eq!(read(&first).unwrap().count(), examples().len());
     }
 
     #[test]
@@ -408,8 +433,8 @@ mod tests {
         let whole = recorded();
         assert_eq!(events(&whole).unwrap().len(), examples().len());
         assert_eq!(events(b"PNG"), Err(Unreadable::NotATrace));
-        assert_eq!(events(b"emuvtrc2..."), Err(Unreadable::Version('2')));
-        assert_eq!(events(&whole[..whole.len() - 1]), Err(Unreadable::CutOff(whole.len() - 4)));
+        assert_eq!(events(b"emuvtrc3..."), Err(Unreadable::Version('3')));
+        assert_eq!(events(&whole[..whole.len() - 1]), Err(Unreadable::CutOff(whole.len() - 5)));
         let damaged = [&whole[..], &[99, 0, 0]].concat();
         assert_eq!(events(&damaged), Err(Unreadable::Damaged(whole.len())));
         let mut recorder = Recorder::new();

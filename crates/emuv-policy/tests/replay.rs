@@ -12,9 +12,17 @@ const MIB: u64 = 1 << 20;
 const WEIGHTS: u64 = 60;
 const ROUNDS: u64 = 8;
 
+/// What is known of whether a weight changes: nothing, or what was seen when it left VRAM again.
+type Seen = fn(u64) -> Option<bool>;
+
 /// The trace of a loop over weights of 32 MiB each, whose works write to a buffer of 8 MiB that is made anew each time and
 /// take 200 us; in each round `others` works follow that are all alike and touch that buffer alone.
 fn recorded(rounds: u64, others: u64) -> Vec<u8> {
+    recorded_seeing(rounds, others, |_| None)
+}
+
+/// The same; of each weight it is seen whether it is the same.
+fn recorded_seeing(rounds: u64, others: u64, same: Seen) -> Vec<u8> {
     let mut recorder = Recorder::new();
     let record = |recorder: &mut Recorder, event: Event| recorder.record(&event);
     record(&mut recorder, Event::Link { bytes_per_milli: 54_000_000 });
@@ -40,6 +48,11 @@ fn recorded(rounds: u64, others: u64) -> Vec<u8> {
             record(&mut recorder, Event::Freed { offset: scratch });
         }
     }
+    for weight in 0..WEIGHTS {
+        let offset = weight * 32 * MIB;
+        let compared = same(weight).map(|same| Event::Compared { offset, same });
+        compared.iter().for_each(|event| record(&mut recorder, event.clone()));
+    }
     // It reads RAM ten times as slowly as the link.
     record(&mut recorder, Event::Measured { kind: 5, ram_bytes: 32 * MIB, micros: 6214 });
     recorder.take()
@@ -59,6 +72,43 @@ fn rounds_durations_and_memory_are_found_in_the_trace() {
     let mapped: u64 = ops.iter().map(|op| if let Op::Map { bytes, .. } = op { *bytes } else { 0 }).sum();
     assert_eq!(mapped, WEIGHTS * 32 * MIB + 8 * MIB, "what is freed is used again");
     assert_eq!(ops.iter().filter(|op| **op == Op::Round).count(), usize::try_from(ROUNDS).unwrap() + 1);
+}
+
+#[test]
+fn what_was_seen_not_to_change_is_constant_and_so_is_what_was_never_seen_beside_it() {
+    let constant = |same: Seen| {
+        let program = Program::from_trace(trace::read(&recorded_seeing(ROUNDS, 0, same)).unwrap());
+        let ops = program.ops(u64::MAX / 2);
+        ops.iter().filter(|op| matches!(op, Op::Constant { .. })).count() as u64
+    };
+    assert_eq!(constant(|_| None), 0, "nothing is known");
+    assert_eq!(constant(|_| Some(false)), 0);
+    assert_eq!(constant(|weight| Some(weight < 12)), 12);
+    assert_eq!(
+        constant(|weight| (weight < 12).then_some(true)),
+        WEIGHTS,
+        "the buffer does not last, so it is not among them"
+    );
+    assert_eq!(constant(|weight| (weight < 12).then_some(weight < 4)), 4);
+}
+
+#[test]
+fn what_does_not_change_goes_out_once() {
+    let costs = |same: Seen| {
+        let program = Program::from_trace(trace::read(&recorded_seeing(ROUNDS, 0, same)).unwrap());
+        let machine = Machine {
+            vram_bytes: 1600 * MIB,
+            ram_bytes: 1 << 40,
+            link: Link::gb_per_s(54.0, 54.0, 92.0),
+            wake_us: 50.0,
+        };
+        let costs = machine.run(&program.ops(1 << 40), Policy::Dynamic { safe: false });
+        let evicted: u64 = costs.iter().map(|cost| cost.evicted_bytes).sum();
+        (evicted, costs[usize::try_from(ROUNDS).unwrap() - 1])
+    };
+    let ((all, _), (evicted, last)) = (costs(|_| None), costs(|_| Some(true)));
+    assert!(evicted <= WEIGHTS * 32 * MIB && all > 2 * evicted, "{evicted} bytes, changing {all}");
+    assert!(last.promoted_bytes > 0, "it comes in each time");
 }
 
 #[test]

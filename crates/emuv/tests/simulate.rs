@@ -119,7 +119,7 @@ fn a_file_that_is_no_whole_trace_of_this_version_is_refused() {
     let packed = fs::read(trace()).unwrap();
     refused("empty", b"", &["is not a trace"]);
     refused("picture.png", b"\x89PNG\r\n", &["is not a trace"]);
-    refused("newer", b"emuvtrc2\x01\x02", &["version 2", "update emuv"]);
+    refused("newer", b"emuvtrc3\x01\x02", &["version 3", "update emuv"]);
     refused("cut", &whole[..whole.len() - 1], &["is cut off", "byte"]);
     refused("cut.gz", &packed[..packed.len() / 2], &["is cut off"]);
     refused("damaged", &[&whole[..], b"\xff\x00\x00"].concat(), &["is damaged at byte"]);

@@ -7,7 +7,8 @@
 //! read in place. What is overwritten before it is read need not cross.
 //!
 //! `X_out` is as much, because whatever leaves VRAM is copied unless it is nobody's (nothing in a trace proves that a work
-//! does not write), but for what is only ever read about once by each of its works: that can lie in RAM for good.
+//! does not write), but for what the recording says does not change, and for what is only ever read about once by each of its works:
+//! that can lie in RAM for good.
 //! Schedules that read a chunk in place at one use and move it for another are not counted with.
 //!
 //! The same holds for each part of a round: when it begins, VRAM holds at most what it can of what the part needs, and when it
@@ -51,7 +52,8 @@ pub fn bound(script: &Script, vram_bytes: u64, link: &Link, first: u32, end: u32
         .iter()
         .map(|chunk| {
             let mut later = chunk.uses.iter().skip(1);
-            later.all(|used| !used.fresh && script.works[used.work as usize].slowness <= slowness)
+            let is_constant = chunk.constant_from.is_some_and(|from| from <= first);
+            is_constant || later.all(|used| !used.fresh && script.works[used.work as usize].slowness <= slowness)
         })
         .collect();
     let measured = first..end;
@@ -123,7 +125,7 @@ struct Parts<'a> {
     script: &'a Script,
     vram_bytes: u64,
     link: &'a Link,
-    /// By chunk: whether it can lie in RAM for good.
+    /// By chunk: whether it need not go out to lie in RAM.
     stays: &'a [bool],
     cuts: Vec<u32>,
 }
@@ -203,8 +205,14 @@ mod tests {
 
     /// A loop over this many chunks; those that are `made` anew in each round hold nothing before. Ten rounds of which the last four count.
     fn bound_of(chunks: u64, made: u64, works: &[(u64, f64)], vram_chunks: u64) -> Bound {
+        bound_with(chunks, made, works, vram_chunks, false)
+    }
+
+    /// The same; what is not made anew is `constant`, or it may change.
+    fn bound_with(chunks: u64, made: u64, works: &[(u64, f64)], vram_chunks: u64, constant: bool) -> Bound {
         let mut ops: Vec<Op> = (0..chunks).map(|chunk| Op::Map { offset: chunk * CHUNK, bytes: CHUNK }).collect();
         ops.extend((made..chunks).map(|chunk| Op::Allocate { offset: chunk * CHUNK, bytes: CHUNK }));
+        ops.extend((made..chunks).filter(|_| constant).map(|chunk| Op::Constant { offset: chunk * CHUNK }));
         for _ in 0..10 {
             ops.push(Op::Round);
             ops.extend((0..made).map(|chunk| Op::Allocate { offset: chunk * CHUNK, bytes: CHUNK }));
@@ -242,6 +250,15 @@ mod tests {
         let one_way = 10.0 * CHUNK as f64 / 50e3;
         assert_near(bound.link_us, one_way);
         assert_near(bound.parts_us, 20_000.0 + one_way);
+    }
+
+    #[test]
+    fn what_does_not_change_need_not_go_out() {
+        let works: Vec<(u64, f64)> = (0..40).map(|chunk| (chunk, 10.0)).collect();
+        let (changing, constant) = (bound_with(40, 0, &works, 30, false), bound_with(40, 0, &works, 30, true));
+        assert_near(constant.in_bytes, changing.in_bytes);
+        assert_near(changing.out_bytes, changing.in_bytes);
+        assert!(constant.out_bytes <= 0.0, "{} bytes", constant.out_bytes);
     }
 
     #[test]

@@ -62,6 +62,8 @@ struct Chunk {
     shown: bool,
     /// Its place in VRAM, or, while it has none, the one that is still mapped at its address: it held nothing when it went.
     place: Option<u32>,
+    /// RAM has what it holds as long as that does not change.
+    kept: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -140,7 +142,7 @@ impl<'a, P: Placement> Engine<'a, P> {
             script,
             placement,
             now: 0.0,
-            chunks: vec![Chunk { tier: Tier::Ram, shown: true, place: None }; script.chunks.len()],
+            chunks: vec![Chunk { tier: Tier::Ram, shown: true, place: None, kept: false }; script.chunks.len()],
             free_vram: machine.vram_bytes,
             free_ram: machine.ram_bytes,
             places: BTreeMap::new(),
@@ -303,7 +305,8 @@ impl<'a, P: Placement> Engine<'a, P> {
             return false;
         }
         if let Some(chunk) = self.showing.take() {
-            self.chunks[chunk as usize] = Chunk { tier: Tier::Ram, shown: true, place: None };
+            let before = self.chunks[chunk as usize];
+            self.chunks[chunk as usize] = Chunk { tier: Tier::Ram, shown: true, place: None, ..before };
             self.placement.finished(chunk);
             return true;
         }
@@ -350,7 +353,9 @@ impl<'a, P: Placement> Engine<'a, P> {
 
     fn start(&mut self, chunk: u32, to: Tier, copy: bool, map: bool) {
         let bytes = self.bytes(chunk);
-        let copied = if copy { bytes } else { 0 };
+        // Only where its bytes have to be copied: whoever moves it has that compared.
+        let is_known = to == Tier::Ram && copy && self.keeps(chunk);
+        let copied = if copy && !is_known { bytes } else { 0 };
         let left = self.chunks[chunk as usize].place;
         let place = (to == Tier::Vram).then(|| {
             let (place, micros) = self.take_place(bytes, left);
@@ -368,7 +373,13 @@ impl<'a, P: Placement> Engine<'a, P> {
             self.total.evicted_bytes += copied;
             &mut self.copies_out
         };
-        if copy { copies.push_back(copying) } else { self.copied.push_back(copying) }
+        if copied > 0 { copies.push_back(copying) } else { self.copied.push_back(copying) }
+    }
+
+    /// Whether RAM has what a chunk holds that is about to leave VRAM; if that does not change any more, from now on it has.
+    fn keeps(&mut self, chunk: u32) -> bool {
+        let is_constant = self.script.chunks[chunk as usize].constant_from.is_some_and(|from| from <= self.done);
+        std::mem::replace(&mut self.chunks[chunk as usize].kept, is_constant) && is_constant
     }
 
     /// A place in VRAM, and what that takes: best the one that is still mapped there, then one that is mapped nowhere, else the one that
@@ -438,7 +449,7 @@ impl<'a, P: Placement> Engine<'a, P> {
                 done.place
             }
         };
-        self.chunks[done.chunk as usize] = Chunk { tier: done.to, shown: done.map, place };
+        self.chunks[done.chunk as usize] = Chunk { tier: done.to, shown: done.map, place, ..before };
         self.placement.finished(done.chunk);
     }
 
@@ -511,7 +522,7 @@ impl<'a, P: Placement> Engine<'a, P> {
                 None
             }
         };
-        self.chunks[chunk as usize] = Chunk { tier, shown: true, place };
+        self.chunks[chunk as usize] = Chunk { tier, shown: true, place, kept: false };
         self.placement.mapped(chunk, tier);
     }
 

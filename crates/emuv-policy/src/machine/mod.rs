@@ -10,6 +10,7 @@
 //!   in share the way in equally; both ways together carry no more than the link does.
 //! - When a copy is over the mover, one thread, replaces the mapping. That takes what was measured on an H200, and no work is issued
 //!   meanwhile. A chunk needs memory of its own size; where there is none, other memory is given up for it.
+//! - What does not change is copied into RAM once. After that it leaves VRAM without a copy.
 
 mod engine;
 mod online;
@@ -45,6 +46,11 @@ pub enum Op {
         offset: u64,
         /// Their size.
         bytes: u64,
+    },
+    /// What the program puts into the chunks that it has just got there does not change any more once it has left VRAM.
+    Constant {
+        /// Where they begin.
+        offset: u64,
     },
     /// It has given them back.
     Free {

@@ -1,6 +1,6 @@
 //! emuV itself on the machine: the same state machine that runs in a program's process.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{Action, FreeBytes, Placement, Script, Turn};
 use crate::{Begin, Begun, HoldId, MoveRoom, Policy, Residency, Step, StreamId, Tier, Work};
@@ -18,6 +18,8 @@ pub struct Online<'a> {
     held: Option<HoldId>,
     /// Works that are to be measured.
     measured: HashMap<u32, Begun>,
+    /// Chunks that do not change and have left VRAM.
+    seen: HashSet<u32>,
 }
 
 impl<'a> Online<'a> {
@@ -26,12 +28,21 @@ impl<'a> Online<'a> {
         let mut residency = Residency::new(policy);
         residency.set_link(link_bytes_per_us);
         residency.quiesced();
-        Self { script, residency, there: HashMap::new(), held: None, measured: HashMap::new() }
+        Self { script, residency, there: HashMap::new(), held: None, measured: HashMap::new(), seen: HashSet::new() }
     }
 
     /// The state machine.
     pub fn residency(&self) -> &Residency {
         &self.residency
+    }
+
+    /// A chunk is about to leave VRAM. What works write to is not known here, but for what does not change: everything that they touch.
+    fn compare(&mut self, offset: u64) {
+        let chunk = self.there[&offset];
+        let is_constant = self.script.chunks[chunk as usize].constant_from.is_some();
+        if !is_constant || !self.seen.insert(chunk) {
+            self.residency.compared(offset, is_constant);
+        }
     }
 
     fn offset(&self, chunk: u32) -> u64 {
@@ -102,9 +113,8 @@ impl Placement for Online<'_> {
         loop {
             return match self.residency.next_step(room) {
                 Step::Move { offset, to, copy, map, .. } => {
-                    if to == Tier::Ram {
-                        // What works write to is not known here: everything that they touch.
-                        self.residency.compared(offset, false);
+                    if to == Tier::Ram && copy {
+                        self.compare(offset);
                     }
                     Action::Move { chunk: self.there[&offset], to, copy, map }
                 }

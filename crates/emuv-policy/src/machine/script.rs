@@ -22,6 +22,8 @@ pub struct ScriptChunk {
     pub bytes: u64,
     /// In order.
     pub uses: Vec<Use>,
+    /// From this work on what it holds is the same whenever it leaves VRAM.
+    pub constant_from: Option<u32>,
 }
 
 /// A work.
@@ -74,7 +76,12 @@ impl Script {
             let step = match op {
                 Op::Map { offset, bytes } => {
                     let chunk = number(script.chunks.len());
-                    script.chunks.push(ScriptChunk { offset: *offset, bytes: *bytes, uses: Vec::new() });
+                    script.chunks.push(ScriptChunk {
+                        offset: *offset,
+                        bytes: *bytes,
+                        uses: Vec::new(),
+                        constant_from: None,
+                    });
                     now.chunks.insert(*offset, (chunk, *bytes));
                     now.dead.push(true);
                     Step::Map(chunk)
@@ -85,12 +92,20 @@ impl Script {
                 },
                 Op::Allocate { offset, bytes } => {
                     now.extents.insert(*offset, *bytes);
-                    now.nobodys(*offset, *bytes);
+                    script.nobodys(now.nobodys(*offset, *bytes));
                     Step::Allocate { offset: *offset, bytes: *bytes }
+                }
+                Op::Constant { offset } => {
+                    let from = number(script.works.len());
+                    let bytes = now.extents.get(offset).copied().unwrap_or(0);
+                    for chunk in now.within(*offset, bytes) {
+                        script.chunks[chunk as usize].constant_from = Some(from);
+                    }
+                    continue;
                 }
                 Op::Free { offset } => {
                     let Some(bytes) = now.extents.remove(offset) else { continue };
-                    now.nobodys(*offset, bytes);
+                    script.nobodys(now.nobodys(*offset, bytes));
                     Step::Free { offset: *offset }
                 }
                 Op::Round => {
@@ -123,6 +138,10 @@ impl Script {
         script
     }
 
+    fn nobodys(&mut self, chunks: Vec<u32>) {
+        chunks.into_iter().for_each(|chunk| self.chunks[chunk as usize].constant_from = None);
+    }
+
     /// The most memory that was mapped at once, in bytes.
     pub fn peak_mapped_bytes(&self) -> u64 {
         let (mut mapped, mut peak) = (0, 0);
@@ -152,10 +171,10 @@ impl Now {
         self.chunks.range(offset..offset + bytes).map(|(_, (chunk, _))| *chunk).collect()
     }
 
-    fn nobodys(&mut self, offset: u64, bytes: u64) {
-        for chunk in self.within(offset, bytes) {
-            self.dead[chunk as usize] = true;
-        }
+    fn nobodys(&mut self, offset: u64, bytes: u64) -> Vec<u32> {
+        let chunks = self.within(offset, bytes);
+        chunks.iter().for_each(|chunk| self.dead[*chunk as usize] = true);
+        chunks
     }
 
     /// What an offset names: all of the allocation that it lies in, or else its chunk.

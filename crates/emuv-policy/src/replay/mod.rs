@@ -63,6 +63,8 @@ pub struct Program {
     calls: Vec<Call>,
     /// By kind: how much slower than the link it reads RAM.
     slowness: HashMap<u64, f64>,
+    /// Allocations that hold the same from when they are filled until they are freed, whatever works do.
+    constant: HashSet<Name>,
     /// Of each work.
     times: Vec<Times>,
     rounds: Option<Rounds>,
@@ -87,6 +89,7 @@ impl Program {
         let (micros, issue_us) = (reader.durations(), reader.issue_us());
         let mut program = Self {
             slowness: reader.slowness(&micros),
+            constant: reader.constant(),
             times: micros.into_iter().map(|micros| Times { micros, issue_us }).collect(),
             calls: std::mem::take(&mut reader.calls),
             rounds: None,
@@ -277,7 +280,12 @@ impl Program {
         let mut work = 0;
         for call in &self.calls {
             match call {
-                Call::Allocate(name, bytes) => memory.allocate(*name, *bytes, &mut ops),
+                Call::Allocate(name, bytes) => {
+                    let at = memory.allocate(*name, *bytes, &mut ops);
+                    if self.constant.contains(name) {
+                        ops.push(Op::Constant { offset: at });
+                    }
+                }
                 Call::Free(name) => memory.free(*name, &mut ops),
                 Call::Work { kind, touches, everything } => {
                     if self.rounds.is_some_and(|rounds| rounds.begins_at(work)) {
@@ -370,7 +378,8 @@ struct Memory {
 }
 
 impl Memory {
-    fn allocate(&mut self, name: Name, bytes: u64, ops: &mut Vec<Op>) {
+    /// Gives where it is.
+    fn allocate(&mut self, name: Name, bytes: u64, ops: &mut Vec<Op>) -> u64 {
         let size = block_bytes(bytes).max(GRANULE);
         let fits = self.mapped_bytes.saturating_add(size) <= self.most_bytes;
         let mut taken = self.pools.take(POOL, STREAM, size, Waste::Little, &|_| true);
@@ -401,6 +410,7 @@ impl Memory {
         });
         self.places.insert(name, at);
         ops.push(Op::Allocate { offset: at, bytes: size });
+        at
     }
 
     fn free(&mut self, name: Name, ops: &mut Vec<Op>) {

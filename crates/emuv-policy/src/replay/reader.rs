@@ -55,6 +55,10 @@ pub(super) struct Reader {
     link: Option<f64>,
     /// By kind: bytes and microseconds of what was read in place.
     measured: HashMap<u64, (f64, f64)>,
+    /// By allocation: bytes that were the same when they left VRAM again, and bytes that were not.
+    compared: HashMap<Name, (u64, u64)>,
+    /// By allocation: how many works had begun when it was made, and when it was freed.
+    lives: HashMap<Name, (usize, Option<usize>)>,
     pub calls: Vec<Call>,
 }
 
@@ -101,6 +105,12 @@ impl Reader {
             Event::Measured { kind, ram_bytes, micros } => {
                 self.measured.insert(kind, (precise(ram_bytes), precise(micros)));
             }
+            Event::Compared { offset, same } => {
+                if let Some(ReadChunk { bytes, owner: Some(owner), .. }) = self.chunks.get(&offset) {
+                    let (unchanged, changed) = self.compared.entry(*owner).or_default();
+                    *(if same { unchanged } else { changed }) += bytes;
+                }
+            }
             Event::Unheld { .. } | Event::SearchAll { .. } | Event::Escaped { .. } => {}
         }
     }
@@ -117,11 +127,13 @@ impl Reader {
             at += chunk.bytes;
         }
         self.allocations.insert(offset, (name, chunks));
+        self.lives.insert(name, (self.works.len(), None));
         self.calls.push(Call::Allocate(name, bytes));
     }
 
     fn free(&mut self, offset: u64) {
         let Some((name, chunks)) = self.allocations.remove(&offset) else { return };
+        self.lives.entry(name).and_modify(|(_, freed)| *freed = Some(self.works.len()));
         for chunk in chunks {
             if let Some(chunk) = self.chunks.get_mut(&chunk).filter(|chunk| chunk.owner == Some(name)) {
                 chunk.owner = None;
@@ -138,6 +150,23 @@ impl Reader {
             work.done = is_done.then_some(time);
             !is_done
         });
+    }
+
+    /// Of the allocations that last for half of the program, those of which most was the same whenever it left VRAM again; and,
+    /// if that is most of what is known of them, those of which nothing is: what never left is like what did.
+    pub fn constant(&self) -> HashSet<Name> {
+        let works = self.works.len();
+        let lasts = |name: &Name| {
+            self.lives.get(name).is_some_and(|(made, freed)| (freed.unwrap_or(works) - made) * 2 >= works)
+        };
+        let lasting: Vec<Name> = (0..self.next).filter(lasts).collect();
+        let known = lasting.iter().filter_map(|name| self.compared.get(name));
+        let all = known.fold((0, 0), |sum, these| (sum.0 + these.0, sum.1 + these.1));
+        let is_constant = |name: &Name| {
+            let (same, other) = self.compared.get(name).unwrap_or(&all);
+            same > other
+        };
+        lasting.into_iter().filter(is_constant).collect()
     }
 
     /// By kind: how much slower than the link it read RAM. What the work took longer than with everything in VRAM counts

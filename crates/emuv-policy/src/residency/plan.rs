@@ -15,6 +15,7 @@ use super::{
 use crate::{
     StreamId, Tier,
     hash::{FastSet, mix},
+    trace::Event,
 };
 
 /// Moves in flight at most; in one direction as many, and no more once there are so many bytes of them: the next copy has to
@@ -263,6 +264,7 @@ impl Residency {
         let Some(chunk) = self.chunk_mut(index) else { return };
         chunk.changes = Some(!same);
         let bytes = chunk.bytes;
+        self.tell(|| Event::Compared { offset, same });
         if self.planned.is_answered_by(index, bytes) {
             self.planned.until = self.foresight.position();
         }
