@@ -237,13 +237,24 @@ fn without_a_loop_it_is_unknown() {
 
 /// A watch that has seen loops: of so many works, for so many rounds, each work a millisecond.
 fn watched(loops: &[(u64, u64)]) -> Watch {
+    watched_ahead(loops, 0, 0.0)
+}
+
+/// The same; the program is so many works ahead of the GPU, and emuV's part of the calls for each takes so many microseconds.
+fn watched_ahead(loops: &[(u64, u64)], ahead: u64, overhead_us: f64) -> Watch {
     let mut watch = Watch::default();
     watch.set_link(Link { in_bytes_per_us: 50e3, out_bytes_per_us: 50e3, both_bytes_per_us: 90e3 });
     let mut done = 0;
     for &(works, rounds) in loops {
         for _ in 0..works * rounds {
-            let looped = Some(Looped { works, turns: works });
-            let sight = Sight { begun: done, done, looped, starved: false, in_place: ReadInPlace::default() };
+            let sight = Sight {
+                begun: done + ahead,
+                done,
+                looped: Some(Looped { works, turns: works }),
+                starved: false,
+                in_place: ReadInPlace::default(),
+                overhead_micros: done as f64 * overhead_us,
+            };
             if watch.look(done as f64 * 1e3, &sight) {
                 watch.reckon(Some(LastRound::default()), 0);
                 while watch.think(1000) {}
@@ -252,6 +263,19 @@ fn watched(loops: &[(u64, u64)]) -> Watch {
         }
     }
     watch
+}
+
+#[test]
+fn what_emuv_takes_a_host_that_is_the_limit_is_not_the_programs_own() {
+    let percent = |ahead, overhead_us| {
+        let mut watch = watched_ahead(&[(10, 60)], ahead, overhead_us);
+        watch.finish();
+        watch.summary().percent_of_bound().unwrap().round()
+    };
+    assert_eq!(percent(2, 0.0), 100.0);
+    assert_eq!(percent(2, 250.0), 75.0);
+    assert_eq!(percent(500, 250.0), 100.0, "the GPU is the limit, and has its work in time");
+    assert_eq!(percent(2, 5000.0), 0.0, "what several threads are taken at once is no more than all of the time");
 }
 
 #[test]

@@ -10,7 +10,8 @@
 //!   timed with more and with less in RAM. How long others would have taken in VRAM is not known, nor whether time is won at
 //!   all by doing a work sooner while the program is not ahead of the GPU, because its host is slow: then `C` lies between two
 //!   numbers, and the lower one counts. Iterations without such works say it for those with them. (A host that is slow and yet
-//!   ahead, because the GPU is slower still, is not seen: then `C` is the GPU's alone.)
+//!   ahead, because the GPU is slower still, is not seen: then `C` is the GPU's alone.) What emuV's part of its calls takes such a host is
+//!   not the program's: it is no part of `C` while the program is not ahead.
 //! - `X`, what has to cross the link, is counted by Belady's rule for the last round as it was (`least.rs`). What did not
 //!   cross did not have to, so it is never more than was moved or read in place.
 //! - `B` is measured once; copies that go faster than that raise it.
@@ -74,6 +75,8 @@ struct Sum {
     starved_us: f64,
     /// The program was not ahead of the GPU for other reasons: perhaps its host is what is slow.
     near_us: f64,
+    /// What emuV's part of the program's calls took its host meanwhile.
+    overhead_us: f64,
     in_bytes: f64,
     out_bytes: f64,
     in_place: ReadInPlace,
@@ -91,6 +94,7 @@ impl Sum {
             us: self.us - before.us,
             starved_us: self.starved_us - before.starved_us,
             near_us: self.near_us - before.near_us,
+            overhead_us: self.overhead_us - before.overhead_us,
             in_bytes: self.in_bytes - before.in_bytes,
             out_bytes: self.out_bytes - before.out_bytes,
             in_place: ReadInPlace {
@@ -108,8 +112,9 @@ impl Sum {
 
     /// How long it would have taken with everything in VRAM: at least, at most.
     fn in_vram_us(&self) -> (f64, f64) {
-        let computed_us = self.us - self.starved_us;
-        let most = computed_us - (self.in_place.micros - self.near_us).max(0.0);
+        let overhead_us = self.overhead_us.min(self.near_us);
+        let (computed_us, near_us) = (self.us - self.starved_us - overhead_us, self.near_us - overhead_us);
+        let most = computed_us - (self.in_place.micros - near_us).max(0.0);
         let least = computed_us - self.in_place.micros - self.in_place.unsure_micros;
         let least = if self.in_place.untimed > 0 { 0.0 } else { least.max(0.0) };
         (least, most.max(least))
@@ -173,6 +178,8 @@ pub struct Watch {
     now: Sum,
     /// Whether the GPU was starved, and the program ahead of it, when it was last looked at.
     was: (bool, bool),
+    /// What emuV's part of the program's calls had taken by then.
+    overhead_us: f64,
     first_us: Option<f64>,
     followed: Option<Followed>,
     task: Option<Task>,
@@ -217,9 +224,13 @@ impl Watch {
         let before = self.now.us;
         self.now.us = micros - first;
         let passed = self.now.us - before;
+        let overhead_us = sight.overhead_micros - std::mem::replace(&mut self.overhead_us, sight.overhead_micros);
         match self.was {
             (true, _) => self.now.starved_us += passed,
-            (false, false) => self.now.near_us += passed,
+            (false, false) => {
+                self.now.near_us += passed;
+                self.now.overhead_us += overhead_us;
+            }
             (false, true) => {}
         }
         self.was = (sight.starved, sight.begun.saturating_sub(sight.done) >= AHEAD_WORKS);

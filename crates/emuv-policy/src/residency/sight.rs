@@ -39,6 +39,8 @@ pub struct Sight {
     pub starved: bool,
     /// What is read in place.
     pub in_place: ReadInPlace,
+    /// What emuV's part of the program's calls has taken its host, from the beginning, in microseconds. The state machine does not know: 0.
+    pub overhead_micros: f64,
 }
 
 /// A chunk in a round.
@@ -175,6 +177,7 @@ impl Residency {
             looped: works.map(|works| Looped { works, turns: self.foresight.turns() }),
             starved: !self.held.is_empty() && self.all_idle(),
             in_place: self.in_place.sum,
+            overhead_micros: 0.0,
         }
     }
 

@@ -59,7 +59,8 @@ impl Figure {
     pub fn look(&mut self, session: &Session, device: &Device, sight: &Sight) {
         let Some(watch) = &mut self.watch else { return };
         let micros = self.since.elapsed().as_micros() as f64;
-        if watch.look(micros, sight) {
+        let sight = Sight { overhead_micros: device.moves.overhead.micros(), ..*sight };
+        if watch.look(micros, &sight) {
             let round = device.arena.residency_as_it_is().last_round();
             watch.reckon(round, device.moves.spares.free_vram_bytes(&device.arena));
         }

@@ -15,6 +15,7 @@ mod hasher;
 mod lanes;
 mod mover;
 mod outgoing;
+pub(crate) mod overhead;
 mod pins;
 mod record;
 mod search;
@@ -49,6 +50,7 @@ pub(crate) use at_hand::{at_hand, in_vram, is_in_vram};
 pub(crate) use copies::settle_thread;
 use follow::{brought, search_for, searching};
 use lanes::{Lane, Lanes};
+use overhead::{Clock, Overhead};
 pub(crate) use pins::pinned;
 use search::Searcher;
 use spares::Spares;
@@ -79,6 +81,8 @@ pub(crate) struct Moves {
     tables: Tables,
     /// Moves that have ended.
     ended: AtomicU64,
+    /// What tracking takes the program's host.
+    pub overhead: Overhead,
 }
 
 /// How many moves had ended when the last one was seen to, when that was, and for how long since then nothing could be expected to.
@@ -148,7 +152,8 @@ fn launch_now(
         }
         cell.fetch_sub(1, Ordering::Release);
     }
-    around(session, stream, per_thread, &touch(), call)
+    let clock = Clock::start();
+    timed_around(session, stream, per_thread, clock, &touch(), call)
 }
 
 /// Whether no untracked call is under way. Once tracking is on, a moment at which this is so is behind all of them.
@@ -162,6 +167,17 @@ pub(crate) fn around(
     session: &Session,
     stream: CUstream,
     per_thread: bool,
+    touch: &Touch,
+    call: impl FnOnce() -> CUresult,
+) -> CUresult {
+    timed_around(session, stream, per_thread, Clock::start(), touch, call)
+}
+
+fn timed_around(
+    session: &Session,
+    stream: CUstream,
+    per_thread: bool,
+    mut clock: Clock,
     touch: &Touch,
     call: impl FnOnce() -> CUresult,
 ) -> CUresult {
@@ -189,15 +205,16 @@ pub(crate) fn around(
             session.device(here).inspect(|device| device.moves.begin(session, here));
         }
         let lane = device.moves.lanes.of(name, context);
-        let begun = device.moves.enter(session, device, lane, touch);
+        let begun = device.moves.enter(session, device, lane, touch, &mut clock);
         entered.push((device, lane, begun));
     }
     for (device, lane, _) in entered.iter().filter(|(.., begun)| begun.search) {
+        clock.forget();
         device.moves.search_before(session, device, here, (context, *lane), touch);
     }
     let timed = timed_for(here, &entered);
     let before = timed.and_then(|_| calls::timed_event(session.real, stream, per_thread).ok());
-    let result = call();
+    let result = clock.without(call);
     let after = before.and_then(|_| calls::timed_event(session.real, stream, per_thread).ok());
     // All searches before the first fence: each may read memory of all devices.
     for (device, lane, begun) in entered.iter().filter(|(.., begun)| begun.search) {
@@ -205,6 +222,7 @@ pub(crate) fn around(
         device.moves.search_behind(session, device, (context, *lane), touch.maker, search);
         device.moves.tables.watch(begun.work(), &touch.tables);
     }
+    let first = entered.first().map(|(device, ..)| *device);
     for (device, lane, begun) in entered {
         let unfenced = device.arena.residency().issued(&begun);
         if begun.measure {
@@ -226,6 +244,9 @@ pub(crate) fn around(
         }
         device.moves.lanes.issued(session.real, &device.arena, lane, unfenced, touch.everything);
         device.moves.nudge();
+    }
+    if let Some(device) = first {
+        clock.stop(&device.moves.overhead);
     }
     result
 }
@@ -347,7 +368,7 @@ impl Moves {
         }
     }
 
-    fn enter(&self, session: &Session, device: &Device, lane: Lane, touch: &Touch) -> Begun {
+    fn enter(&self, session: &Session, device: &Device, lane: Lane, touch: &Touch, clock: &mut Clock) -> Begun {
         let arena = &device.arena;
         let in_arena = touch.addresses().filter(|address| arena.contains(*address));
         let offsets: SmallVec<[u64; 16]> = in_arena.map(|address| address - arena.base()).collect();
@@ -372,6 +393,7 @@ impl Moves {
             Begin::Go(begun) => return begun,
             Begin::Hold(id) => id,
         };
+        clock.forget();
         let (start, mut stillness) = (Instant::now(), self.stillness());
         // What the work waits for may itself wait for this thread's fence.
         self.lanes.mark_now(arena, lane);
