@@ -112,6 +112,30 @@ fn what_does_not_change_goes_out_once() {
 }
 
 #[test]
+fn what_the_gpu_had_to_wait_for_is_no_part_of_how_long_works_take() {
+    // Each comes 800 us after the one before is done and takes 200; in every round one is held, so no round says how long all of it takes.
+    let mut recorder = Recorder::new();
+    for weight in 0..WEIGHTS {
+        let offset = weight * 32 * MIB;
+        recorder.record(&Event::Chunk { offset, bytes: 32 * MIB, tier: Tier::Vram, fixed: false });
+        recorder.record(&Event::Extent { offset, bytes: 32 * MIB });
+    }
+    let (stream, flags) = (StreamId(1), WorkFlags::default());
+    for number in 1..=ROUNDS * WEIGHTS {
+        let chunks = vec![(number - 1) % WEIGHTS * 32 * MIB];
+        if number % WEIGHTS == 7 {
+            recorder.record(&Event::Held { hold: number, for_data: true, chunks: chunks.clone() });
+        }
+        recorder.set_time(number * 1000);
+        recorder.record(&Event::Begun { stream, number, kind: 5, flags, chunks });
+        recorder.set_time(number * 1000 + 200);
+        recorder.record(&Event::Completed { stream, number });
+    }
+    let program = Program::from_trace(trace::read(&recorder.take()).unwrap());
+    assert_eq!(program.round_micros(), WEIGHTS as f64 * 200.0);
+}
+
+#[test]
 fn the_host_is_as_fast_as_it_was_at_each_place_of_a_round() {
     // Behind one work in three the host needs 80 us, behind the others 10; behind the last it waits for the GPU. Every other round a work
     // comes late.

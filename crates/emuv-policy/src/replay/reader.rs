@@ -215,7 +215,7 @@ impl Reader {
                 let disturbed = self.works[together.clone()].iter().any(|work| work.disturbed);
                 let sum: f64 = shares[together.clone()].iter().map(|(weight, _)| weight).sum();
                 // From when the first of them was there to be worked on.
-                let factor = precise(time.saturating_sub(before)) / sum;
+                let factor = precise(time.saturating_sub(before.max(work.began))) / sum;
                 shares[together].iter_mut().for_each(|share| *share = ((share.0 * factor).max(WORK_US), disturbed));
             }
             before = work.done.or(before);
