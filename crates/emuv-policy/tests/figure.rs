@@ -105,6 +105,9 @@ impl Placement for Watched<'_> {
         }
         action
     }
+    fn compared(&mut self, chunk: u32, same: bool) {
+        self.online.compared(chunk, same);
+    }
     fn finished(&mut self, chunk: u32) {
         if let Some(at) = self.copying.iter().position(|(copying, _)| *copying == chunk) {
             let (_, to) = self.copying.swap_remove(at);

@@ -15,6 +15,15 @@ const ROUNDS: u64 = 8;
 /// What is known of whether a weight changes: nothing, or what was seen when it left VRAM again.
 type Seen = fn(u64) -> Option<bool>;
 
+/// The weights, 32 MiB each, one after the other.
+fn record_weights(recorder: &mut Recorder) {
+    for weight in 0..WEIGHTS {
+        let offset = weight * 32 * MIB;
+        recorder.record(&Event::Chunk { offset, bytes: 32 * MIB, tier: Tier::Vram, fixed: false });
+        recorder.record(&Event::Extent { offset, bytes: 32 * MIB });
+    }
+}
+
 /// The trace of a loop over weights of 32 MiB each, whose works write to a buffer of 8 MiB that is made anew each time and
 /// take 200 us; in each round `others` works follow that are all alike and touch that buffer alone.
 fn recorded(rounds: u64, others: u64) -> Vec<u8> {
@@ -26,11 +35,7 @@ fn recorded_seeing(rounds: u64, others: u64, same: Seen) -> Vec<u8> {
     let mut recorder = Recorder::new();
     let record = |recorder: &mut Recorder, event: Event| recorder.record(&event);
     record(&mut recorder, Event::Link { bytes_per_milli: 54_000_000 });
-    for weight in 0..WEIGHTS {
-        let offset = weight * 32 * MIB;
-        record(&mut recorder, Event::Chunk { offset, bytes: 32 * MIB, tier: Tier::Vram, fixed: false });
-        record(&mut recorder, Event::Extent { offset, bytes: 32 * MIB });
-    }
+    record_weights(&mut recorder);
     let scratch = WEIGHTS * 32 * MIB;
     record(&mut recorder, Event::Chunk { offset: scratch, bytes: 8 * MIB, tier: Tier::Vram, fixed: false });
     let mut number = 0;
@@ -49,9 +54,9 @@ fn recorded_seeing(rounds: u64, others: u64, same: Seen) -> Vec<u8> {
         }
     }
     for weight in 0..WEIGHTS {
-        let offset = weight * 32 * MIB;
-        let compared = same(weight).map(|same| Event::Compared { offset, same });
-        compared.iter().for_each(|event| record(&mut recorder, event.clone()));
+        if let Some(same) = same(weight) {
+            record(&mut recorder, Event::Compared { offset: weight * 32 * MIB, same });
+        }
     }
     // It reads RAM ten times as slowly as the link.
     record(&mut recorder, Event::Measured { kind: 5, ram_bytes: 32 * MIB, micros: 6214 });
@@ -115,11 +120,7 @@ fn what_does_not_change_goes_out_once() {
 fn what_the_gpu_had_to_wait_for_is_no_part_of_how_long_works_take() {
     // Each comes 800 us after the one before is done and takes 200; in every round one is held, so no round says how long all of it takes.
     let mut recorder = Recorder::new();
-    for weight in 0..WEIGHTS {
-        let offset = weight * 32 * MIB;
-        recorder.record(&Event::Chunk { offset, bytes: 32 * MIB, tier: Tier::Vram, fixed: false });
-        recorder.record(&Event::Extent { offset, bytes: 32 * MIB });
-    }
+    record_weights(&mut recorder);
     let (stream, flags) = (StreamId(1), WorkFlags::default());
     for number in 1..=ROUNDS * WEIGHTS {
         let chunks = vec![(number - 1) % WEIGHTS * 32 * MIB];
@@ -141,11 +142,7 @@ fn the_host_is_as_fast_as_it_was_at_each_place_of_a_round() {
     // comes late.
     let between = |work: u64| if work % 3 == 2 { 80 } else { 10 };
     let mut recorder = Recorder::new();
-    for weight in 0..WEIGHTS {
-        let offset = weight * 32 * MIB;
-        recorder.record(&Event::Chunk { offset, bytes: 32 * MIB, tier: Tier::Vram, fixed: false });
-        recorder.record(&Event::Extent { offset, bytes: 32 * MIB });
-    }
+    record_weights(&mut recorder);
     let (stream, flags, mut time) = (StreamId(1), WorkFlags::default(), 0);
     for round in 0..ROUNDS {
         let late = if round % 2 == 0 { 500 } else { 0 };

@@ -353,8 +353,7 @@ impl<'a, P: Placement> Engine<'a, P> {
 
     fn start(&mut self, chunk: u32, to: Tier, copy: bool, map: bool) {
         let bytes = self.bytes(chunk);
-        // Only where its bytes have to be copied: whoever moves it has that compared.
-        let is_known = to == Tier::Ram && copy && self.keeps(chunk);
+        let is_known = to == Tier::Ram && copy && self.compare(chunk);
         let copied = if copy && !is_known { bytes } else { 0 };
         let left = self.chunks[chunk as usize].place;
         let place = (to == Tier::Vram).then(|| {
@@ -376,10 +375,15 @@ impl<'a, P: Placement> Engine<'a, P> {
         if copied > 0 { copies.push_back(copying) } else { self.copied.push_back(copying) }
     }
 
-    /// Whether RAM has what a chunk holds that is about to leave VRAM; if that does not change any more, from now on it has.
-    fn keeps(&mut self, chunk: u32) -> bool {
-        let is_constant = self.script.chunks[chunk as usize].constant_from.is_some_and(|from| from <= self.done);
-        std::mem::replace(&mut self.chunks[chunk as usize].kept, is_constant) && is_constant
+    /// Whether RAM has what a chunk holds that is about to leave VRAM; if that does not change any more, from now on it has. What works write
+    /// to is not known: all that they touch and that may change.
+    fn compare(&mut self, chunk: u32) -> bool {
+        let is_constant = self.script.chunks[chunk as usize].constant_from.is_some_and(|from| from <= self.issued);
+        let kept = std::mem::replace(&mut self.chunks[chunk as usize].kept, is_constant);
+        if kept || !is_constant {
+            self.placement.compared(chunk, is_constant);
+        }
+        kept && is_constant
     }
 
     /// A place in VRAM, and what that takes: best the one that is still mapped there, then one that is mapped nowhere, else the one that

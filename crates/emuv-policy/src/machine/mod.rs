@@ -207,6 +207,8 @@ pub trait Placement {
     fn next(&mut self, _free: FreeBytes) -> Action {
         Action::Rest
     }
+    /// A chunk that is about to leave VRAM with its bytes has been compared with what it held when it left before.
+    fn compared(&mut self, _chunk: u32, _same: bool) {}
     /// A chunk lies still again.
     fn finished(&mut self, _chunk: u32) {}
     /// It is that late now, in microseconds.

@@ -1,6 +1,6 @@
 //! emuV itself on the machine: the same state machine that runs in a program's process.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::{Action, FreeBytes, Placement, Script, Turn};
 use crate::{Begin, Begun, HoldId, MoveRoom, Policy, Residency, Step, StreamId, Tier, Work};
@@ -18,8 +18,6 @@ pub struct Online<'a> {
     held: Option<HoldId>,
     /// Works that are to be measured.
     measured: HashMap<u32, Begun>,
-    /// Chunks that do not change and have left VRAM.
-    seen: HashSet<u32>,
 }
 
 impl<'a> Online<'a> {
@@ -28,21 +26,12 @@ impl<'a> Online<'a> {
         let mut residency = Residency::new(policy);
         residency.set_link(link_bytes_per_us);
         residency.quiesced();
-        Self { script, residency, there: HashMap::new(), held: None, measured: HashMap::new(), seen: HashSet::new() }
+        Self { script, residency, there: HashMap::new(), held: None, measured: HashMap::new() }
     }
 
     /// The state machine.
     pub fn residency(&self) -> &Residency {
         &self.residency
-    }
-
-    /// A chunk is about to leave VRAM. What works write to is not known here, but for what does not change: everything that they touch.
-    fn compare(&mut self, offset: u64) {
-        let chunk = self.there[&offset];
-        let is_constant = self.script.chunks[chunk as usize].constant_from.is_some();
-        if !is_constant || !self.seen.insert(chunk) {
-            self.residency.compared(offset, is_constant);
-        }
     }
 
     fn offset(&self, chunk: u32) -> u64 {
@@ -112,12 +101,7 @@ impl Placement for Online<'_> {
         };
         loop {
             return match self.residency.next_step(room) {
-                Step::Move { offset, to, copy, map, .. } => {
-                    if to == Tier::Ram && copy {
-                        self.compare(offset);
-                    }
-                    Action::Move { chunk: self.there[&offset], to, copy, map }
-                }
+                Step::Move { offset, to, copy, map, .. } => Action::Move { chunk: self.there[&offset], to, copy, map },
                 Step::Show { offset, .. } => Action::Show(self.there[&offset]),
                 // Nothing here has pointers in it.
                 Step::Search(_) => {
@@ -133,6 +117,10 @@ impl Placement for Online<'_> {
                 Step::Rest => Action::Rest,
             };
         }
+    }
+
+    fn compared(&mut self, chunk: u32, same: bool) {
+        self.residency.compared(self.offset(chunk), same);
     }
 
     fn finished(&mut self, chunk: u32) {

@@ -17,7 +17,6 @@ use crate::{
     device::Device,
     entry::{entries, graph},
     log,
-    moves::overhead::Clock,
     peers::Reason,
     pools::{self, On},
     session::Session,
@@ -238,10 +237,7 @@ fn allocate(session: &Session, request: Request, call: impl FnOnce() -> CUresult
     if !device.pools.is_ours(session, device, pool) {
         return from_driver(session, device, pool.0 as CUmemoryPool, request.bytes as u64, call);
     }
-    let clock = Clock::start();
-    let allocated = device.allocate_in_order(session, pool, request.bytes as u64, on);
-    clock.stop(&device.moves.overhead);
-    match allocated {
+    match device.moves.timed(|| device.allocate_in_order(session, pool, request.bytes as u64, on)) {
         Ok(address) => {
             // SAFETY: not null, so valid by the driver's contract.
             unsafe { request.dptr.write(address) };
@@ -263,10 +259,7 @@ fn free(session: &Session, address: CUdeviceptr, stream: CUstream, per_thread: b
         return None;
     }
     let on = pools::on(session, stream, per_thread)?;
-    let clock = Clock::start();
-    let freed = device.free_in_order(session, address, on);
-    clock.stop(&device.moves.overhead);
-    Some(freed.into())
+    Some(device.moves.timed(|| device.free_in_order(session, address, on)).into())
 }
 
 /// A pool that is the driver's: charged for what it holds.

@@ -15,7 +15,7 @@ mod hasher;
 mod lanes;
 mod mover;
 mod outgoing;
-pub(crate) mod overhead;
+mod overhead;
 mod pins;
 mod record;
 mod search;
@@ -82,7 +82,7 @@ pub(crate) struct Moves {
     /// Moves that have ended.
     ended: AtomicU64,
     /// What tracking takes the program's host.
-    pub overhead: Overhead,
+    overhead: Overhead,
 }
 
 /// How many moves had ended when the last one was seen to, when that was, and for how long since then nothing could be expected to.
@@ -153,7 +153,7 @@ fn launch_now(
         cell.fetch_sub(1, Ordering::Release);
     }
     let clock = Clock::start();
-    timed_around(session, stream, per_thread, clock, &touch(), call)
+    around(session, stream, per_thread, clock, &touch(), call)
 }
 
 /// Whether no untracked call is under way. Once tracking is on, a moment at which this is so is behind all of them.
@@ -163,17 +163,7 @@ fn nobody_entering() -> bool {
 
 /// Makes a call that gives the GPU work: waits until what it touches is in place, calls, and remembers until
 /// when the work may touch it.
-pub(crate) fn around(
-    session: &Session,
-    stream: CUstream,
-    per_thread: bool,
-    touch: &Touch,
-    call: impl FnOnce() -> CUresult,
-) -> CUresult {
-    timed_around(session, stream, per_thread, Clock::start(), touch, call)
-}
-
-fn timed_around(
+fn around(
     session: &Session,
     stream: CUstream,
     per_thread: bool,
@@ -186,8 +176,8 @@ fn timed_around(
         && calls::current_context(session.real).map(calls::owner) != Ok(context)
     {
         // A copy on a stream of another context: it is that one's work.
-        let result = calls::in_context(session.real, context, || around(session, stream, per_thread, touch, call).ok());
-        return result.into();
+        let there = || around(session, stream, per_thread, clock, touch, call).ok();
+        return calls::in_context(session.real, context, there).into();
     }
     let Some((context, here)) = session.whereabouts_on(stream) else { return call() };
     if session.captures.any() && calls::is_capturing(session.real, stream, per_thread) {
@@ -335,6 +325,17 @@ impl Moves {
     /// Whether calls are tracked and chunks may move.
     pub fn is_active(&self) -> bool {
         self.active.load(Ordering::Acquire)
+    }
+
+    /// A call that gives the GPU no work; what it takes is emuV's, and counts while calls are tracked.
+    pub fn timed<T>(&self, call: impl FnOnce() -> T) -> T {
+        if !self.is_active() {
+            return call();
+        }
+        let clock = Clock::start();
+        let result = call();
+        clock.stop(&self.overhead);
+        result
     }
 
     /// From now on calls are tracked; the mover is started for the device if it does not run yet.

@@ -17,7 +17,7 @@ const MOST: Duration = Duration::from_micros(100);
 
 /// The sum over all calls. One per device.
 #[derive(Debug, Default)]
-pub(crate) struct Overhead {
+pub(super) struct Overhead {
     nanos: AtomicU64,
 }
 
@@ -31,7 +31,7 @@ impl Overhead {
 
 /// Runs while emuV does its part of a call. Most calls have none.
 #[derive(Debug)]
-pub(crate) struct Clock(Option<Running>);
+pub(super) struct Clock(Option<Running>);
 
 #[derive(Debug)]
 struct Running {
